@@ -1,0 +1,75 @@
+"""How a buffer's logical elements lie in memory. Only Program buffers carry a layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from opcel_compiler.ir.dims import Dim, ceildiv, product
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Row-major over `order` (outermost axis first; () means 0..rank-1), with one axis optionally split.
+
+    `block`: axis `block_axis` is cut into blocks of this many elements; the block index keeps the axis' place in the
+    order and the position inside the block is innermost. The last block is filled with `pad_value`.
+    `halo[i]`: (before, after) elements of `pad_value` around axis i; () means none anywhere.
+    """
+
+    order: tuple[int, ...] = ()
+    block_axis: int = 1
+    block: int = 1
+    halo: tuple[tuple[int, int], ...] = ()
+    pad_value: float = 0.0
+
+    @property
+    def is_plain(self) -> bool:
+        """Row-major in the logical order, unblocked, without a halo."""
+        return self.block == 1 and not any(sum(h) for h in self.halo) and list(self.order) == sorted(self.order)
+
+    def _outer(self, shape: tuple[Dim, ...]) -> list[Dim]:
+        dims: list[Dim] = list(shape)
+        for axis, (before, after) in enumerate(self.halo):
+            dims[axis] = dims[axis] + before + after
+        if self.block > 1:
+            dims[self.block_axis] = ceildiv(dims[self.block_axis], self.block)
+        return dims
+
+    def elements(self, shape: tuple[Dim, ...]) -> Dim:
+        """How many elements a buffer of this logical shape occupies."""
+        return product(self._outer(shape)) * self.block
+
+    def strides(self, shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
+        """The step in elements per logical axis; for the blocked axis, the step from block to block."""
+        dims = self._outer(shape)
+        out: list[Dim] = [0] * len(dims)
+        step: Dim = self.block
+        for axis in reversed(self.order or tuple(range(len(dims)))):
+            out[axis] = step
+            step = step * dims[axis]
+        return tuple(out)
+
+    def interior(self, shape: tuple[Dim, ...]) -> Dim:
+        """The offset in elements of the first logical element, past the leading halo."""
+        strides = self.strides(shape)
+        out: Dim = 0
+        for axis, (before, _) in enumerate(self.halo):
+            out = out + strides[axis] * before
+        return out
+
+    def __str__(self) -> str:
+        if self.is_plain and not self.order:
+            return "plain"
+        parts = []
+        if self.order:
+            parts.append("order=" + ".".join(map(str, self.order)))
+        if self.block > 1:
+            parts.append(f"block={self.block}@{self.block_axis}")
+        if self.halo:
+            parts.append("halo=" + ".".join(f"{a}-{b}" for a, b in self.halo))
+        if self.pad_value:
+            parts.append(f"pad={self.pad_value!r}")
+        return f"layout<{', '.join(parts)}>"
+
+
+PLAIN = Layout()
