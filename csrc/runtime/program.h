@@ -46,8 +46,9 @@ struct OpcelProgram {
   uint64_t weights_bytes;  // exact size of weights.bin; 0: the artifact has no such file
   uint64_t weights_check;  // opcel_weights_check of its contents; 0: not checked
 
-  /// Reads the symbols from the shapes of the inputs. dtype and rank have been checked already, constant dims
-  /// too; relations between dims have not. Returns 0, or non-zero with the reason in error.
+  /// Reads the symbols from the shapes of the inputs. dtype, rank and constant dims have been checked before;
+  /// that each dim which is a plain symbol equals it is checked after. Other relations are for this function.
+  /// Returns 0, or non-zero with the reason in error.
   int32_t (*bind)(const opcel_tensor* inputs, int64_t* symbols, char* error, size_t error_bytes);
   /// Writes the extents of output i to shapes[i].
   void (*output_shapes)(const int64_t* symbols, int64_t* const* shapes);
@@ -55,6 +56,10 @@ struct OpcelProgram {
   size_t (*arena_bytes)(const int64_t* symbols);
   /// Returns 0, or non-zero after opcel_fail or a failed opcel_region.
   int32_t (*run)(OpcelRun* run);
+
+  /// CPU features the code needs, as /proc/cpuinfo names them, separated by spaces; open refuses a CPU without
+  /// them. null: not checked. (runtime.cpp itself is to be compiled without -m options, so that it can refuse.)
+  const char* cpu_features;
 };
 
 extern "C" OPCEL_HIDDEN const OpcelProgram opcel_program;
