@@ -7,6 +7,12 @@
 #include <cstdint>
 
 #define OPCEL_INLINE inline __attribute__((always_inline))
+// In front of a loop with a small constant trip count: no loop is left.
+#if defined(__clang__)
+#define OPCEL_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define OPCEL_UNROLL _Pragma("GCC unroll 64")
+#endif
 
 namespace opcel {
 
@@ -36,6 +42,19 @@ OPCEL_INLINE vi lanes() {
 #endif
 }
 }  // namespace detail
+
+// Hides the value's history from the optimizer at no cost. After each step of a register tile it stops g++ from moving
+// accumulators to the stack at loop edges; on a pointer it stops g++ from keeping the elements of overlapping windows alive.
+OPCEL_INLINE void keep(vf& v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__SSE2__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+}
+OPCEL_INLINE void keep(const float*& p) { asm volatile("" : "+r"(p)); }
 
 // Every lane equal to x.
 OPCEL_INLINE vf set(float x) { return x - vf{}; }

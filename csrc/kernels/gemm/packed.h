@@ -1,0 +1,228 @@
+// C[batch, m, n] = epilogue(A[batch, m, k] * B[batch, k, n]) in f32, B packed into column panels.
+//
+// A register tile is R rows by NV vectors. The loop over panels is outside of the loop over rows, so each panel of B crosses
+// memory once a task while the rows of A stay in cache. Every element is summed in the order of k (in U interleaved partial
+// sums when the tallest tile is so small that latency would bound it), whichever tile computes it: results depend neither on
+// how rows are cut into tiles nor on how tasks are spread over threads.
+#pragma once
+
+#include "base/vec.h"
+
+namespace opcel {
+
+struct GemmArgs {
+  const float* a;  // rows contiguous along k; a_row elements from one row to the next
+  std::int64_t a_batch, a_row;
+  const float* b;  // [ceil(n / NR)][k][NR], NR = NV * W, columns past n are zero
+  std::int64_t b_batch;
+  float* c;  // rows contiguous along n
+  std::int64_t c_batch, c_row;
+  std::int64_t batch, m, n, k;
+  std::int64_t rows_per_task, panels_per_task;
+};
+
+namespace detail {
+
+OPCEL_INLINE std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+OPCEL_INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+template <int First, int... Rest>
+struct Heights {
+  static constexpr int tallest = First;
+
+  // The next tile's height for `rest` remaining rows: the fewest tiles, as even as the instantiated heights allow.
+  static OPCEL_INLINE std::int64_t next(std::int64_t rest) {
+    const std::int64_t even = ceil_div(rest, ceil_div(rest, First));
+    constexpr int heights[] = {First, Rest...};
+    std::int64_t best = 0;
+    for (int height : heights)
+      if (height <= rest && (best == 0 || height >= even)) best = height;
+    return best;
+  }
+};
+
+// Partial sums per element: enough independent additions to hide their latency.
+template <int NV, int Tallest>
+constexpr int partial_sums() {
+  return NV * Tallest >= 8 ? 1 : NV * Tallest >= 4 ? 2 : NV * Tallest >= 2 ? 4 : 8;
+}
+
+// Rows of A by pointers three rows apart: x86 addresses p, p + s and p + 2 s from them, so 14 rows take 5 registers.
+template <int R>
+struct RowPointers {
+  const float* at[(R + 2) / 3];
+  std::int64_t stride;
+
+  OPCEL_INLINE RowPointers(const float* a, std::int64_t row) : stride(row) {
+    OPCEL_UNROLL
+    for (int i = 0; i < (R + 2) / 3; ++i) at[i] = a + 3 * i * row;
+  }
+  OPCEL_INLINE float get(int r, int k) const { return at[r / 3][r % 3 * stride + k]; }
+  OPCEL_INLINE void advance(int k) {
+    OPCEL_UNROLL
+    for (int i = 0; i < (R + 2) / 3; ++i) {
+      at[i] += k;
+      keep(at[i]);
+    }
+  }
+};
+
+template <int R, int NV, int U, int Steps>
+OPCEL_INLINE void gemm_steps(vf (&acc)[U][R][NV], RowPointers<R>& a, const float*& b) {
+  OPCEL_UNROLL
+  for (int s = 0; s < Steps; ++s) {
+    vf panel[NV];
+    OPCEL_UNROLL
+    for (int j = 0; j < NV; ++j) panel[j] = load(b + (s * NV + j) * W);
+    OPCEL_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const vf x = set(a.get(r, s));
+      OPCEL_UNROLL
+      for (int j = 0; j < NV; ++j) acc[s % U][r][j] = fma(x, panel[j], acc[s % U][r][j]);
+    }
+    OPCEL_UNROLL
+    for (int r = 0; r < R; ++r) {
+      OPCEL_UNROLL
+      for (int j = 0; j < NV; ++j) keep(acc[s % U][r][j]);
+    }
+  }
+  a.advance(Steps);
+  b += Steps * NV * W;
+}
+
+struct GemmPlace {
+  std::int64_t batch, row, col, cols;  // cols: columns of C from col on, at most NR are written
+};
+
+// A tile at C's right edge, from memory: the last vector may be partial and further ones absent.
+template <int NV, class Epi>
+__attribute__((noinline)) void gemm_store_edge(const float* tile, int rows, float* c, std::int64_t c_row, const Epi& epi,
+                                               const GemmPlace& at) {
+  for (int r = 0; r < rows; ++r) {
+    for (int j = 0; j < NV && j * W < at.cols; ++j) {
+      const int lanes = static_cast<int>(least(W, at.cols - j * W));
+      const vf v = load(tile + (r * NV + j) * W);
+      store_n(c + r * c_row + j * W, epi.template apply<true>(v, at.batch, at.row + r, at.col + j * W, lanes), lanes);
+    }
+  }
+}
+
+template <int NV, int U, int R, class Epi>
+__attribute__((noinline)) void gemm_tile(const float* a_first, std::int64_t a_row, const float* b, std::int64_t k, float* c,
+                                         std::int64_t c_row, const Epi& epi, const GemmPlace& at) {
+  constexpr int Steps = U > 4 ? U : 4;
+  vf acc[U][R][NV] = {};
+  RowPointers<R> a(a_first, a_row);
+  for (std::int64_t i = k / Steps; i > 0; --i) gemm_steps<R, NV, U, Steps>(acc, a, b);
+  for (std::int64_t i = k % Steps; i > 0; --i) gemm_steps<R, NV, U, 1>(acc, a, b);
+  OPCEL_UNROLL
+  for (int u = 1; u < U; ++u) {
+    OPCEL_UNROLL
+    for (int r = 0; r < R; ++r) {
+      OPCEL_UNROLL
+      for (int j = 0; j < NV; ++j) acc[0][r][j] += acc[u][r][j];
+    }
+  }
+  if (at.cols >= NV * W) {
+    OPCEL_UNROLL
+    for (int r = 0; r < R; ++r) {
+      OPCEL_UNROLL
+      for (int j = 0; j < NV; ++j)
+        store(c + r * c_row + j * W, epi.template apply<false>(acc[0][r][j], at.batch, at.row + r, at.col + j * W, W));
+    }
+  } else {
+    float tile[R * NV * W];
+    OPCEL_UNROLL
+    for (int r = 0; r < R; ++r) {
+      OPCEL_UNROLL
+      for (int j = 0; j < NV; ++j) store(tile + (r * NV + j) * W, acc[0][r][j]);
+    }
+    gemm_store_edge<NV>(tile, R, c, c_row, epi, at);
+  }
+}
+
+}  // namespace detail
+
+// Number of tasks: batch, then panel groups, then row groups, the last varying fastest.
+template <int NV>
+OPCEL_INLINE std::int64_t gemm_task_count(const GemmArgs& args) {
+  const std::int64_t panels = detail::ceil_div(args.n, NV * W);
+  return args.batch * detail::ceil_div(panels, args.panels_per_task) * detail::ceil_div(args.m, args.rows_per_task);
+}
+
+// Tasks [begin, end). Rows: the tile heights to instantiate, descending. Any count of rows can be cut if the last is 1;
+// otherwise every task's row count must be a sum of them that a fewest-tiles even split finds.
+template <int NV, int... Rows, class Epi>
+void gemm_tasks(const GemmArgs& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
+  using H = detail::Heights<Rows...>;
+  constexpr int NR = NV * W;
+  constexpr int U = detail::partial_sums<NV, H::tallest>();
+  const std::int64_t row_groups = detail::ceil_div(args.m, args.rows_per_task);
+  const std::int64_t panels = detail::ceil_div(args.n, NR);
+  const std::int64_t panel_groups = detail::ceil_div(panels, args.panels_per_task);
+  for (std::int64_t task = begin; task < end; ++task) {
+    const std::int64_t first_row = task % row_groups * args.rows_per_task;
+    const std::int64_t last_row = detail::least(args.m, first_row + args.rows_per_task);
+    const std::int64_t group = task / row_groups % panel_groups;
+    const std::int64_t batch = task / row_groups / panel_groups;
+    const std::int64_t last_panel = detail::least(panels, (group + 1) * args.panels_per_task);
+    const float* a = args.a + batch * args.a_batch;
+    float* c = args.c + batch * args.c_batch;
+    for (std::int64_t panel = group * args.panels_per_task; panel < last_panel; ++panel) {
+      const float* b = args.b + batch * args.b_batch + panel * args.k * NR;
+      const std::int64_t col = panel * NR;
+      for (std::int64_t row = first_row; row < last_row;) {
+        const std::int64_t height = H::next(last_row - row);
+        if (height == 0) break;
+        const detail::GemmPlace at{batch, row, col, args.n - col};
+        ((height == Rows
+              ? detail::gemm_tile<NV, U, Rows>(a + row * args.a_row, args.a_row, b, args.k, c + row * args.c_row + col,
+                                               args.c_row, epi, at)
+              : void()),
+         ...);
+        row += height;
+      }
+    }
+  }
+}
+
+struct PackArgs {
+  const float* b;  // element (k, n) of batch i at b[i * b_batch + k * b_k + n * b_n]
+  std::int64_t b_batch, b_k, b_n;
+  float* packed;  // [batch][ceil(n / NR)][k][NR]; packed_batch elements from one batch to the next
+  std::int64_t packed_batch;
+  std::int64_t batch, k, n;
+};
+
+// Number of tasks: batch, then panels.
+template <int NV>
+OPCEL_INLINE std::int64_t pack_b_task_count(const PackArgs& args) {
+  return args.batch * detail::ceil_div(args.n, NV * W);
+}
+
+// Packs a B known only at run time into the panels that gemm_tasks<NV> reads.
+template <int NV>
+void pack_b_tasks(const PackArgs& args, std::int64_t begin, std::int64_t end) {
+  constexpr int NR = NV * W;
+  const std::int64_t panels = detail::ceil_div(args.n, NR);
+  for (std::int64_t task = begin; task < end; ++task) {
+    const std::int64_t panel = task % panels, batch = task / panels;
+    const std::int64_t cols = detail::least(NR, args.n - panel * NR);
+    const float* from = args.b + batch * args.b_batch + panel * NR * args.b_n;
+    float* to = args.packed + batch * args.packed_batch + panel * args.k * NR;
+    if (args.b_n == 1) {
+      for (std::int64_t k = 0; k < args.k; ++k) {
+        for (int j = 0; j < NV; ++j) {
+          const std::int64_t lanes = cols - j * W;
+          const float* p = from + k * args.b_k + j * W;
+          store(to + k * NR + j * W, lanes >= W ? load(p) : load_n(p, lanes > 0 ? static_cast<int>(lanes) : 0));
+        }
+      }
+    } else {
+      for (std::int64_t k = 0; k < args.k; ++k)
+        for (std::int64_t j = 0; j < NR; ++j) to[k * NR + j] = j < cols ? from[k * args.b_k + j * args.b_n] : 0.0f;
+    }
+  }
+}
+
+}  // namespace opcel
