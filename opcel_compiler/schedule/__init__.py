@@ -1,0 +1,1 @@
+"""Graph → Program: grouping into kernels, placement, layouts' views, memory planning, the cost model."""

@@ -1,0 +1,304 @@
+"""Lower a Graph to a Program: one kernel per (fused) operator, one buffer per value that must exist in memory.
+
+Operators that only rearrange (reshape, transpose, expand, slice) become views where strides can say it. Families are
+named after the anchor operator; a target's own passes refine them. Everything is row-major here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from opcel_compiler.errors import OpcelError
+from opcel_compiler.ir.dims import Dim, equal
+from opcel_compiler.ir.encodings import Constant
+from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.program import Buffer, Kernel, Program, Region, View, whole
+from opcel_compiler.ir.types import DType, TensorType
+
+VIEWS = frozenset({"reshape", "transpose", "expand", "slice"})
+
+
+class LoweringError(OpcelError):
+    """A node cannot be lowered; the text names it and says why."""
+
+
+def copy_body(type: TensorType) -> Graph:
+    """The body of a kernel that moves data unchanged: one input, returned."""
+    body = Graph("copy")
+    body.add_output(body.add_input("x", type))
+    return body
+
+
+def anchor_of(body: Graph) -> Node | None:
+    """The one node of a body that is not elementwise, constant or a size; None when there is none."""
+    for node in body.nodes:
+        if node.op not in ("constant", "dims") and "elementwise" not in node.definition.traits:
+            return node
+    return None
+
+
+class Lowering:
+    """One run over a graph; `program` is the result."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.program = Program(graph.name)
+        self.views: dict[Value, View] = {}
+        self._names: dict[str, int] = {}
+        self._origin: tuple[str, ...] = ()
+
+    def run(self) -> Program:
+        for value in self.graph.inputs:
+            buffer = Buffer(self.name(value.name), self._type(value), "input")
+            self.program.inputs.append(buffer)
+            self.views[value] = whole(buffer)
+        for node in self.graph.nodes:
+            self._origin = node.origin
+            self._node(node)
+        self._origin = ()
+        for value, name in zip(self.graph.outputs, self.graph.output_names, strict=True):
+            self._output(value, name)
+        return self.program
+
+    # -- values, buffers, views ----------------------------------------------------------------------------------
+
+    def name(self, base: str) -> str:
+        count = self._names.get(base, -1) + 1
+        self._names[base] = count
+        return base if not count else self.name(f"{base}.{count}")
+
+    def _type(self, value: Value) -> TensorType:
+        if not isinstance(value.type, TensorType) or value.type.shape is None:
+            where = ", ".join(value.producer.origin) if value.producer else f"input {value.name}"
+            raise LoweringError(f"{where}: {value!r} has no known rank, so no memory can be planned for it")
+        return value.type
+
+    def view(self, value: Value) -> View:
+        found = self.views.get(value)
+        if found is None:
+            data = value.constant
+            if data is None:
+                raise LoweringError(f"%{value.name} is used before it is computed")
+            found = self.views[value] = whole(self.weight(data, value.name))
+        return found
+
+    def weight(self, data: Constant, name: str) -> Buffer:
+        return Buffer(self.name(name), data.type, "weight", data=data)
+
+    def temp(self, dtype: DType, shape: Sequence[Dim], name: str) -> View:
+        return whole(Buffer(self.name(name), TensorType(dtype, tuple(shape))))
+
+    def emit(
+        self, family: str, body: Graph, inputs: Sequence[View], outputs: Sequence[View], anchor: Node | None = None
+    ) -> Kernel:
+        kernel = Kernel(family, body, list(inputs), list(outputs), anchor, origin=self._origin)
+        self.program.steps.append(kernel)
+        return kernel
+
+    def copy(self, source: View, target: View) -> None:
+        self.emit("copy", copy_body(TensorType(source.dtype, source.shape)), [source], [target])
+
+    def contiguous(self, view: View) -> View:
+        """`view` itself when it is dense, else a dense copy of it."""
+        if view.is_contiguous:
+            return view
+        target = self.temp(view.dtype, view.shape, f"{view.buffer.name}.dense")
+        self.copy(view, target)
+        return target
+
+    def unit_inner(self, view: View) -> View:
+        """A view whose innermost axis has stride 1."""
+        return view if not view.shape or view.shape[-1] == 1 or view.strides[-1] == 1 else self.contiguous(view)
+
+    def rows(self, view: View, keep: int = 1) -> View:
+        """A view whose axes before the last `keep` merge into one with a constant stride, innermost stride 1."""
+        lead = View(view.buffer, view.shape[:-keep], view.strides[:-keep], view.offset)
+        if len(lead.merged()[0]) <= 1 and self.unit_inner(view) is view:
+            return view
+        return self.contiguous(view)
+
+    # -- operators -----------------------------------------------------------------------------------------------
+
+    def _node(self, node: Node) -> None:
+        if node.op == "constant":
+            return
+        if node.op in VIEWS:
+            self.views[node.result] = self._rearranged(node)
+            return
+        special: Callable[[Node], None] | None = getattr(self, f"_lower_{node.op}", None)
+        if special is not None:
+            special(node)
+            return
+        body = node.regions[0] if node.op == "fused" else self._single(node)
+        operands = body_operands(node)
+        self._kernel(node, body, [self.view(v) for v in operands])
+
+    def _rearranged(self, node: Node) -> View:
+        x = self.view(node.operand(0))
+        out = self._type(node.result)
+        if node.op == "transpose":
+            return x.transpose(node.attrs["perm"])
+        if node.op == "expand":
+            return x.expand(out.dims)
+        if node.op == "slice":
+            return x.slice(node.attrs["starts"], out.dims, node.attrs["steps"])
+        return x.reshape(out.dims) or self._reshaped(self.contiguous(x), out.dims, node)
+
+    def _reshaped(self, view: View, shape: Sequence[Dim], node: Node) -> View:
+        out = view.reshape(shape)
+        if out is not None:
+            return out
+        if view.is_contiguous:
+            return whole_as(view, shape)
+        raise LoweringError(f"{', '.join(node.origin)}: cannot reshape {view.shape} to {tuple(shape)}")
+
+    def _single(self, node: Node) -> Graph:
+        """A body that holds a copy of `node`; operands that are one-element constants move into it."""
+        body = Graph("body")
+        known: dict[Value, Value] = {}
+        for v in node.operands:
+            if v is not None and v not in known:
+                known[v] = (
+                    body.constant(v.constant, name=v.name) if _scalar(v) and v.constant is not None
+                    else body.add_input(v.name, v.type)
+                )  # fmt: skip
+        operands = [None if v is None else known[v] for v in node.operands]
+        copy = body.add(
+            node.op, operands, node.attrs, origin=node.origin, names=[r.name for r in node.results],
+            types=[r.type for r in node.results],
+        )  # fmt: skip
+        for r in copy.results:
+            body.add_output(r)
+        return body
+
+    def _kernel(self, node: Node, body: Graph, inputs: list[View]) -> None:
+        anchor = anchor_of(body)
+        for i, value in enumerate(body.inputs):
+            inputs[i] = self._suited(inputs[i], value, anchor)
+        outputs = [self._result(r, anchor) for r in node.results]
+        self.emit(anchor.op if anchor is not None else "elementwise", body, inputs, outputs, anchor)
+        self.views.update(zip(node.results, outputs, strict=True))
+
+    def _suited(self, view: View, value: Value, anchor: Node | None) -> View:
+        """`view` in a form that every kernel of this anchor can read as `value`."""
+        if anchor is None:
+            return view
+        position = next((i for i, v in enumerate(anchor.operands) if v is value), None)
+        if anchor.op == "attention":
+            return self.unit_inner(view) if position != 3 or view.strides[-1:] != (0,) else view
+        if anchor.op == "matmul":
+            if position == 0:
+                b = anchor.operand(1).tensor
+                return self.rows(view) if len(b.dims) <= 2 else self.rows_batched(view)
+            if position == 1:
+                return view if len(view.shape) <= 2 else self.rows_batched(view, inner=False)
+            return self._broadcast_rows(view)
+        if "row" in anchor.definition.traits and "contraction" not in anchor.definition.traits:
+            return self._broadcast_rows(view)
+        return self.contiguous(view)
+
+    def rows_batched(self, view: View, inner: bool = True) -> View:
+        """A view whose axes before the last two merge into one; with `inner`, its innermost stride is 1."""
+        lead = View(view.buffer, view.shape[:-2], view.strides[:-2], view.offset)
+        if len(lead.merged()[0]) <= 1 and (not inner or self.unit_inner(view) is view):
+            return view
+        return self.contiguous(view)
+
+    def _broadcast_rows(self, view: View) -> View:
+        return view if all(d == 1 for d in view.shape[:-1]) and self.unit_inner(view) is view else self.rows(view)
+
+    def _result(self, value: Value, anchor: Node | None) -> View:
+        """Memory for a result: dense in the order in which its only user reads it."""
+        t = self._type(value)
+        if anchor is not None and anchor.op == "attention" and len(value.uses) == 1:
+            user = value.uses[0][0]
+            if isinstance(user, Node) and user.op == "transpose" and user.attrs["perm"][-1] == len(t.dims) - 1:
+                perm = user.attrs["perm"]
+                inverse = sorted(range(len(perm)), key=perm.__getitem__)
+                return self.temp(t.dtype, [t.dims[p] for p in perm], value.name).transpose(inverse)
+        return self.temp(t.dtype, t.dims, value.name)
+
+    def _lower_external(self, node: Node) -> None:
+        inputs = [self.contiguous(self.view(v)) for v in node.operands if v is not None]
+        outputs = [self._result(r, None) for r in node.results]
+        index = sum(isinstance(s, Region) for s in self.program.steps)
+        nodes = tuple(node.regions[0].nodes)
+        region = Region(index, nodes, inputs, outputs, node.attrs["reason"], node.origin)
+        self.program.steps.append(region)
+        self.views.update(zip(node.results, outputs, strict=True))
+
+    def _lower_concat(self, node: Node) -> None:
+        out = self._result(node.result, None)
+        axis: int = node.attrs["axis"]
+        at: Dim = 0
+        for v in node.operands:
+            assert v is not None
+            x = self.view(v)
+            starts: list[Dim] = [0] * len(x.shape)
+            starts[axis] = at
+            self.copy(x, out.slice(starts, x.shape, [1] * len(x.shape)))
+            at = at + x.shape[axis]
+        self.views[node.result] = out
+
+    def _lower_pad(self, node: Node) -> None:
+        pads, x = node.attrs["pads"], self.view(node.operand(0))
+        if node.attrs["mode"] != "constant":
+            self._kernel(node, self._single(node), [x])
+            return
+        out = self._result(node.result, None)
+        value = node.operands[1] if len(node.operands) > 1 else None
+        fill = self.view(value) if value is not None else self.view(self._zero(node))
+        self.copy(View(fill.buffer, (), (), fill.offset).expand(out.shape), out)
+        self.copy(x, out.slice(pads[: len(x.shape)], x.shape, [1] * len(x.shape)))
+        self.views[node.result] = out
+
+    def _zero(self, node: Node) -> Value:
+        import numpy as np  # noqa: PLC0415
+
+        t = self._type(node.result)
+        return self.graph.constant(Constant(np.zeros((), t.dtype.numpy), t.dtype), before=node)
+
+    def _output(self, value: Value, name: str) -> None:
+        """Make `value` graph output `name`: its own buffer where it has one to itself, else a copy."""
+        view = self.view(value)
+        buffer = view.buffer
+        t = self._type(value)
+        if buffer.kind == "temp" and view.is_whole and buffer.layout.is_plain:
+            buffer.kind, buffer.name = "output", self.name(name)
+            if buffer.type != t:
+                self._retype(buffer, t)
+            self.program.outputs.append(buffer)
+            return
+        target = Buffer(self.name(name), t, "output")
+        self.copy(view, whole(target))
+        self.program.outputs.append(target)
+
+    def _retype(self, buffer: Buffer, t: TensorType) -> None:
+        """Give a dense buffer another shape with as many elements; existing views keep their strides."""
+        buffer.type = t
+
+
+def body_operands(node: Node) -> list[Value]:
+    """The values that the inputs of the node's kernel body stand for, in order."""
+    if node.op == "fused":
+        return [v for v in node.operands if v is not None]
+    return list(dict.fromkeys(v for v in node.operands if v is not None and not _scalar(v)))
+
+
+def whole_as(view: View, shape: Sequence[Dim]) -> View:
+    """A dense view under another shape that the caller knows to have as many elements."""
+    strides: list[Dim] = []
+    step: Dim = 1
+    for d in reversed(shape):
+        strides.insert(0, step)
+        step = step * d
+    return View(view.buffer, tuple(shape), tuple(strides), view.offset)
+
+
+def _scalar(v: Value) -> bool:
+    return v.constant is not None and equal(v.tensor.size, 1) is True
+
+
+def lower(graph: Graph) -> Program:
+    """The Program of a graph whose nodes are all native or `external`. Raises LoweringError."""
+    return Lowering(graph).run()
