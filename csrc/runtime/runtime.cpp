@@ -1,0 +1,384 @@
+// The C interface of opcel.h, over the opcel_program that is linked in.
+#include <cstdlib>
+#include <cstring>
+
+#include "../base/float_env.h"
+#include "../base/memory.h"
+#include "../base/pool.h"
+#include "program.h"
+#include "tensors.h"
+#include "weights.h"
+
+using opcel::Pool;
+using opcel::Text;
+
+namespace {
+
+constexpr int32_t kScratchSlots = 16;
+
+/// Memory that grows and is never given back before the end.
+struct Block {
+  void* data;
+  size_t bytes;
+};
+
+}  // namespace
+
+struct opcel_model {
+  opcel_host host;
+  Pool* own_pool;
+  opcel::Weights weights;
+  opcel_description description;
+};
+
+struct opcel_context {
+  opcel_model* model;
+  // Arrays of the program's sizes, behind the context in the same allocation:
+  int64_t* symbols;
+  int64_t* output_extents;
+  int64_t** output_shapes;
+  void** in;
+  void** out;
+  Block* staging;
+  Block arena;
+  Block scratch[kScratchSlots];
+  char error[512];
+};
+
+namespace {
+
+const OpcelProgram& program = opcel_program;
+
+void* host_alloc(const opcel_host& host, size_t bytes) {
+  return host.alloc ? host.alloc(host.user, bytes, opcel::kCacheLine) : opcel::system_alloc(bytes);
+}
+
+void host_free(const opcel_host& host, const Block& block) {
+  if (!block.data) return;
+  if (host.alloc)
+    host.free(host.user, block.data, block.bytes);
+  else
+    opcel::system_free(block.data, block.bytes);
+}
+
+bool grow(const opcel_host& host, Block* block, size_t bytes) {
+  if (bytes <= block->bytes) return true;
+  host_free(host, *block);
+  *block = {host_alloc(host, bytes), bytes};
+  if (!block->data) *block = {nullptr, 0};
+  return block->data != nullptr;
+}
+
+// The pool's functions as members of opcel_host.
+void pool_begin(void* pool) { static_cast<Pool*>(pool)->begin(); }
+void pool_end(void* pool) { static_cast<Pool*>(pool)->end(); }
+void pool_for(void* pool, opcel_kernel kernel, void* const* pointers, const int64_t* integers, int64_t tasks) {
+  static_cast<Pool*>(pool)->parallel_for(kernel, pointers, integers, tasks);
+}
+
+int32_t create_pool(int32_t threads, opcel_host* host) {
+  Pool* pool = Pool::create(threads);
+  if (!pool) return OPCEL_MEMORY;
+  host->threads = pool->threads();
+  host->pool = pool;
+  host->begin = pool_begin;
+  host->parallel_for = pool_for;
+  host->end = pool_end;
+  return OPCEL_OK;
+}
+
+void destroy_pool(opcel_host* host) {
+  if (!host || !host->pool) return;
+  static_cast<Pool*>(host->pool)->destroy();
+  host->pool = nullptr;
+  host->begin = nullptr;
+  host->parallel_for = nullptr;
+  host->end = nullptr;
+}
+
+bool cpu_has(const char* name, size_t length) {
+#define OPCEL_FEATURE(text, builtin) \
+  if (length == sizeof text - 1 && memcmp(name, text, length) == 0) return __builtin_cpu_supports(builtin) != 0
+#if defined(__x86_64__)
+  OPCEL_FEATURE("sse4_2", "sse4.2");
+  OPCEL_FEATURE("avx", "avx");
+  OPCEL_FEATURE("avx2", "avx2");
+  OPCEL_FEATURE("fma", "fma");
+  OPCEL_FEATURE("avx512f", "avx512f");
+  OPCEL_FEATURE("avx512dq", "avx512dq");
+  OPCEL_FEATURE("avx512bw", "avx512bw");
+  OPCEL_FEATURE("avx512vl", "avx512vl");
+  OPCEL_FEATURE("avx512cd", "avx512cd");
+  OPCEL_FEATURE("avx512_vnni", "avx512vnni");
+  OPCEL_FEATURE("avx512_bf16", "avx512bf16");
+#endif
+#undef OPCEL_FEATURE
+  (void)name;
+  (void)length;
+  return true;  // not one that can be asked about here
+}
+
+int32_t check_cpu(Text* text) {
+  const char* at = program.cpu_features ? program.cpu_features : "";
+  while (*at) {
+    const size_t length = strcspn(at, " ");
+    if (length && !cpu_has(at, length)) {
+      text->add("this CPU lacks %.*s, which the model was compiled for; compile it for this CPU",
+                static_cast<int>(length), at);
+      return OPCEL_FAILED;
+    }
+    at += length + (at[length] == ' ');
+  }
+  return OPCEL_OK;
+}
+
+int32_t check_options(const opcel_options& options, Text* text) {
+  if (program.version != OPCEL_PROGRAM_VERSION) {
+    text->add("model.so was generated for program version %u, its runtime has %u; compile the model again",
+              program.version, OPCEL_PROGRAM_VERSION);
+    return OPCEL_FAILED;
+  }
+  if (options.weights != OPCEL_WEIGHTS_MAP && options.weights != OPCEL_WEIGHTS_RESIDENT) {
+    text->add("unknown weights mode %d", options.weights);
+    return OPCEL_ARGUMENT;
+  }
+  const opcel_host* host = options.host;
+  if (host && (!host->begin != !host->parallel_for || !host->end != !host->parallel_for)) {
+    text->add("the host gives only some of begin, parallel_for and end");
+    return OPCEL_ARGUMENT;
+  }
+  if (host && host->parallel_for && host->threads < 1) {
+    text->add("the host gives parallel_for but no number of threads");
+    return OPCEL_ARGUMENT;
+  }
+  if (host && !host->alloc != !host->free) {
+    text->add("the host gives only one of alloc and free");
+    return OPCEL_ARGUMENT;
+  }
+  if (program.n_regions && !(host && host->region)) {
+    text->add("%d part(s) of the model run in ONNX Runtime, and the host gives no region callback for them "
+              "(the Python package has one)", program.n_regions);
+    return OPCEL_REGION;
+  }
+  return check_cpu(text);
+}
+
+void close_model(opcel_model* model) {
+  if (!model) return;
+  opcel::release(&model->weights);
+  if (model->own_pool) model->own_pool->destroy();
+  ::free(model);
+}
+
+/// Copies what the caller's version of a struct has; the rest stays zero.
+template <class T>
+T copy_sized(const T* from) {
+  T to{};
+  if (from) memcpy(&to, from, from->struct_size < sizeof to ? from->struct_size : sizeof to);
+  return to;
+}
+
+int32_t open_model(const char* artifact, const opcel_options* given, opcel_model** model, char* error,
+                   size_t error_bytes) {
+  *model = nullptr;
+  Text text(error, error_bytes);
+  opcel_options options = copy_sized(given);
+  const opcel_host host = copy_sized(options.host);
+  if (options.host) options.host = &host;
+  if (const int32_t status = check_options(options, &text)) return status;
+  opcel_model* made = static_cast<opcel_model*>(calloc(1, sizeof(opcel_model)));
+  if (!made) return OPCEL_MEMORY;
+  made->host = host;
+  int32_t status = opcel::load_weights(artifact, program, options.weights == OPCEL_WEIGHTS_RESIDENT, &made->weights,
+                                       error, error_bytes);
+  if (status == OPCEL_OK && !made->host.parallel_for) {
+    status = create_pool(made->host.threads, &made->host);
+    made->own_pool = static_cast<Pool*>(made->host.pool);
+    if (status != OPCEL_OK) text.add("no memory for the threads");
+  }
+  if (status != OPCEL_OK) {
+    close_model(made);
+    return status;
+  }
+  const int64_t no_symbol = 0;
+  made->description = {sizeof(opcel_description),
+                       program.n_inputs,
+                       program.n_outputs,
+                       program.n_symbols,
+                       program.n_regions,
+                       program.inputs,
+                       program.outputs,
+                       program.symbols,
+                       program.weights_bytes,
+                       program.n_symbols ? -1 : static_cast<int64_t>(program.arena_bytes(&no_symbol))};
+  *model = made;
+  return OPCEL_OK;
+}
+
+const opcel_description* describe(const opcel_model* model) { return &model->description; }
+
+int32_t create_context(opcel_model* model, opcel_context** context, char* error, size_t error_bytes) {
+  int64_t extents = 0;
+  for (int32_t i = 0; i < program.n_outputs; ++i) extents += program.outputs[i].rank;
+  const size_t words = program.n_symbols + extents + 2 * size_t(program.n_outputs) + program.n_inputs;
+  const size_t bytes = sizeof(opcel_context) + words * sizeof(int64_t) + program.n_inputs * sizeof(Block);
+  char* memory = static_cast<char*>(calloc(1, bytes));
+  *context = reinterpret_cast<opcel_context*>(memory);
+  if (!memory) {
+    snprintf(error, error_bytes, "no memory for a context");
+    return OPCEL_MEMORY;
+  }
+  opcel_context* made = *context;
+  made->model = model;
+  made->staging = reinterpret_cast<Block*>(made + 1);
+  made->symbols = reinterpret_cast<int64_t*>(made->staging + program.n_inputs);
+  made->output_extents = made->symbols + program.n_symbols;
+  made->output_shapes = reinterpret_cast<int64_t**>(made->output_extents + extents);
+  made->in = reinterpret_cast<void**>(made->output_shapes + program.n_outputs);
+  made->out = made->in + program.n_inputs;
+  int64_t* at = made->output_extents;
+  for (int32_t i = 0; i < program.n_outputs; at += program.outputs[i++].rank) made->output_shapes[i] = at;
+  return OPCEL_OK;
+}
+
+void destroy_context(opcel_context* context) {
+  if (!context) return;
+  const opcel_host& host = context->model->host;
+  for (int32_t i = 0; i < program.n_inputs; ++i) host_free(host, context->staging[i]);
+  for (const Block& block : context->scratch) host_free(host, block);
+  host_free(host, context->arena);
+  ::free(context);
+}
+
+/// Checks the inputs and reads the symbols from them.
+int32_t bind(opcel_context* context, const opcel_tensor* inputs) {
+  const char* const* symbols = program.symbols;
+  for (int32_t i = 0; i < program.n_inputs; ++i) {
+    if (opcel::fits(inputs[i], program.inputs[i])) continue;
+    Text text(context->error, sizeof context->error);
+    opcel::explain_misfit(inputs[i], program.inputs[i], "input", symbols, &text);
+    return OPCEL_ARGUMENT;
+  }
+  context->error[0] = 0;
+  if (program.bind && program.bind(inputs, context->symbols, context->error, sizeof context->error) != 0)
+    return OPCEL_ARGUMENT;
+  if (program.n_symbols == 0) return OPCEL_OK;
+  for (int32_t i = 0; i < program.n_inputs; ++i) {
+    const opcel_value& value = program.inputs[i];
+    for (int32_t axis = 0; axis < value.rank; ++axis) {
+      const int64_t dim = value.dims[axis];
+      if (dim >= 0 || dim == OPCEL_DIM_EXPRESSION || context->symbols[-1 - dim] == inputs[i].shape[axis]) continue;
+      Text text(context->error, sizeof context->error);
+      opcel::explain_misfit(inputs[i], value, "input", symbols, &text);
+      text.add(", and %s is %lld in this call", symbols[-1 - dim], static_cast<long long>(context->symbols[-1 - dim]));
+      return OPCEL_ARGUMENT;
+    }
+  }
+  return OPCEL_OK;
+}
+
+int32_t output_shapes(opcel_context* context, const opcel_tensor* inputs, int64_t* const* shapes) {
+  const int32_t status = bind(context, inputs);
+  if (status == OPCEL_OK) program.output_shapes(context->symbols, shapes);
+  return status;
+}
+
+int32_t no_memory(opcel_context* context, const char* what, size_t bytes) {
+  snprintf(context->error, sizeof context->error, "no memory for %zu bytes of %s", bytes, what);
+  return OPCEL_MEMORY;
+}
+
+int32_t place_inputs(opcel_context* context, const opcel_tensor* inputs) {
+  for (int32_t i = 0; i < program.n_inputs; ++i) {
+    const opcel_tensor& tensor = inputs[i];
+    const int64_t count = opcel::element_count(tensor.shape, tensor.rank);
+    if (!tensor.data && count) {
+      snprintf(context->error, sizeof context->error, "input '%s': no data given", program.inputs[i].name);
+      return OPCEL_ARGUMENT;
+    }
+    if (opcel::is_dense(tensor)) {
+      context->in[i] = tensor.data;
+      continue;
+    }
+    const size_t element = opcel::element_bytes(tensor.dtype), bytes = element * static_cast<size_t>(count);
+    if (!grow(context->model->host, &context->staging[i], bytes)) return no_memory(context, "a dense input", bytes);
+    context->in[i] = context->staging[i].data;
+    opcel::copy_dense(tensor, element, 0, static_cast<const char*>(tensor.data), static_cast<char*>(context->in[i]));
+  }
+  return OPCEL_OK;
+}
+
+int32_t place_outputs(opcel_context* context, const opcel_tensor* outputs) {
+  program.output_shapes(context->symbols, context->output_shapes);
+  for (int32_t i = 0; i < program.n_outputs; ++i) {
+    const opcel_tensor& tensor = outputs[i];
+    const opcel_value expected = {program.outputs[i].name, program.outputs[i].dtype, program.outputs[i].rank,
+                                  context->output_shapes[i]};
+    Text text(context->error, sizeof context->error);
+    if (!opcel::fits(tensor, expected)) {
+      opcel::explain_misfit(tensor, expected, "output", program.symbols, &text);
+      return OPCEL_ARGUMENT;
+    }
+    const bool no_data = !tensor.data && opcel::element_count(tensor.shape, tensor.rank) != 0;
+    if (no_data || !opcel::is_dense(tensor)) {
+      text.add("output '%s': %s", expected.name, no_data ? "no data given" : "the memory given is not dense");
+      return OPCEL_ARGUMENT;
+    }
+    context->out[i] = tensor.data;
+  }
+  return OPCEL_OK;
+}
+
+int32_t run(opcel_context* context, const opcel_tensor* inputs, const opcel_tensor* outputs) {
+  const opcel_host& host = context->model->host;
+  int32_t status = bind(context, inputs);
+  if (status == OPCEL_OK) status = place_inputs(context, inputs);
+  if (status == OPCEL_OK) status = place_outputs(context, outputs);
+  if (status != OPCEL_OK) return status;
+  const size_t arena = program.arena_bytes(context->symbols);
+  if (!grow(host, &context->arena, arena)) return no_memory(context, "working memory", arena);
+  OpcelRun run{context->symbols,
+               static_cast<char*>(context->arena.data),
+               context->model->weights.data,
+               context->in,
+               context->out,
+               host.threads,
+               0,
+               &host,
+               context,
+               context->error,
+               sizeof context->error};
+  const opcel::FloatMode mode;
+  status = program.run(&run);
+  if (run.began) host.end(host.pool);
+  if (status != OPCEL_OK && host.log) host.log(host.user, 1, context->error);
+  return status;
+}
+
+const char* last_error(const opcel_context* context) { return context->error; }
+
+const opcel_api kApi = {OPCEL_ABI_VERSION, sizeof(opcel_api), open_model, close_model, describe,    create_context,
+                        destroy_context,   output_shapes,     run,        last_error,  create_pool, destroy_pool};
+
+}  // namespace
+
+int32_t opcel_region(OpcelRun* run, int32_t index, const opcel_tensor* inputs, int32_t n_inputs,
+                     const opcel_tensor* outputs, int32_t n_outputs) {
+  const opcel_host& host = *run->host;
+  if (run->began) host.end(host.pool);  // the region has threads of its own; ours must not spin beside them
+  run->began = 0;
+  run->error[0] = 0;
+  if (host.region(host.user, index, inputs, n_inputs, outputs, n_outputs, run->error, run->error_bytes) == 0)
+    return OPCEL_OK;
+  if (!run->error[0]) snprintf(run->error, run->error_bytes, "region %d failed without giving a reason", index);
+  return OPCEL_REGION;
+}
+
+void* opcel_scratch(OpcelRun* run, int32_t slot, size_t bytes) {
+  Block* block = &run->context->scratch[slot];
+  if (grow(*run->host, block, bytes ? bytes : 1)) return block->data;
+  no_memory(run->context, "working memory", bytes);
+  return nullptr;
+}
+
+extern "C" __attribute__((visibility("default"))) const opcel_api* opcel_artifact_api(void) { return &kApi; }
