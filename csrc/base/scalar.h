@@ -1,0 +1,100 @@
+// Elementwise operators on single elements of any arithmetic type, as the operator definitions state them.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "base/vmath.h"
+
+namespace opcel {
+namespace scalar {
+
+template <class T>
+inline T div(T a, T b) {
+  if constexpr (std::is_integral_v<T>) {
+    // The two cases that trap on x86; ONNX leaves both undefined.
+    if (b == 0) return 0;
+    if constexpr (std::is_signed_v<T>)
+      if (b == -1) return static_cast<T>(0 - static_cast<std::make_unsigned_t<T>>(a));
+  }
+  return static_cast<T>(a / b);
+}
+
+// Sign of the divisor, as Python's %.
+template <class T>
+inline T mod(T a, T b) {
+  if constexpr (std::is_floating_point_v<T>) {
+    const T r = std::fmod(a, b);
+    return r != 0 && (r < 0) != (b < 0) ? r + b : r;
+  } else {
+    if (b == 0) return 0;
+    if constexpr (std::is_signed_v<T>) {
+      if (b == -1) return 0;
+      const T r = static_cast<T>(a % b);
+      return r != 0 && (r < 0) != (b < 0) ? static_cast<T>(r + b) : r;
+    }
+    return static_cast<T>(a % b);
+  }
+}
+
+// Sign of the dividend, as C's fmod.
+template <class T>
+inline T fmod(T a, T b) {
+  if constexpr (std::is_floating_point_v<T>) return std::fmod(a, b);
+  if constexpr (std::is_integral_v<T>) {
+    if (b == 0) return 0;
+    if constexpr (std::is_signed_v<T>)
+      if (b == -1) return 0;
+    return static_cast<T>(a % b);
+  }
+}
+
+// NaN in either operand propagates.
+template <class T>
+inline T max(T a, T b) {
+  return a != a ? a : (a > b ? a : b);
+}
+template <class T>
+inline T min(T a, T b) {
+  return a != a ? a : (a < b ? a : b);
+}
+
+template <class T>
+inline T pow(T a, T b) {
+  if constexpr (std::is_integral_v<T>) {
+    if (b < 0) return a == 1 ? 1 : a == static_cast<T>(-1) ? (b % 2 ? a : 1) : 0;
+    T out = 1;
+    for (; b; b = static_cast<T>(b / 2), a = static_cast<T>(a * a))
+      if (b % 2) out = static_cast<T>(out * a);
+    return out;
+  } else {
+    return std::pow(a, b);
+  }
+}
+
+template <class T>
+inline T sign(T x) {
+  return x > 0 ? 1 : x < 0 ? static_cast<T>(-1) : x;
+}
+
+template <class T>
+inline T abs(T x) {
+  return x < 0 ? static_cast<T>(-x) : x == 0 ? T(0) : x;
+}
+
+// Float to integer as the hardware does it, without undefined behaviour for what does not fit.
+template <class To, class From>
+inline To cast(From x) {
+  if constexpr (std::is_same_v<To, bool>) {
+    return x != 0;
+  } else if constexpr (std::is_floating_point_v<From> && std::is_integral_v<To>) {
+    if (!(x > -9.3e18f && x < 9.2e18f)) return static_cast<To>(INT64_MIN);
+    return static_cast<To>(static_cast<std::int64_t>(x));
+  } else {
+    return static_cast<To>(x);
+  }
+}
+
+}  // namespace scalar
+}  // namespace opcel

@@ -1,0 +1,1 @@
+"""Program → source or command stream → artifact, one package for each kind of target."""

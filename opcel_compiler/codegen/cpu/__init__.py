@@ -1,0 +1,1 @@
+"""C++ for CPUs: kernels from the templates in csrc/kernels, one generated host function, one shared library."""

@@ -1,0 +1,52 @@
+"""The unit of CPU code generation: one kernel's source, apart from its name, and how a call of it is set up."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from opcel_compiler.ir.dims import Dim
+from opcel_compiler.ir.program import View
+
+MAX_TASK_WORK = 1 << 16
+"""Elementwise work of one task, in elements: enough to pay for handing it to another thread."""
+
+
+@dataclass
+class KernelUnit:
+    """A kernel of signature `void k(void* const* p, const int64_t* d, int64_t begin, int64_t end, int32_t thread)`.
+
+    `source` names the kernel `KERNEL`. `pointers[i]` is what the host passes as p[i], `integers[i]` as d[i]; `tasks`
+    the size of its task space. Equal sources are compiled once, whatever calls them.
+    """
+
+    pointers: list[View] = field(default_factory=list)
+    integers: list[Dim] = field(default_factory=list)
+    tasks: Dim = 1
+    source: str = ""
+    fallible: bool = False
+
+    def pointer(self, view: View, ctype: str = "float", const: bool = True) -> str:
+        """The C++ expression of the address of the view's first element."""
+        self.pointers.append(view)
+        return f"static_cast<{'const ' if const else ''}{ctype}*>(p[{len(self.pointers) - 1}])"
+
+    def integer(self, value: Dim) -> str:
+        """The C++ expression of a size, stride or count that is an argument of the call."""
+        self.integers.append(value)
+        return f"d[{len(self.integers) - 1}]"
+
+    @property
+    def name(self) -> str:
+        """The kernel's symbol, named by its content."""
+        return "k_" + hashlib.sha256(self.source.encode()).hexdigest()[:16]
+
+    def finish(self, headers: list[str], declarations: str, statements: str) -> KernelUnit:
+        """Set `source` from the headers it needs, declarations before the kernel, and the kernel's statements."""
+        includes = "".join(f'#include "{h}"\n' for h in headers)
+        self.source = (
+            f"{includes}using namespace opcel;\nnamespace {{\n{declarations}}}\n"
+            'extern "C" __attribute__((visibility("hidden"))) void KERNEL(void* const* p, const int64_t* d, '
+            f"int64_t begin, int64_t end, int32_t) {{\n  (void)p, (void)d;\n{statements}}}\n"
+        )
+        return self
