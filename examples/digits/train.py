@@ -1,7 +1,7 @@
 """Trains the digit classifier of this folder and writes `digits.onnx`, `digits.npz` and `digits_labels.npz`.
 
 Data: "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998, UCI Machine Learning Repository,
-https://doi.org/10.24432/C50P49, licence CC BY 4.0), made from forms that NIST collected, in the copy of 1,797 images
+https://archive.ics.uci.edu/dataset/80, licence CC BY 4.0), made from forms that NIST collected, in the copy of 1,797 images
 that scikit-learn (BSD-3-Clause) ships. An image is 8x8, a pixel counts 0 to 16 dark dots of a 4x4 cell; here it is
 divided by 16. A fifth of the images, 360, is held out: drawn class by class with a fixed seed, never trained on, and
 written to `digits.npz` (the feeds: key `image`, float32 [360, 1, 8, 8]) and `digits_labels.npz` (key `label`, int64
