@@ -235,7 +235,7 @@ def product(dims: tuple[Dim, ...] | list[Dim]) -> Dim:
     return out
 
 
-Bounds = tuple[Union[int, None], Union[int, None]]
+Bounds = tuple[int | None, int | None]
 
 
 def bounds(dim: Dim) -> Bounds:

@@ -196,7 +196,7 @@ class Graph:
         root = self
         while root.parent is not None and root.parent.graph is not None:
             root = root.parent.graph
-        clean = "".join(c if c.isalnum() and c.isascii() or c in "_." else "_" for c in base) or "v"
+        clean = "".join(c if (c.isalnum() and c.isascii()) or c in "_." else "_" for c in base) or "v"
         count = root._names.get(clean)
         root._names[clean] = 0 if count is None else count + 1
         if count is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.dims import Dim, Expr, product
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.types import DType, MapType, OptionalType, SequenceType, TensorType, Type, UnknownType
@@ -21,7 +22,7 @@ TRAITS = frozenset({"elementwise", "commutative", "contraction", "reduction", "r
 movement: only moves elements; control: has regions; opaque: a barrier to passes."""
 
 
-class InferenceError(Exception):
+class InferenceError(OpcelError):
     """The operands or attributes break the operator's contract; the text says how."""
 
 
@@ -78,7 +79,7 @@ class OpDef:
     `operands`: names; a trailing `?` marks an optional operand, a trailing `*` a variadic tail.
     `infer(types, attrs)` gives the result types or raises InferenceError. `evaluate(arrays, attrs)` computes the
     results with NumPy; None when only its regions or an outside engine can. `flops(types, results, attrs)` counts
-    multiplies and adds, one each.
+    multiplies and adds, one each. `results`: how many there are; -1 means any number.
     """
 
     name: str
@@ -155,13 +156,13 @@ def _one_per_result(_: Operands, results: Sequence[Type], __: Attrs) -> Dim:
 
 def op_def(name: str) -> OpDef:
     """The definition of operator `name`. Raises KeyError."""
-    import opcel_compiler.ir.ops  # noqa: F401, PLC0415  the definitions register themselves
+    import opcel_compiler.ir.ops  # noqa: F401  the definitions register themselves
 
     return _REGISTRY[name]
 
 
 def all_ops() -> dict[str, OpDef]:
     """Every operator by name, in definition order."""
-    import opcel_compiler.ir.ops  # noqa: F401, PLC0415
+    import opcel_compiler.ir.ops  # noqa: F401
 
     return dict(_REGISTRY)

@@ -85,7 +85,7 @@ class TensorType:
             if not isinstance(self.shape, tuple):
                 raise TypeError(f"a shape is a tuple, not {self.shape!r}")
             for d in self.shape:
-                if not (isinstance(d, Expr) or type(d) is int and d >= 0):
+                if not (isinstance(d, Expr) or (type(d) is int and d >= 0)):
                     raise TypeError(f"{d!r} in shape {self.shape!r} is neither a size nor a symbolic dim")
 
     @property
