@@ -133,6 +133,19 @@ OPCEL_INLINE vf fma(vf a, vf b, vf c) {
 #endif
 }
 
+// acc += a * b, the same arithmetic as fma, for the accumulators of a register tile: acc stays in its register. Left to
+// choose, g++ overwrites other operands and then runs out of registers in large tiles.
+OPCEL_INLINE void accumulate(vf& acc, vf a, vf b) {
+#if defined(__AVX512F__)
+  asm("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+#elif defined(__AVX2__) && defined(__FMA__)
+  asm("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b));
+#else
+  acc = fma(a, b, acc);
+  keep(acc);
+#endif
+}
+
 // c > x ? c : x and c < x ? c : x. A NaN in x propagates, one in c does not; of two zeros the result is x.
 OPCEL_INLINE vf max(vf c, vf x) {
 #if defined(__clang__)

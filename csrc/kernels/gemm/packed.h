@@ -6,6 +6,7 @@
 // how rows are cut into tiles nor on how tasks are spread over threads.
 #pragma once
 
+#include "base/tiling.h"
 #include "base/vec.h"
 
 namespace opcel {
@@ -22,24 +23,6 @@ struct GemmArgs {
 };
 
 namespace detail {
-
-OPCEL_INLINE std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-OPCEL_INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-
-template <int First, int... Rest>
-struct Heights {
-  static constexpr int tallest = First;
-
-  // The next tile's height for `rest` remaining rows: the fewest tiles, as even as the instantiated heights allow.
-  static OPCEL_INLINE std::int64_t next(std::int64_t rest) {
-    const std::int64_t even = ceil_div(rest, ceil_div(rest, First));
-    constexpr int heights[] = {First, Rest...};
-    std::int64_t best = 0;
-    for (int height : heights)
-      if (height <= rest && (best == 0 || height >= even)) best = height;
-    return best;
-  }
-};
 
 // Partial sums per element: enough independent additions to hide their latency.
 template <int NV, int Tallest>
@@ -78,12 +61,7 @@ OPCEL_INLINE void gemm_steps(vf (&acc)[U][R][NV], RowPointers<R>& a, const float
     for (int r = 0; r < R; ++r) {
       const vf x = set(a.get(r, s));
       OPCEL_UNROLL
-      for (int j = 0; j < NV; ++j) acc[s % U][r][j] = fma(x, panel[j], acc[s % U][r][j]);
-    }
-    OPCEL_UNROLL
-    for (int r = 0; r < R; ++r) {
-      OPCEL_UNROLL
-      for (int j = 0; j < NV; ++j) keep(acc[s % U][r][j]);
+      for (int j = 0; j < NV; ++j) accumulate(acc[s % U][r][j], x, panel[j]);
     }
   }
   a.advance(Steps);
@@ -154,9 +132,9 @@ OPCEL_INLINE std::int64_t gemm_task_count(const GemmArgs& args) {
 // otherwise every task's row count must be a sum of them that a fewest-tiles even split finds.
 template <int NV, int... Rows, class Epi>
 void gemm_tasks(const GemmArgs& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
-  using H = detail::Heights<Rows...>;
+  using Cut = detail::Cut<Rows...>;
   constexpr int NR = NV * W;
-  constexpr int U = detail::partial_sums<NV, H::tallest>();
+  constexpr int U = detail::partial_sums<NV, Cut::largest>();
   const std::int64_t row_groups = detail::ceil_div(args.m, args.rows_per_task);
   const std::int64_t panels = detail::ceil_div(args.n, NR);
   const std::int64_t panel_groups = detail::ceil_div(panels, args.panels_per_task);
@@ -172,7 +150,7 @@ void gemm_tasks(const GemmArgs& args, const Epi& epi, std::int64_t begin, std::i
       const float* b = args.b + batch * args.b_batch + panel * args.k * NR;
       const std::int64_t col = panel * NR;
       for (std::int64_t row = first_row; row < last_row;) {
-        const std::int64_t height = H::next(last_row - row);
+        const std::int64_t height = Cut::next(last_row - row);
         if (height == 0) break;
         const detail::GemmPlace at{batch, row, col, args.n - col};
         ((height == Rows

@@ -1,0 +1,138 @@
+// Direct f32 convolution on the blocked layout [n][channel block][h][w][W], zero halo around h and w in the input buffer.
+//
+// A register tile is PH rows by PW pixels of NV output blocks. The loop over output blocks is outside of the loop over
+// pixels, so each block of weights crosses memory once a task while the input stays in cache. Every output is summed in the
+// order input block, kh, kw, channel, whichever tile computes it.
+#pragma once
+
+#include "base/tiling.h"
+#include "base/vec.h"
+
+namespace opcel {
+
+struct ConvArgs {
+  const float* x;  // the first padded pixel (halo included); adjacent pixels are CB elements apart
+  std::int64_t x_n, x_cb, x_row;
+  const float* w;  // [group][ocb / NV][icb][kh][kw][CB][NV * W]
+  float* y;        // the first output pixel; adjacent pixels are W elements apart
+  std::int64_t y_n, y_cb, y_row;
+  std::int64_t n, groups;
+  std::int64_t ocb, icb;  // output and input blocks of one group; ocb is a multiple of NV
+  std::int64_t oh, ow;
+  std::int64_t rows_per_task;
+};
+
+namespace detail {
+
+struct ConvPlace {
+  std::int64_t n, cb, y, x;
+};
+
+template <int CB, int KH, int KW, int SH, int SW, int DH, int DW, int NV>
+struct Conv {
+  // Input channels handled by straight-line code.
+  static constexpr int Steps = CB > 8 && CB % 8 == 0 ? 8 : CB;
+
+  template <int PH, int PW>
+  static OPCEL_INLINE void tap(vf (&acc)[PH][PW][NV], const float* x, std::int64_t x_row, const float*& w) {
+    for (int c = 0; c < CB; c += Steps) {
+      const float* row[PH];
+      OPCEL_UNROLL
+      for (int p = 0; p < PH; ++p) {
+        row[p] = x + p * SH * x_row + c;
+        keep(row[p]);
+      }
+      OPCEL_UNROLL
+      for (int s = 0; s < Steps; ++s) {
+        vf panel[NV];
+        OPCEL_UNROLL
+        for (int j = 0; j < NV; ++j) panel[j] = load(w + (s * NV + j) * W);
+        OPCEL_UNROLL
+        for (int p = 0; p < PH; ++p) {
+          OPCEL_UNROLL
+          for (int q = 0; q < PW; ++q) {
+            const vf v = set(row[p][q * SW * CB + s]);
+            OPCEL_UNROLL
+            for (int j = 0; j < NV; ++j) accumulate(acc[p][q][j], v, panel[j]);
+          }
+        }
+      }
+      w += Steps * NV * W;
+      keep(w);
+    }
+  }
+
+  template <int PH, int PW, class Epi>
+  static __attribute__((noinline)) void tile(const ConvArgs& args, const float* x, const float* w, const Epi& epi,
+                                             const ConvPlace& at) {
+    vf acc[PH][PW][NV] = {};
+    const std::int64_t x_row = args.x_row;
+    for (std::int64_t icb = args.icb; icb > 0; --icb, x += args.x_cb) {
+      const float* x_kh = x;
+      for (int kh = 0; kh < KH; ++kh, x_kh += DH * x_row) {
+        if constexpr (CB == 1) {
+          OPCEL_UNROLL
+          for (int kw = 0; kw < KW; ++kw) tap<PH, PW>(acc, x_kh + kw * DW * CB, x_row, w);
+        } else {
+          for (int kw = 0; kw < KW; ++kw) tap<PH, PW>(acc, x_kh + kw * DW * CB, x_row, w);
+        }
+      }
+    }
+    float* y = args.y + at.n * args.y_n + at.cb * args.y_cb + at.y * args.y_row + at.x * W;
+    OPCEL_UNROLL
+    for (int p = 0; p < PH; ++p) {
+      OPCEL_UNROLL
+      for (int q = 0; q < PW; ++q) {
+        OPCEL_UNROLL
+        for (int j = 0; j < NV; ++j)
+          store(y + j * args.y_cb + p * args.y_row + q * W,
+                epi.template apply<false>(acc[p][q][j], at.n, at.cb + j, at.y + p, at.x + q, W));
+      }
+    }
+  }
+
+  template <int PH, int... PW, class Epi>
+  static OPCEL_INLINE void rows(const ConvArgs& args, const float* x, const float* w, const Epi& epi, ConvPlace at) {
+    const float* line = x + at.y * SH * args.x_row;
+    for (at.x = 0; at.x < args.ow;) {
+      const std::int64_t width = Cut<PW...>::next(args.ow - at.x);
+      if (width == 0) break;
+      ((width == PW ? tile<PH, PW>(args, line + at.x * SW * CB, w, epi, at) : void()), ...);
+      at.x += width;
+    }
+  }
+};
+
+}  // namespace detail
+
+// Number of tasks: image, group, NV output blocks, row group; the last varies fastest.
+template <int NV>
+OPCEL_INLINE std::int64_t conv_task_count(const ConvArgs& args) {
+  return args.n * args.groups * (args.ocb / NV) * detail::ceil_div(args.oh, args.rows_per_task);
+}
+
+// Tasks [begin, end). CB: channels of an input block (W, or fewer for an input of few channels: 1 reads planes as they are).
+// PW: the tile widths to instantiate, descending. Any width can be cut if the last is 1; otherwise ow must be a sum of them
+// that a fewest-tiles even split finds. Rows left over by PH are done one at a time. A 1x1 convolution of stride 1 without
+// halo takes oh = 1, ow = h * w.
+template <int CB, int KH, int KW, int SH, int SW, int DH, int DW, int NV, int PH, int... PW, class Epi>
+void conv_tasks(const ConvArgs& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
+  using Conv = detail::Conv<CB, KH, KW, SH, SW, DH, DW, NV>;
+  const std::int64_t row_groups = detail::ceil_div(args.oh, args.rows_per_task);
+  const std::int64_t panels = args.ocb / NV;
+  for (std::int64_t task = begin; task < end; ++task) {
+    const std::int64_t panel = task / row_groups % panels;
+    const std::int64_t group = task / row_groups / panels % args.groups;
+    const std::int64_t n = task / row_groups / panels / args.groups;
+    const float* x = args.x + n * args.x_n + group * args.icb * args.x_cb;
+    const float* w = args.w + (group * panels + panel) * args.icb * (KH * KW * CB * NV * W);
+    std::int64_t row = task % row_groups * args.rows_per_task;
+    const std::int64_t last_row = detail::least(args.oh, row + args.rows_per_task);
+    const std::int64_t cb = group * args.ocb + panel * NV;
+    for (; row + PH <= last_row; row += PH) Conv::template rows<PH, PW...>(args, x, w, epi, {n, cb, row, 0});
+    if constexpr (PH > 1)
+      for (; row < last_row; ++row) Conv::template rows<1, PW...>(args, x, w, epi, {n, cb, row, 0});
+  }
+}
+
+}  // namespace opcel
