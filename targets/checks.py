@@ -82,7 +82,7 @@ def _units(target: Target) -> Iterator[tuple[str, str]]:
         if unit.kind == "matrix" and unit.shape is None:
             yield field, "a matrix unit has a shape, [m, n, k]"
         for rate in unit.rates:
-            for dtype in (rate.dtype, rate.weight or rate.dtype):
+            for dtype in dict.fromkeys((rate.dtype, rate.weight or rate.dtype)):
                 if dtype not in target.dtypes:
                     yield f"{field}.rates.{rate.name}", f"{dtype} is not among the target's dtypes"
             if rate.sparse_ops_per_cycle is not None and rate.sparse_ops_per_cycle < rate.ops_per_cycle:

@@ -14,8 +14,8 @@ from typing import Any
 
 from opcel_compiler.ir.types import DTYPES
 
-_DECIMAL = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_DECIMAL: dict[str, float] = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY: dict[str, float] = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _BYTES = {f"{p}B": f for p, f in (_DECIMAL | _BINARY).items()}
 UNITS: dict[str, dict[str, float]] = {
     "size": _BYTES,

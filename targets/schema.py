@@ -8,9 +8,11 @@ come from: a document, or what was measured on which machine.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from opcel_compiler.targets import fields as f
+
+Named = TypeVar("Named", "Unit", "MemoryLevel")
 
 
 def _descending_to_one(heights: tuple[int, ...]) -> None:
@@ -211,7 +213,7 @@ class Target:
         return self.isa.flags.gnu if compiler == "gnu" else self.isa.flags.clang
 
 
-def _named(items: tuple[Any, ...], name: str) -> Any:
+def _named(items: tuple[Named, ...], name: str) -> Named:
     for item in items:
         if item.name == name:
             return item

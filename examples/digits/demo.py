@@ -139,7 +139,7 @@ def main() -> None:
     print(f"accuracy  {right / len(labels):.2%} ({right} of {len(labels)} held-out images)")
     difference = float(np.abs(ours - theirs).max())
     agree = difference <= TOLERANCE
-    print(f"outputs   {'agree' if agree else 'DIFFER'}: probabilities at most {difference:.1e} apart from ONNX Runtime's")
+    print(f"outputs   {'agree' if agree else 'DIFFER'}: at most {difference:.1e} between both engines' probabilities")
     print(f"latency   one image, {args.threads} thread(s), {BLOCKS} blocks of {CALLS} calls each")
     for worker in workers:
         p50, p95 = np.percentile(worker.times, [50, 95]) * 1e6

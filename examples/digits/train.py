@@ -1,11 +1,12 @@
 """Trains the digit classifier of this folder and writes `digits.onnx`, `digits.npz` and `digits_labels.npz`.
 
 Data: "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998, UCI Machine Learning Repository,
-https://archive.ics.uci.edu/dataset/80, licence CC BY 4.0), made from forms that NIST collected, in the copy of 1,797 images
-that scikit-learn (BSD-3-Clause) ships. An image is 8x8, a pixel counts 0 to 16 dark dots of a 4x4 cell; here it is
-divided by 16. A fifth of the images, 360, is held out: drawn class by class with a fixed seed, never trained on, and
-written to `digits.npz` (the feeds: key `image`, float32 [360, 1, 8, 8]) and `digits_labels.npz` (key `label`, int64
-[360]). The same people wrote digits of both parts, so accuracy on the held-out part is that on known hands.
+https://archive.ics.uci.edu/dataset/80, licence CC BY 4.0), prepared with NIST's programs, in the copy of 1,797 images
+by 13 people that scikit-learn (BSD-3-Clause) ships. An image is 8x8, a pixel counts the 0 to 16 dark dots of a 4x4
+cell; here it is divided by 16. A fifth of the images, 360, is held out: drawn class by class with a fixed seed, never
+trained on, and written to `digits.npz` (the feeds: key `image`, float32 [360, 1, 8, 8]) and `digits_labels.npz` (key
+`label`, int64 [360]). The same people wrote digits of both parts, so accuracy on the held-out part is that on known
+hands.
 
 Needs torch, onnx and scikit-learn; none of them is needed to use the files that it writes. Usage: python train.py
 """
