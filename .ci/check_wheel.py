@@ -18,19 +18,22 @@ PACKAGE = "opcel_compiler"
 SHIPPED = {"csrc": ("*.h", "*.cpp", "*.c", "*.yaml"), "targets": ("*.py", "*.yaml"), "passes": ("*.py",)}
 
 IMPORT_ALL = f"""
-import importlib, pathlib, pkgutil, sys
+import importlib, pathlib, sys
 import {PACKAGE}
 home = pathlib.Path({PACKAGE}.__file__).parent
 assert home.is_relative_to(sys.prefix), f"imported from {{home}}, not from the wheel"
-names = [m.name for m in pkgutil.walk_packages({PACKAGE}.__path__, "{PACKAGE}.")]
-sources = [p for p in home.rglob("*.py") if p.name != "__main__.py"]
-assert len(names) + 1 >= len(sources), f"{{len(sources)}} modules, of which only {{len(names) + 1}} are in packages"
+links = [str(path) for path in home.rglob("*") if path.is_symlink()]
+assert not links, links
+names = []
+for path in sorted([*home.rglob("*.py"), *home.rglob("*.so")]):
+    assert (path.parent / "__init__.py").exists(), f"{{path}} lies in no package"
+    stem = path.name.partition(".")[0]
+    parts = path.parent.relative_to(home.parent).parts
+    names.append(".".join(parts if stem == "__init__" else (*parts, stem)))
+assert "{PACKAGE}.runtime._runtime" in names, "the extension module is missing"
 for name in names:
     if not name.endswith(".__main__"):
         importlib.import_module(name)
-links = [p for p in home.rglob("*") if p.is_symlink()]
-assert not links, links
-assert "{PACKAGE}.runtime._runtime" in names, "the extension module is missing"
 from opcel_compiler.targets import list_targets, load_target
 for name in list_targets():
     load_target(name)
