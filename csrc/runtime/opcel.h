@@ -171,11 +171,10 @@ static inline const opcel_api *opcel_load(const char *artifact, void **library, 
   api = function ? function() : NULL;
   if (api && api->abi_version == OPCEL_ABI_VERSION && api->struct_size >= sizeof(opcel_api)) return api;
   if (api)
-    snprintf(error, error_bytes, "%s has interface version %u (%u bytes), this program was built for %u (%u bytes)",
-             path, (unsigned)api->abi_version, (unsigned)api->struct_size, OPCEL_ABI_VERSION,
-             (unsigned)sizeof(opcel_api));
+    snprintf(error, error_bytes, "its model.so has interface version %u (%u bytes), this program was built for %u (%u)",
+             (unsigned)api->abi_version, (unsigned)api->struct_size, OPCEL_ABI_VERSION, (unsigned)sizeof(opcel_api));
   else
-    snprintf(error, error_bytes, "%s is not a compiled OPCEL model: it lacks opcel_artifact_api", path);
+    snprintf(error, error_bytes, "its model.so is not a compiled OPCEL model: it lacks opcel_artifact_api");
   dlclose(*library);
   *library = NULL;
   return NULL;

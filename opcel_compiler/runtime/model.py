@@ -1,0 +1,179 @@
+"""Opens a compiled artifact and runs it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from opcel_compiler.runtime import _runtime
+from opcel_compiler.runtime.errors import ArtifactError
+from opcel_compiler.runtime.fallback import Fallback, Region
+
+WeightsMode = Literal["map", "resident"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """An input or output. A dim is an int, the name of a symbol, or "?" for an expression of symbols."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str, ...]
+
+
+def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of the artifact in the folder `path`. Loads no code of it.
+
+    Raises ArtifactError when there is none or it is damaged.
+    """
+    file = Path(path) / "manifest.json"
+    manifest = _read_json(file)
+    missing = [key for key in ("format", "inputs", "outputs", "modules") if key not in manifest]
+    if missing:
+        raise ArtifactError(f"{file} lacks {', '.join(missing)}: it is not the manifest of a compiled model")
+    return manifest
+
+
+def load(path: str | os.PathLike[str], threads: int | None = None, weights: WeightsMode = "map") -> CompiledModel:
+    """Opens the artifact in the folder `path`.
+
+    `threads` counts the caller; None is one per CPU that this process may use. Models of one thread count share
+    their threads. `weights`: "map" reads the file as its pages are used, and opens in milliseconds; "resident"
+    copies it into huge pages first, and runs fastest.
+
+    Raises ArtifactError when the folder is no artifact, is damaged, or was compiled for another CPU.
+    """
+    return CompiledModel(path, threads=threads, weights=weights)
+
+
+class CompiledModel(_runtime.Model):
+    """An open artifact. `run`, inherited from the bindings, may be called by several threads at once."""
+
+    def __init__(self, path: str | os.PathLike[str], threads: int | None = None, weights: WeightsMode = "map") -> None:
+        if weights not in ("map", "resident"):
+            raise ValueError(f"weights is 'map' or 'resident', not {weights!r}")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads is at least 1, not {threads}")
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+        _check_cpu(self.manifest, self.path)
+        regions = _regions(self.manifest, self.path)
+        _check_files(self.manifest, self.path)
+        count = threads if threads is not None else _runtime.usable_cpus()
+        super().__init__(
+            os.fspath(self.path),
+            weights == "resident",
+            _runtime.pool(count) if count > 1 else None,
+            Fallback(regions, count) if regions else None,
+        )
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What `run` takes."""
+        return tuple(TensorSpec(*value) for value in self.input_values)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What `run` returns."""
+        return tuple(TensorSpec(*value) for value in self.output_values)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What the compiler did: the artifact's report.json. Raises ArtifactError when it is missing or damaged."""
+        return _read_json(self.path / "report.json")
+
+    def __enter__(self) -> CompiledModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"CompiledModel({os.fspath(self.path)!r}{', closed' if self.closed else ''})"
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(
+            f"{file.parent} is not a compiled model: cannot read {file.name}: {error.strerror}"
+        ) from error
+    except ValueError as error:
+        raise ArtifactError(f"{file} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{file} is damaged: an object expected, found a {type(value).__name__}")
+    return value
+
+
+def _modules(manifest: Mapping[str, Any], path: Path, kind: str) -> list[Mapping[str, Any]]:
+    modules = manifest["modules"]
+    if not isinstance(modules, list) or not all(
+        isinstance(m, dict) and isinstance(m.get("file"), str) for m in modules
+    ):
+        raise ArtifactError(f"{path / 'manifest.json'} is damaged: modules is not a list of objects with a file")
+    for module in modules:
+        if Path(module["file"]).name != module["file"]:
+            raise ArtifactError(
+                f"{path / 'manifest.json'} names {module['file']!r}, which is not a file of the artifact"
+            )
+    return [module for module in modules if module.get("kind") == kind]
+
+
+def _regions(manifest: Mapping[str, Any], path: Path) -> list[Region]:
+    return [
+        Region(
+            file=path / module["file"],
+            inputs=tuple(module.get("inputs", ())),
+            outputs=tuple(module.get("outputs", ())),
+            reason=str(module.get("reason", "an operator without a native kernel")),
+        )
+        for module in _modules(manifest, path, "onnxruntime")
+    ]
+
+
+def _check_files(manifest: Mapping[str, Any], path: Path) -> None:
+    if [module["file"] for module in _modules(manifest, path, "cpu")] != ["model.so"]:
+        raise ArtifactError(f"{path} holds no program for a CPU; this runtime runs only those")
+    weights = manifest.get("weights") or {}
+    expected: dict[str, int | None] = {module["file"]: None for module in manifest["modules"]}
+    if weights.get("bytes"):
+        expected[str(weights.get("file", "weights.bin"))] = int(weights["bytes"])
+    for name, size in expected.items():
+        try:
+            found = (path / name).stat().st_size
+        except OSError as error:
+            raise ArtifactError(f"{path} is incomplete: cannot read {name}: {error.strerror}") from error
+        if size is not None and found != size:
+            raise ArtifactError(f"{path / name} has {found} bytes, the manifest says {size}; copy the artifact again")
+
+
+def _check_cpu(manifest: Mapping[str, Any], path: Path) -> None:
+    target = manifest.get("target") or {}
+    missing = sorted(set(target.get("features", ())) - _cpu_features())
+    if missing:
+        raise ArtifactError(
+            f"{path} was compiled for {target.get('name', 'another CPU')}, this CPU lacks {', '.join(missing)}; "
+            "compile the model for a target that this CPU supports"
+        )
+
+
+@functools.cache
+def _cpu_features() -> frozenset[str]:
+    """The features of this CPU, as the first entry of /proc/cpuinfo names them."""
+    with open("/proc/cpuinfo", encoding="utf-8") as lines:
+        for line in lines:
+            key, _, value = line.partition(":")
+            if key.strip() in ("flags", "Features"):
+                return frozenset(value.split())
+    return frozenset()

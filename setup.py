@@ -1,0 +1,16 @@
+"""The native part of the build; everything else is in pyproject.toml."""
+
+from pybind11.setup_helpers import Pybind11Extension
+from setuptools import setup
+
+setup(
+    ext_modules=[
+        Pybind11Extension(
+            "opcel_compiler.runtime._runtime",
+            ["csrc/bindings/module.cpp"],
+            depends=["csrc/base/pool.h", "csrc/base/float_env.h", "csrc/runtime/opcel.h"],
+            cxx_std=17,
+            extra_compile_args=["-O2", "-fvisibility=hidden", "-Wall", "-Wextra"],
+        )
+    ]
+)
