@@ -1,0 +1,1 @@
+"""Patterns, rules, the bounded driver, the pass manager, instruments, and pipelines as text."""

@@ -1,0 +1,43 @@
+"""A copy of a graph that shares the constants' data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from opcel_compiler.ir.graph import Graph, Node, Value
+
+
+def clone(graph: Graph) -> Graph:
+    """A copy of a graph without enclosing graph: the same names, types, attributes and origins, other objects."""
+    out = Graph(graph.name)
+    _copy(graph, out, {})
+    return out
+
+
+def _copy(source: Graph, target: Graph, values: dict[Value, Value]) -> None:
+    for v in source.inputs:
+        values[v] = target.add_input(v.name, v.type)
+    for node in source.nodes:
+
+        def regions(made: Node, node: Node = node) -> Sequence[Graph]:
+            out = []
+            for region in node.regions:
+                inner = Graph(region.name, parent=made)
+                _copy(region, inner, values)
+                out.append(inner)
+            return out
+
+        made = target.add(
+            node.op,
+            [None if v is None else values[v] for v in node.operands],
+            node.attrs,
+            origin=node.origin,
+            names=[v.name for v in node.results],
+            types=[v.type for v in node.results],
+            regions=regions if node.regions else None,
+        )
+        for old, new in zip(node.results, made.results, strict=True):
+            new.name = old.name
+            values[old] = new
+    for v, name in zip(source.outputs, source.output_names, strict=True):
+        target.add_output(values[v], name)

@@ -1,0 +1,50 @@
+"""What a run of passes knows and records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from opcel_compiler.ir.graph import Node
+from opcel_compiler.rewrite.report import Refusal, Report
+from opcel_compiler.rewrite.rule import Numerics
+
+
+@dataclass
+class PassContext:
+    """`target`: the description compiled for, or None. `forbidden`: numerics classes that no rule may use.
+    `limit`: after so many changes nothing changes any more (bisection). `explain`: also record partial matches.
+
+    `approximate` is forbidden unless the caller asks for it.
+    """
+
+    target: Any = None
+    forbidden: frozenset[Numerics] = frozenset({Numerics.APPROXIMATE})
+    limit: int | None = None
+    explain: bool = False
+    report: Report = field(default_factory=Report)
+    current: str = ""
+    """The name of the pass that runs."""
+
+    def allows(self, rule: str, node: Node, numerics: Numerics = Numerics.EXACT) -> bool:
+        """Whether a change of `numerics` at `node` may be made now; a class that is forbidden is reported."""
+        if numerics in self.forbidden:
+            self.refuse(rule, node, f"it {_CLASS[numerics]}, and the pipeline forbids that")
+            return False
+        return self.limit is None or self.report.total < self.limit
+
+    def changed(self, rule: str, node: Node) -> None:
+        """Record one change at `node`."""
+        self.report.changed(self.current, rule, node.results[0].name if node.results else node.op)
+
+    def refuse(self, rule: str, node: Node, reason: str, near_miss: bool = False) -> None:
+        """Record why `rule` was not applied at `node`."""
+        name = node.results[0].name if node.results else node.op
+        self.report.refuse(Refusal(self.current, rule, name, node.origin, reason, near_miss))
+
+
+_CLASS = {
+    Numerics.EXACT: "is exact",
+    Numerics.REASSOCIATES: "reassociates",
+    Numerics.APPROXIMATE: "approximates",
+}
