@@ -1,4 +1,4 @@
-"""Builds the source distribution, from it the wheel, installs the wheel in a fresh environment, and checks there that it
+"""Builds the source distribution, from it the wheel, installs that in a fresh environment, and checks there that it
 holds what the checkout holds and works without it.
 
 The source distribution comes first, so that neither what it lacks nor what an earlier build left behind can hide.
