@@ -8,7 +8,7 @@ setup(
         Pybind11Extension(
             "opcel_compiler.runtime._runtime",
             ["csrc/bindings/module.cpp"],
-            depends=["csrc/base/pool.h", "csrc/base/float_env.h", "csrc/runtime/opcel.h"],
+            depends=["csrc/base/pool.h", "csrc/base/float_env.h", "csrc/runtime/opcel.h", "csrc/bindings/arrays.h"],
             cxx_std=17,
             extra_compile_args=["-O2", "-fvisibility=hidden", "-Wall", "-Wextra"],
         )

@@ -1,7 +1,5 @@
 // opcel_compiler.runtime._runtime: compiled models for Python.
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <map>
 #include <memory>
@@ -11,37 +9,11 @@
 
 #include "../base/pool.h"
 #include "../runtime/opcel.h"
+#include "arrays.h"
 
-namespace py = pybind11;
+using namespace opcel::bindings;
 
 namespace {
-
-/// Raises opcel_compiler.runtime.errors.<type>.
-[[noreturn]] void raise(const char* type, const std::string& message) {
-  const py::object error = py::module_::import("opcel_compiler.runtime.errors").attr(type);
-  PyErr_SetString(error.ptr(), message.c_str());
-  throw py::error_already_set();
-}
-
-const char* error_type(int32_t status) {
-  return status == OPCEL_ARGUMENT ? "FeedError" : status == OPCEL_FILE ? "ArtifactError" : "RunError";
-}
-
-/// The NumPy type of an ONNX element type.
-py::dtype numpy_dtype(int32_t code) {
-  static const char* const names[] = {
-      nullptr,         "float32",      "uint8",     "int8",          "uint16",
-      "int16",         "int32",        "int64",     nullptr,         "bool",
-      "float16",       "float64",      "uint32",    "uint64",        "complex64",
-      "complex128",    "bfloat16",     "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2",
-      "float8_e5m2fnuz", "uint4",      "int4",      "float4_e2m1fn", "float8_e8m0fnu",
-      "uint2",         "int2"};
-  constexpr int32_t kFirstOfMlDtypes = 16;
-  const char* name = code >= 0 && code < int32_t(std::size(names)) ? names[code] : nullptr;
-  if (!name) raise("ArtifactError", "element type " + std::to_string(code) + " cannot be passed to or from NumPy");
-  if (code < kFirstOfMlDtypes) return py::dtype(name);
-  return py::dtype::from_args(py::module_::import("ml_dtypes").attr(name));
-}
 
 /// Threads that live as long as the process, so that every model of a thread count shares them.
 class SharedPool {
@@ -77,36 +49,18 @@ class SharedPool {
   opcel::Pool* pool_;
 };
 
-/// An input or output of the model.
-struct Value {
-  py::str name;
-  py::dtype dtype;
-  int32_t code;
-  py::tuple shape;  // int, symbol name, or "?" for an expression of symbols
-};
-
-std::vector<Value> values_of(const opcel_value* values, int32_t count, const char* const* symbols) {
-  std::vector<Value> result;
-  for (int32_t i = 0; i < count; ++i) {
-    py::tuple shape(values[i].rank);
-    for (int32_t axis = 0; axis < values[i].rank; ++axis) {
-      const int64_t dim = values[i].dims[axis];
-      if (dim >= 0)
-        shape[axis] = py::int_(dim);
-      else
-        shape[axis] = py::str(dim == OPCEL_DIM_EXPRESSION ? "?" : symbols[-1 - dim]);
-    }
-    PyObject* name = PyUnicode_InternFromString(values[i].name);
-    if (!name) throw py::error_already_set();
-    result.push_back({py::reinterpret_steal<py::str>(name), numpy_dtype(values[i].dtype), values[i].dtype, shape});
-  }
-  return result;
-}
-
-std::string text_of(const py::handle& object) { return py::str(object).cast<std::string>(); }
-
 /// What a region callback raised, for the run on this thread to chain to.
 thread_local std::unique_ptr<py::error_already_set> region_error;
+
+/// What one run needs, kept for the next one.
+struct Call {
+  opcel_context* context = nullptr;
+  std::vector<opcel_tensor> inputs, outputs;
+  std::vector<int64_t> strides;  // of all the inputs, one after the other
+  std::vector<int64_t> extents;  // of all the outputs
+  std::vector<int64_t*> shapes;  // of each output, into extents
+  std::vector<py::object> arrays;  // the inputs and then the outputs, while the run lasts
+};
 
 /// An open library and model; lives until the last run on it returns.
 struct Loaded {
@@ -118,56 +72,63 @@ struct Loaded {
   py::object region;
   std::vector<Value> inputs, outputs;
   std::mutex mutex;
-  std::vector<opcel_context*> idle;
+  std::vector<std::unique_ptr<Call>> idle;
 
   ~Loaded() {
-    for (opcel_context* context : idle) api->destroy_context(context);
+    for (const std::unique_ptr<Call>& call : idle) api->destroy_context(call->context);
     if (model) api->close(model);
     if (library) dlclose(library);
   }
 
-  opcel_context* take_context() {
+  std::unique_ptr<Call> take_call() {
     {
       const std::lock_guard<std::mutex> lock(mutex);
       if (!idle.empty()) {
-        opcel_context* context = idle.back();
+        std::unique_ptr<Call> call = std::move(idle.back());
         idle.pop_back();
-        return context;
+        return call;
       }
     }
+    auto call = std::make_unique<Call>();
     char error[512] = "";
-    opcel_context* context = nullptr;
-    if (const int32_t status = api->create_context(model, &context, error, sizeof error))
+    if (const int32_t status = api->create_context(model, &call->context, error, sizeof error))
       raise(error_type(status), error);
-    return context;
+    call->inputs.resize(inputs.size());
+    call->outputs.resize(outputs.size());
+    call->arrays.resize(inputs.size() + outputs.size());
+    size_t strides = 0, extents = 0;
+    for (const Value& value : inputs) strides += value.shape.size();
+    for (const Value& value : outputs) extents += value.shape.size();
+    call->strides.resize(strides);
+    call->extents.resize(extents);
+    int64_t* at = call->extents.data();
+    for (const Value& value : outputs) {
+      call->shapes.push_back(at);
+      at += value.rank();
+    }
+    return call;
   }
 
-  void give_context(opcel_context* context) {
+  void give_back(std::unique_ptr<Call> call) {
+    for (py::object& array : call->arrays) array = py::object();
     const std::lock_guard<std::mutex> lock(mutex);
-    idle.push_back(context);
+    idle.push_back(std::move(call));
   }
 };
 
-/// A context for the length of one run.
-class ContextLoan {
+/// A Call for the length of one run.
+class Loan {
  public:
-  explicit ContextLoan(Loaded* from) : from_(from), context_(from->take_context()) {}
-  ~ContextLoan() { from_->give_context(context_); }
-  ContextLoan(const ContextLoan&) = delete;
-  ContextLoan& operator=(const ContextLoan&) = delete;
-  opcel_context* get() const { return context_; }
+  explicit Loan(Loaded* from) : from_(from), call_(from->take_call()) {}
+  ~Loan() { from_->give_back(std::move(call_)); }
+  Loan(const Loan&) = delete;
+  Loan& operator=(const Loan&) = delete;
+  Call& operator*() const { return *call_; }
 
  private:
   Loaded* from_;
-  opcel_context* context_;
+  std::unique_ptr<Call> call_;
 };
-
-/// NumPy memory of a tensor that someone else owns.
-py::array view_of(const opcel_tensor& tensor) {
-  const std::vector<py::ssize_t> shape(tensor.shape, tensor.shape + tensor.rank);
-  py::array array(numpy_dtype(tensor.dtype), shape, std::vector<py::ssize_t>(), tensor.data, py::none());
-  return array;
-}
 
 std::string facts_of(const py::object& array) {
   return text_of(array.attr("dtype")) + " " + text_of(array.attr("shape"));
@@ -211,84 +172,6 @@ int32_t region_callback(void* user, int32_t index, const opcel_tensor* inputs, i
   return 1;
 }
 
-/// The opcel_tensors of one call, and the arrays they point into.
-class Tensors {
- public:
-  explicit Tensors(size_t count) { tensors_.reserve(count), arrays_.reserve(count), strides_.reserve(count); }
-
-  void add(py::array array, int32_t code) {
-    const py::ssize_t item = array.itemsize();
-    bool dense = array.flags() & py::array::c_style;
-    bool regular = reinterpret_cast<uintptr_t>(array.data()) % alignment(item) == 0;
-    for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) regular = regular && array.strides(axis) % item == 0;
-    if (!regular) {
-      array = array.attr("copy")("C").cast<py::array>();
-      dense = true;
-    }
-    opcel_tensor tensor{};
-    tensor.data = const_cast<void*>(array.data());
-    tensor.shape = shape_of(array);
-    tensor.dtype = code;
-    tensor.rank = static_cast<int32_t>(array.ndim());
-    if (!dense) {
-      strides_.emplace_back();
-      for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) strides_.back().push_back(array.strides(axis) / item);
-      tensor.strides = strides_.back().data();
-    }
-    tensors_.push_back(tensor);
-    arrays_.push_back(std::move(array));
-  }
-
-  const opcel_tensor* data() const { return tensors_.data(); }
-  const py::array& array(size_t i) const { return arrays_[i]; }
-  size_t size() const { return arrays_.size(); }
-
- private:
-  static_assert(sizeof(py::ssize_t) == sizeof(int64_t), "the extents of NumPy are used in place");
-  static const int64_t* shape_of(const py::array& array) { return reinterpret_cast<const int64_t*>(array.shape()); }
-  static uintptr_t alignment(py::ssize_t item) { return item >= 8 ? 8 : item > 0 ? static_cast<uintptr_t>(item) : 1; }
-
-  std::vector<opcel_tensor> tensors_;
-  std::vector<py::array> arrays_;
-  std::vector<std::vector<int64_t>> strides_;
-};
-
-/// The array of `given` (or the NumPy scalar, as a 0-d array), of the value's element type.
-py::array checked_array(const py::handle& given, const Value& value, const char* kind) {
-  py::array array;
-  if (py::isinstance<py::array>(given))
-    array = py::reinterpret_borrow<py::array>(given);
-  else if (py::isinstance(given, py::module_::import("numpy").attr("generic")))
-    array = py::array::ensure(given);
-  else
-    raise("FeedError", std::string(kind) + " '" + text_of(value.name) + "': a " +
-                           text_of(py::type::of(given).attr("__name__")) + " given, a NumPy array of " +
-                           text_of(value.dtype) + " " + text_of(value.shape) + " expected");
-  const py::dtype dtype = array.dtype();
-  if (!dtype.is(value.dtype) && !dtype.equal(value.dtype))
-    raise("FeedError", std::string(kind) + " '" + text_of(value.name) + "': element type " + text_of(dtype) +
-                           " given, " + text_of(value.dtype) + " expected");
-  return array;
-}
-
-/// Raises for names in `given` that no value has, and for values that are missing.
-[[noreturn]] void raise_for_names(const py::dict& given, const std::vector<Value>& values, const char* kind) {
-  std::string known;
-  for (const Value& value : values) known += (known.empty() ? "'" : ", '") + text_of(value.name) + "'";
-  for (const auto& item : given) {
-    bool found = false;
-    for (const Value& value : values) found = found || value.name.equal(item.first);
-    if (!found)
-      raise("FeedError", "the model has no " + std::string(kind) + " " + text_of(py::repr(item.first)) + "; it has " +
-                             (known.empty() ? "none" : known));
-  }
-  for (const Value& value : values)
-    if (!given.contains(value.name))
-      raise("FeedError", std::string(kind) + " '" + text_of(value.name) + "' is missing; given: " +
-                             text_of(py::list(given)));
-  raise("FeedError", std::string(kind) + " names do not fit the model");
-}
-
 class Model {
  public:
   Model(const std::string& artifact, bool resident, std::shared_ptr<SharedPool> pool, py::object region)
@@ -319,26 +202,21 @@ class Model {
 
   py::dict run(const py::dict& feeds, const py::object& outputs) {
     const std::shared_ptr<Loaded> loaded = open();
-    Tensors in(loaded->inputs.size()), out(loaded->outputs.size());
-    for (const Value& value : loaded->inputs) {
-      PyObject* given = PyDict_GetItemWithError(feeds.ptr(), value.name.ptr());
-      if (!given) {
-        if (PyErr_Occurred()) throw py::error_already_set();
-        raise_for_names(feeds, loaded->inputs, "input");
-      }
-      in.add(checked_array(given, value, "input"), value.code);
-    }
-    if (feeds.size() != loaded->inputs.size()) raise_for_names(feeds, loaded->inputs, "input");
-    const ContextLoan context(loaded.get());
-    make_outputs(*loaded, context.get(), in, outputs, &out);
+    const Loan loan(loaded.get());
+    Call& call = *loan;
+    take_inputs(*loaded, feeds, &call);
+    if (const int32_t status = loaded->api->output_shapes(call.context, call.inputs.data(), call.shapes.data()))
+      raise(error_type(status), loaded->api->last_error(call.context));
+    make_outputs(*loaded, outputs, &call);
     int32_t status;
     {
       const py::gil_scoped_release released;
-      status = loaded->api->run(context.get(), in.data(), out.data());
+      status = loaded->api->run(call.context, call.inputs.data(), call.outputs.data());
     }
-    if (status != OPCEL_OK) raise_for_run(status, loaded->api->last_error(context.get()));
+    if (status != OPCEL_OK) raise_for_run(status, loaded->api->last_error(call.context));
     py::dict result;
-    for (size_t i = 0; i < loaded->outputs.size(); ++i) result[loaded->outputs[i].name] = out.array(i);
+    for (size_t i = 0; i < loaded->outputs.size(); ++i)
+      result[loaded->outputs[i].name] = call.arrays[loaded->inputs.size() + i];
     return result;
   }
 
@@ -367,45 +245,52 @@ class Model {
     return result;
   }
 
-  /// Takes the arrays that the caller gave and makes the others.
-  static void make_outputs(const Loaded& loaded, opcel_context* context, const Tensors& in, const py::object& given,
-                           Tensors* out) {
-    std::vector<std::vector<int64_t>> extents;
-    std::vector<int64_t*> shapes;
-    for (const Value& value : loaded.outputs) extents.emplace_back(value.shape.size());
-    for (std::vector<int64_t>& extent : extents) shapes.push_back(extent.data());
-    if (const int32_t status = loaded.api->output_shapes(context, in.data(), shapes.data()))
-      raise(error_type(status), loaded.api->last_error(context));
-    py::dict arrays;
-    if (!given.is_none()) {
-      if (!py::isinstance<py::dict>(given)) raise("FeedError", "outputs: a dict of name to NumPy array expected");
-      arrays = py::reinterpret_borrow<py::dict>(given);
-    }
-    size_t used = 0;
-    for (size_t i = 0; i < loaded.outputs.size(); ++i) {
-      const Value& value = loaded.outputs[i];
-      if (arrays.empty() || !arrays.contains(value.name)) {
-        out->add(py::array(value.dtype, extents[i]), value.code);
-        continue;
+  static void take_inputs(const Loaded& loaded, const py::dict& feeds, Call* call) {
+    int64_t* strides = call->strides.data();
+    for (size_t i = 0; i < loaded.inputs.size(); ++i) {
+      const Value& value = loaded.inputs[i];
+      PyObject* given = PyDict_GetItemWithError(feeds.ptr(), value.name.ptr());
+      if (!given) {
+        if (PyErr_Occurred()) throw py::error_already_set();
+        raise_for_names(feeds, loaded.inputs, "input");
       }
-      const py::array array = checked_array(arrays[value.name], value, "output");
-      if (!array.writeable() || !(array.flags() & py::array::c_style) ||
-          !(array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_))
-        raise("FeedError", "output '" + text_of(value.name) + "': a writeable, aligned, C-contiguous array expected");
-      for (size_t j = 0; j < in.size() + i; ++j)
-        if (overlap(array, j < in.size() ? in.array(j) : out->array(j - in.size())))
-          raise("FeedError", "output '" + text_of(value.name) + "' shares memory with " +
-                                 (j < in.size() ? "input '" + text_of(loaded.inputs[j].name)
-                                                : "output '" + text_of(loaded.outputs[j - in.size()].name)) +
-                                 "'");
-      out->add(array, value.code);
-      ++used;
+      call->arrays[i] = checked_array(given, value, "input");
+      call->inputs[i] = tensor_of(&call->arrays[i], value, strides);
+      strides += value.rank();
     }
-    if (used != arrays.size()) raise_for_names(arrays, loaded.outputs, "output");
+    if (feeds.size() != loaded.inputs.size()) raise_for_names(feeds, loaded.inputs, "input");
   }
 
-  static bool overlap(const py::array& one, const py::array& other) {
-    return py::module_::import("numpy").attr("may_share_memory")(one, other).cast<bool>();
+  /// Takes the arrays that the caller gave and makes the others.
+  static void make_outputs(const Loaded& loaded, const py::object& given, Call* call) {
+    if (!given.is_none() && !PyDict_Check(given.ptr()))
+      raise("FeedError", "outputs: a dict of name to NumPy array expected");
+    Py_ssize_t used = 0;
+    for (size_t i = 0; i < loaded.outputs.size(); ++i) {
+      const Value& value = loaded.outputs[i];
+      py::object& array = call->arrays[loaded.inputs.size() + i];
+      PyObject* own = given.is_none() ? nullptr : PyDict_GetItemWithError(given.ptr(), value.name.ptr());
+      if (!own && PyErr_Occurred()) throw py::error_already_set();
+      array = own ? checked_array(own, value, "output") : new_array(value.dtype, call->shapes[i], value.rank());
+      if (own && !has_flags(array, kAligned | kDense | kWriteable))
+        raise("FeedError", "output '" + text_of(value.name) + "': a writeable, aligned, C-contiguous array expected");
+      call->outputs[i] = tensor_of(&array, value, nullptr);
+      used += own != nullptr;
+    }
+    if (used == 0 && (given.is_none() || PyDict_GET_SIZE(given.ptr()) == 0)) return;
+    const auto arrays = py::reinterpret_borrow<py::dict>(given);
+    if (used != PyDict_GET_SIZE(given.ptr())) raise_for_names(arrays, loaded.outputs, "output");
+    for (size_t i = 0; i < loaded.outputs.size(); ++i) {
+      for (size_t j = 0; j < loaded.inputs.size(); ++j) check_apart(loaded, *call, i, loaded.inputs[j], call->inputs[j]);
+      for (size_t j = 0; j < i; ++j) check_apart(loaded, *call, i, loaded.outputs[j], call->outputs[j]);
+    }
+  }
+
+  static void check_apart(const Loaded& loaded, const Call& call, size_t output, const Value& other,
+                          const opcel_tensor& tensor) {
+    const Value& value = loaded.outputs[output];
+    if (overlap(call.outputs[output], tensor, value.item, other.item))
+      raise("FeedError", "output '" + text_of(value.name) + "' shares memory with '" + text_of(other.name) + "'");
   }
 
   [[noreturn]] static void raise_for_run(int32_t status, const char* message) {

@@ -96,35 +96,31 @@ void destroy_pool(opcel_host* host) {
   host->end = nullptr;
 }
 
-bool cpu_has(const char* name, size_t length) {
-#define OPCEL_FEATURE(text, builtin) \
-  if (length == sizeof text - 1 && memcmp(name, text, length) == 0) return __builtin_cpu_supports(builtin) != 0
-#if defined(__x86_64__)
-  OPCEL_FEATURE("sse4_2", "sse4.2");
-  OPCEL_FEATURE("avx", "avx");
-  OPCEL_FEATURE("avx2", "avx2");
-  OPCEL_FEATURE("fma", "fma");
-  OPCEL_FEATURE("avx512f", "avx512f");
-  OPCEL_FEATURE("avx512dq", "avx512dq");
-  OPCEL_FEATURE("avx512bw", "avx512bw");
-  OPCEL_FEATURE("avx512vl", "avx512vl");
-  OPCEL_FEATURE("avx512cd", "avx512cd");
-  OPCEL_FEATURE("avx512_vnni", "avx512vnni");
-  OPCEL_FEATURE("avx512_bf16", "avx512bf16");
-#endif
-#undef OPCEL_FEATURE
-  (void)name;
-  (void)length;
-  return true;  // not one that can be asked about here
+/// The first CPU's line of features in /proc/cpuinfo, padded with spaces; empty when there is none.
+void read_cpu_features(char* line, int bytes) {
+  bool found = false;
+  if (FILE* file = fopen("/proc/cpuinfo", "re")) {
+    while (!found && fgets(line, bytes, file))
+      found = strncmp(line, "flags", 5) == 0 || strncmp(line, "Features", 8) == 0;
+    fclose(file);
+  }
+  if (!found) line[0] = 0;
+  for (char* at = line; *at; ++at)
+    if (*at == '\n' || *at == '\t') *at = ' ';
 }
 
 int32_t check_cpu(Text* text) {
-  const char* at = program.cpu_features ? program.cpu_features : "";
+  const char* at = program.cpu_features;
+  if (!at || !*at) return OPCEL_OK;
+  char features[8192];
+  read_cpu_features(features, sizeof features);
+  if (!features[0]) return OPCEL_OK;
   while (*at) {
-    const size_t length = strcspn(at, " ");
-    if (length && !cpu_has(at, length)) {
-      text->add("this CPU lacks %.*s, which the model was compiled for; compile it for this CPU",
-                static_cast<int>(length), at);
+    const int length = static_cast<int>(strcspn(at, " "));
+    char name[64];
+    snprintf(name, sizeof name, " %.*s ", length, at);
+    if (length && !strstr(features, name)) {
+      text->add("this CPU lacks %.*s, which the model was compiled for; compile it for this CPU", length, at);
       return OPCEL_FAILED;
     }
     at += length + (at[length] == ' ');
