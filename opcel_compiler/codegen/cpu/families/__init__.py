@@ -1,0 +1,18 @@
+"""One module for each group of kernel families: a Program kernel in, a `KernelUnit` out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from opcel_compiler.codegen.cpu.families import attention, contraction, convolution, loops, movement, rows
+from opcel_compiler.codegen.cpu.unit import KernelUnit
+from opcel_compiler.ir.program import Kernel
+from opcel_compiler.targets.schema import Target
+
+Emitter = Callable[[Kernel, Target], KernelUnit]
+
+EMITTERS: dict[str, Emitter] = {
+    **attention.EMITTERS, **contraction.EMITTERS, **convolution.EMITTERS, **loops.EMITTERS, **movement.EMITTERS,
+    **rows.EMITTERS,
+}  # fmt: skip
+"""How to generate each family's kernels."""

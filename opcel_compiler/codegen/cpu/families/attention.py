@@ -1,0 +1,46 @@
+"""Attention as one kernel."""
+
+from __future__ import annotations
+
+from opcel_compiler.codegen.cpu.expressions import literal
+from opcel_compiler.codegen.cpu.unit import KernelUnit
+from opcel_compiler.ir.dims import Dim, ceildiv
+from opcel_compiler.ir.program import Kernel
+from opcel_compiler.ir.types import F32
+from opcel_compiler.targets.schema import Target
+
+
+def emit_attention(kernel: Kernel, target: Target) -> KernelUnit:
+    """softmax(scale · q kᵀ + mask) v over [batch, heads, sequence, size] operands of any strides."""
+    anchor = kernel.anchor
+    assert anchor is not None
+    unit = KernelUnit()
+    inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
+    q, k, v = (inputs[anchor.operand(i)] for i in range(3))
+    y = kernel.outputs[0]
+    mask = anchor.operands[3] if len(anchor.operands) > 3 else None
+    batch, heads, sq, d = q.shape
+    fields = [unit.pointer(q), unit.pointer(k), unit.pointer(v)]
+    if mask is None:
+        fields.append("nullptr")
+        steps: tuple[Dim, ...] = (0, 0, 0, 0)
+    else:
+        wide = inputs[mask].expand((batch, heads, sq, k.shape[2]))
+        fields.append(unit.pointer(wide))
+        steps = wide.strides
+    fields.append(unit.pointer(y, const=False))
+    for view in (q, k, v):
+        fields += map(unit.integer, view.strides[:3])
+    fields += map(unit.integer, (*steps, *y.strides[:3], batch, heads, k.shape[1], sq, k.shape[2]))
+    fields += [literal(anchor.attrs["scale"], F32), "true" if anchor.attrs["causal"] else "false"]
+    per_task = 240
+    fields += map(unit.integer, (k.shape[2] - sq, per_task))
+    unit.tasks = batch * heads * ceildiv(sq, per_task)
+    return unit.finish(
+        ["kernels/attention/blockwise.h"], "",
+        f"  const AttentionArgs args{{{', '.join(fields)}}};\n"
+        f"  attention_tasks<{d}, {v.shape[3]}>(args, begin, end);\n",
+    )  # fmt: skip
+
+
+EMITTERS = {"attention": emit_attention}

@@ -1,0 +1,128 @@
+"""Matrix products: packed register-tiled f32, its run-time packing, and the reference for every other case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from opcel_compiler.codegen.cpu.expressions import CTYPES
+from opcel_compiler.codegen.cpu.families.functors import Functor, after, last_step, row_step
+from opcel_compiler.codegen.cpu.unit import KernelUnit
+from opcel_compiler.ir.dims import Dim, ceildiv, dim_min, product
+from opcel_compiler.ir.program import Kernel, View
+from opcel_compiler.targets.schema import Target
+
+
+def batches(kernel: Kernel, view: View) -> View:
+    """A matrix operand broadcast to the product's batch axes."""
+    return view.expand((*kernel.outputs[0].shape[:-2], *view.shape[-2:]))
+
+
+def emit_gemm(kernel: Kernel, target: Target) -> KernelUnit:
+    """C = epilogue(A·B), B in panels of `params["panel"]` columns."""
+    assert kernel.anchor is not None
+    unit = KernelUnit()
+    inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
+    a, b, c = inputs[kernel.anchor.operand(0)], inputs[kernel.anchor.operand(1)], kernel.outputs[0]
+    width = target.vector.width_f32 if target.vector else 1
+    panel: int = kernel.params["panel"]
+    n, k = b.shape[-1], b.shape[-2]
+    shared = len(b.shape) == 2
+    if shared:
+        batch: Dim = 1
+        m = product(a.shape[:-1])
+        a_row, a_batch, b_batch, c_batch = row_step(a), 0, 0, 0  # type: tuple[Dim, Dim, Dim, Dim]
+    else:
+        batch, m = product(c.shape[:-2]), c.shape[-2]
+        wide = batches(kernel, a)
+        a_row, a_batch = wide.strides[-2], row_step(wide, 2)
+        per_batch = ceildiv(n, panel) * panel * k
+        lead = View(b.buffer, b.shape[:-2], b.strides[:-2])
+        b_batch = per_batch if product(lead.shape) != 1 else 0
+        c_batch = m * n
+
+    def steps(view: View) -> Sequence[Dim]:
+        row = row_step(view) if len(view.shape) > 1 else 0
+        return ((0 if shared else row * m), row, last_step(view))
+
+    epilogue = Functor(unit, kernel, ("batch", "row", "col"), steps)
+    struct = epilogue.struct(
+        "Epilogue", "apply(vf v, int64_t batch, int64_t row, int64_t col, int lanes)", after(kernel.body, kernel.anchor),
+        {kernel.anchor.result: "v"}, kernel.body.outputs[0],
+    )  # fmt: skip
+    rows_per_task, panels_per_task = kernel.params["rows_per_task"], kernel.params["panels_per_task"]
+    unit.tasks = batch * ceildiv(ceildiv(n, panel), panels_per_task) * ceildiv(m, rows_per_task)
+    fields = [
+        unit.pointer(a), *map(unit.integer, (a_batch, a_row)), unit.pointer(b), unit.integer(b_batch),
+        unit.pointer(c, const=False), *map(unit.integer, (c_batch, n, batch, m, n, k, rows_per_task, panels_per_task)),
+    ]  # fmt: skip
+    heights = ", ".join(map(str, kernel.params["rows"]))
+    return unit.finish(
+        ["kernels/gemm/packed.h", "base/vmath.h"], struct,
+        f"  const GemmArgs args{{{', '.join(fields)}}};\n  const Epilogue epilogue{epilogue.instance};\n"
+        f"  gemm_tasks<{panel // width}, {heights}>(args, epilogue, begin, end);\n",
+    )  # fmt: skip
+
+
+def emit_pack(kernel: Kernel, target: Target) -> KernelUnit:
+    """Panels of a B that is known only at run time."""
+    unit = KernelUnit()
+    b, packed = kernel.inputs[0], kernel.outputs[0]
+    width = target.vector.width_f32 if target.vector else 1
+    panel = packed.buffer.layout.block
+    batch, k, n = product(b.shape[:-2]), b.shape[-2], b.shape[-1]
+    panels = ceildiv(n, panel)
+    unit.tasks = batch * panels
+    fields = [
+        unit.pointer(b), *map(unit.integer, (row_step(b, 2), b.strides[-2], b.strides[-1])),
+        unit.pointer(packed, const=False), *map(unit.integer, (panels * panel * k, batch, k, n)),
+    ]  # fmt: skip
+    return unit.finish(
+        ["kernels/gemm/packed.h"], "",
+        f"  const PackArgs args{{{', '.join(fields)}}};\n  pack_b_tasks<{panel // width}>(args, begin, end);\n",
+    )  # fmt: skip
+
+
+def emit_reference(kernel: Kernel, target: Target) -> KernelUnit:
+    """Any arithmetic type, any strides, 1-D operands too."""
+    assert kernel.anchor is not None
+    unit = KernelUnit()
+    inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
+    a, b, y = inputs[kernel.anchor.operand(0)], inputs[kernel.anchor.operand(1)], kernel.outputs[0]
+    ctype = CTYPES[y.dtype]
+    if len(a.shape) == 1:
+        a = View(a.buffer, (1, *a.shape), (0, *a.strides), a.offset)
+    if len(b.shape) == 1:
+        b = View(b.buffer, (*b.shape, 1), (*b.strides, 0), b.offset)
+    lead = len(y.shape) - (len(kernel.anchor.operand(0).tensor.dims) > 1) - (len(kernel.anchor.operand(1).tensor.dims) > 1)
+    batch = y.shape[:lead]
+    wide_a, wide_b = a.expand((*batch, *a.shape[-2:])), b.expand((*batch, *b.shape[-2:]))
+
+    def six(values: Sequence[Dim]) -> str:
+        return "{" + ", ".join([*["0"] * 0, *(unit.integer(v) for v in values), *["1"] * (6 - len(values))]) + "}"
+
+    fields = [
+        unit.pointer(a, ctype), *map(unit.integer, a.strides[-2:]), unit.pointer(b, ctype),
+        *map(unit.integer, b.strides[-2:]), unit.pointer(y, ctype, const=False),
+        *map(unit.integer, (a.shape[-2], b.shape[-1], a.shape[-1])), str(lead), six(batch),
+        six(wide_a.strides[:lead]), six(wide_b.strides[:lead]),
+    ]  # fmt: skip
+    unit.tasks = product(batch) * a.shape[-2]
+    return unit.finish(
+        ["kernels/matmul/reference.h"], "",
+        f"  const MatmulReferenceArgs<{ctype}> args{{{', '.join(fields)}}};\n  matmul_reference_tasks(args, begin, end);\n",
+    )  # fmt: skip
+
+
+def task_shape(m: Dim, n: Dim, k: Dim, panel: int, tallest: int, cache: int) -> tuple[Dim, Dim]:
+    """(rows, panels) of one task: rows of A that stay in half a cache of `cache` bytes, and some 16 tasks in all."""
+    depth = k if isinstance(k, int) else 1024
+    rows = max(tallest, cache // (8 * max(1, depth)) // tallest * tallest)
+    groups = ceildiv(m, rows) if isinstance(m, int) else 1
+    panels = ceildiv(n, panel)
+    if isinstance(panels, int) and isinstance(groups, int):
+        wanted = max(1, 16 // max(1, groups))
+        return dim_min(m, rows) if isinstance(m, int) else rows, max(1, -(-panels // wanted))
+    return rows, 4
+
+
+EMITTERS = {"gemm": emit_gemm, "pack": emit_pack, "matmul.reference": emit_reference}

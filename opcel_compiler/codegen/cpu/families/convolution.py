@@ -1,0 +1,225 @@
+"""Convolutions and pools: blocked by channels with fused epilogues, and the row-major references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from opcel_compiler.codegen.cpu.families.functors import Functor, after
+from opcel_compiler.codegen.cpu.unit import KernelUnit
+from opcel_compiler.ir.dims import Dim, ceildiv, product
+from opcel_compiler.ir.graph import Node
+from opcel_compiler.ir.program import Kernel, View
+from opcel_compiler.targets.schema import Target
+
+Spatial = tuple[Dim, Dim, Dim, Dim]
+
+
+def image_steps(view: View) -> Spatial:
+    """Steps of a blocked (or planar) image [n, c, ...spatial]: image, channel block, row, pixel. A 1-D image is one row."""
+    n, c, *space = view.strides
+    if len(space) == 1:
+        space = [0, *space]
+    return n, c, space[0], space[1]
+
+
+def extent(view: View) -> tuple[Dim, Dim]:
+    """(height, width) of an image; 1-D images have height 1."""
+    space = view.shape[2:]
+    return (1, space[0]) if len(space) == 1 else (space[0], space[1])
+
+
+def two(values: Sequence[int], fill: int) -> tuple[int, int]:
+    """One value per spatial axis as (height, width)."""
+    return (fill, values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def begins(pads: Sequence[int]) -> tuple[int, int]:
+    return two(pads[: len(pads) // 2], 0)
+
+
+def ends(pads: Sequence[int]) -> tuple[int, int]:
+    return two(pads[len(pads) // 2 :], 0)
+
+
+def padded(view: View, pads: Sequence[int]) -> View:
+    """The view moved to the first padded pixel, inside the buffer's halo."""
+    _, _, row, pixel = image_steps(view)
+    top, left = begins(pads)
+    return View(view.buffer, view.shape, view.strides, view.offset - row * top - pixel * left)
+
+
+def _epilogue(unit: KernelUnit, kernel: Kernel, anchor: Node) -> tuple[str, str]:
+    """(struct text, statement that makes the instance)."""
+
+    def steps(view: View) -> Sequence[Dim]:
+        if product(view.shape) == 1:
+            return 0, 0, 0, 0, 0
+        if len(view.shape) == len(kernel.outputs[0].shape) and any(d != 1 for d in (view.shape[0], *view.shape[2:])):
+            n, c, row, pixel = image_steps(view)
+            return (n if view.shape[0] != 1 else 0), c, row, pixel, 1
+        return 0, view.buffer.layout.block, 0, 0, 1
+
+    functor = Functor(unit, kernel, ("n", "cb", "y", "x", "0"), steps)
+    known = {anchor.result: "v"}
+    extra = anchor.operands[2] if anchor.op == "conv" and len(anchor.operands) > 2 else None
+    nodes = after(kernel.body, anchor)
+    struct = functor.struct_with_bias(extra, nodes, known, kernel.body.outputs[0])
+    return struct, f"  const Epilogue epilogue{functor.instance};\n"
+
+
+def _flattens(kernel: Kernel) -> bool:
+    """Whether rows of input and output lie end to end, so that a 1x1 convolution may see them as one row."""
+    anchor = kernel.anchor
+    assert anchor is not None
+    if any(d != 1 for d in anchor.operand(1).tensor.dims[2:]) or any(s != 1 for s in anchor.attrs["strides"]):
+        return False
+    full = [v for v in kernel.views if len(v.shape) == len(kernel.outputs[0].shape) and v.shape[2:] == kernel.outputs[0].shape[2:]]
+    return all(not any(sum(h) for h in v.buffer.layout.halo) for v in full)
+
+
+def emit_conv(kernel: Kernel, target: Target) -> KernelUnit:
+    """Direct convolution: `params` group_blocks (ocb, icb), in_block CB, out_blocks NV, tile rows PH and widths PW."""
+    anchor, p = kernel.anchor, kernel.params
+    assert anchor is not None
+    unit = KernelUnit()
+    inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
+    x, w, y = inputs[anchor.operand(0)], inputs[anchor.operand(1)], kernel.outputs[0]
+    struct, make = _epilogue(unit, kernel, anchor)
+    kh, kw = two([int(d) for d in anchor.operand(1).tensor.static_shape[2:]], 1)
+    (sh, sw), (dh, dw) = two(anchor.attrs["strides"], 1), two(anchor.attrs["dilations"], 1)
+    oh, ow = extent(y)
+    if _flattens(kernel) and p["tile_rows"] == 1:
+        oh, ow = 1, oh * ow
+    rows_per_task: int = p["rows_per_task"]
+    xn, xc, xr, _ = image_steps(x)
+    yn, yc, yr, _ = image_steps(y)
+    groups = anchor.attrs["groups"]
+    ocb, icb = p["group_blocks"]
+    unit.tasks = x.shape[0] * groups * (ocb // p["out_blocks"]) * ceildiv(oh, rows_per_task)
+    fields = [
+        unit.pointer(padded(x, anchor.attrs["pads"])), *map(unit.integer, (xn, xc, xr)), unit.pointer(w),
+        unit.pointer(y, const=False), *map(unit.integer, (yn, yc, yr, x.shape[0], groups, ocb, icb, oh, ow, rows_per_task)),
+    ]  # fmt: skip
+    numbers = (p["in_block"], kh, kw, sh, sw, dh, dw, p["out_blocks"], p["tile_rows"], *p["tile_widths"])
+    return unit.finish(
+        ["kernels/conv/blocked.h", "base/vmath.h"], struct,
+        f"  const ConvArgs args{{{', '.join(fields)}}};\n{make}"
+        f"  conv_tasks<{', '.join(map(str, numbers))}>(args, epilogue, begin, end);\n",
+    )  # fmt: skip
+
+
+def emit_depthwise(kernel: Kernel, target: Target) -> KernelUnit:
+    anchor, p = kernel.anchor, kernel.params
+    assert anchor is not None
+    unit = KernelUnit()
+    inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
+    x, w, y = inputs[anchor.operand(0)], inputs[anchor.operand(1)], kernel.outputs[0]
+    struct, make = _epilogue(unit, kernel, anchor)
+    kh, kw = two([int(d) for d in anchor.operand(1).tensor.static_shape[2:]], 1)
+    numbers = (kh, kw, *two(anchor.attrs["strides"], 1), *two(anchor.attrs["dilations"], 1))
+    oh, ow = extent(y)
+    rows_per_task: int = p["rows_per_task"]
+    cb = ceildiv(y.shape[1], y.buffer.layout.block)
+    unit.tasks = x.shape[0] * cb * ceildiv(oh, rows_per_task)
+    fields = [
+        unit.pointer(padded(x, anchor.attrs["pads"])), *map(unit.integer, image_steps(x)[:3]), unit.pointer(w),
+        unit.pointer(y, const=False),
+        *map(unit.integer, (*image_steps(y)[:3], x.shape[0], cb, oh, ow, rows_per_task)),
+    ]  # fmt: skip
+    return unit.finish(
+        ["kernels/conv/depthwise.h", "base/vmath.h"], struct,
+        f"  const DepthwiseArgs args{{{', '.join(fields)}}};\n{make}"
+        f"  depthwise_tasks<{', '.join(map(str, numbers))}>(args, epilogue, begin, end);\n",
+    )  # fmt: skip
+
+
+def emit_pool(kernel: Kernel, target: Target) -> KernelUnit:
+    """Blocked max and average pools; a mean over all pixels is an average with the image as its window."""
+    anchor = kernel.anchor
+    assert anchor is not None
+    unit = KernelUnit()
+    x, y = kernel.inputs[0], kernel.outputs[0]
+    struct, make = _epilogue(unit, kernel, anchor)
+    ih, iw = extent(x)
+    if anchor.op == "reduce_mean":
+        oh, ow = 1, 1  # type: tuple[Dim, Dim]
+        window: tuple[Dim, ...] = (ih, iw, 1, 1, 1, 1, 0, 0, 0, 0, 0)
+        yn, yc, yr = y.strides[0], y.strides[1], 0  # type: tuple[Dim, Dim, Dim]
+    else:
+        oh, ow = extent(y)
+        a = anchor.attrs
+        window = (
+            *two(a["kernel"], 1), *two(a["strides"], 1), *two(a["dilations"], 1), *begins(a["pads"]), *ends(a["pads"]),
+            int(a.get("count_include_pad", False)),
+        )  # fmt: skip
+        yn, yc, yr, _ = image_steps(y)
+    cb = ceildiv(y.shape[1], y.buffer.layout.block)
+    rows_per_task = kernel.params.get("rows_per_task", 8)
+    unit.tasks = x.shape[0] * cb * ceildiv(oh, rows_per_task)
+    *sizes, include = window
+    fields = [
+        unit.pointer(x), *map(unit.integer, image_steps(x)[:3]), unit.pointer(y, const=False),
+        *map(unit.integer, (yn, yc, yr, x.shape[0], cb, ih, iw, oh, ow, *sizes)), "true" if include else "false",
+        unit.integer(rows_per_task),
+    ]  # fmt: skip
+    kind = "true" if anchor.op == "max_pool" else "false"
+    return unit.finish(
+        ["kernels/pool/blocked.h", "base/vmath.h"], struct,
+        f"  const PoolArgs args{{{', '.join(fields)}}};\n{make}  pool_tasks<{kind}>(args, epilogue, begin, end);\n",
+    )  # fmt: skip
+
+
+def _padded_list(unit: KernelUnit, values: Sequence[Dim], size: int, fill: int) -> str:
+    """Spatial values as a C array of `size`, missing leading axes filled."""
+    return "{" + ", ".join([str(fill)] * (size - len(values)) + [unit.integer(v) for v in values]) + "}"
+
+
+def emit_conv_reference(kernel: Kernel, target: Target) -> KernelUnit:
+    anchor = kernel.anchor
+    assert anchor is not None
+    unit = KernelUnit()
+    inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
+    x, w, y = inputs[anchor.operand(0)], inputs[anchor.operand(1)], kernel.outputs[0]
+    bias = anchor.operands[2] if len(anchor.operands) > 2 else None
+    a = anchor.attrs
+    fields = [
+        unit.pointer(x), unit.pointer(w), unit.pointer(inputs[bias]) if bias is not None else "nullptr",
+        unit.pointer(y, const=False), *map(unit.integer, (x.shape[0], x.shape[1], y.shape[1], a["groups"])),
+        _padded_list(unit, x.shape[2:], 3, 1), _padded_list(unit, y.shape[2:], 3, 1),
+        _padded_list(unit, w.shape[2:], 3, 1), _padded_list(unit, a["strides"], 3, 1),
+        _padded_list(unit, a["dilations"], 3, 1), _padded_list(unit, a["pads"][: len(a["pads"]) // 2], 3, 0),
+    ]  # fmt: skip
+    unit.tasks = product(y.shape[:-1])
+    return unit.finish(
+        ["kernels/conv/reference.h"], "",
+        f"  const ConvReferenceArgs args{{{', '.join(fields)}}};\n  conv_reference_tasks(args, begin, end);\n",
+    )  # fmt: skip
+
+
+def emit_pool_reference(kernel: Kernel, target: Target) -> KernelUnit:
+    anchor = kernel.anchor
+    assert anchor is not None
+    unit = KernelUnit()
+    x, y, a = kernel.inputs[0], kernel.outputs[0], anchor.attrs
+    half = len(a["pads"]) // 2
+    lists = [x.shape[2:], y.shape[2:], a["kernel"], a["strides"], a["dilations"], a["pads"][:half], a["pads"][half:]]
+
+    def six(values: Sequence[Dim]) -> str:
+        return "{" + ", ".join([*(unit.integer(v) for v in values), *["1"] * (6 - len(values))]) + "}"
+
+    unit.tasks = x.shape[0] * x.shape[1]
+    fields = [
+        unit.pointer(x), unit.pointer(y, const=False), "nullptr", unit.integer(unit.tasks), str(half),
+        *map(six, lists), "true" if a.get("count_include_pad") else "false",
+    ]  # fmt: skip
+    kind = "true" if anchor.op == "max_pool" else "false"
+    return unit.finish(
+        ["kernels/pool/reference.h"], "",
+        f"  const PoolReferenceArgs args{{{', '.join(fields)}}};\n  pool_reference_tasks<{kind}>(args, begin, end);\n",
+    )  # fmt: skip
+
+
+EMITTERS = {
+    "conv.blocked": emit_conv, "conv.depthwise": emit_depthwise, "pool.blocked": emit_pool,
+    "conv.reference": emit_conv_reference, "pool.reference": emit_pool_reference,
+}  # fmt: skip

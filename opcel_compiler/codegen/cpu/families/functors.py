@@ -1,0 +1,113 @@
+"""Prologue and epilogue functors: the elementwise parts of a body as C++ structs that the templates call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from opcel_compiler.codegen.cpu.expressions import emit_body
+from opcel_compiler.codegen.cpu.unit import KernelUnit
+from opcel_compiler.ir.dims import Dim
+from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.program import Kernel, View
+
+Steps = Callable[[View], Sequence[Dim]]
+"""How far, in elements, a step along each coordinate of the functor moves in a view."""
+
+
+@dataclass
+class Functor:
+    """A struct with one pointer and its steps for each outside value, and the C++ text that makes an instance."""
+
+    unit: KernelUnit
+    kernel: Kernel
+    coordinates: tuple[str, ...]
+    steps: Steps
+    fields: list[str] = field(default_factory=list)
+    values: list[str] = field(default_factory=list)
+
+    def load(self, value: Value) -> str:
+        """The C++ expression that reads `value` at the functor's coordinates, W lanes along the last one."""
+        view = self.kernel.inputs[self.kernel.body.inputs.index(value)]
+        k = len(self.values)
+        self.fields.append(f"const float* e{k};")
+        self.values.append(self.unit.pointer(view))
+        steps = list(self.steps(view))
+        where = f"e{k}"
+        for coordinate, step in zip(self.coordinates, steps, strict=True):
+            if step == 0 or coordinate == "0":
+                continue
+            if step == 1:
+                where += f" + {coordinate}"
+                continue
+            name = f"s{len(self.values)}"
+            self.fields.append(f"int64_t {name};")
+            self.values.append(self.unit.integer(step))
+            where += f" + {coordinate} * {name}"
+        return f"load_t<Tail>({where}, lanes)" if steps[-1] != 0 else f"set(*({where}))"
+
+    def struct(self, name: str, signature: str, nodes: Sequence[Node], known: dict[Value, str], result: Value) -> str:
+        """The struct's text; `signature` is that of its only function, `known` the values it is handed."""
+        loads = []
+        outside: dict[Value, None] = {}
+        own = {r for n in nodes for r in n.results}
+        for v in [v for n in nodes for v in n.operands if v is not None] + [result]:
+            if v not in own and v not in known and v.constant is None:
+                outside[v] = None
+        for v in outside:
+            loads.append(f"    const vf {(local := f'x{len(loads)}')} = {self.load(v)};")
+            known[v] = local
+        lines = emit_body(list(nodes), known, True)
+        names = [c for c in self.coordinates if not c.isdigit()]
+        unused = "".join(f" (void){c};" for c in (*names, "lanes"))
+        return (
+            f"struct {name} {{\n  {' '.join(self.fields)}\n  template <bool Tail>\n  OPCEL_INLINE vf {signature} const {{\n"
+            f"   {unused}\n" + "\n".join([*loads, *lines]) + f"\n    return {known[result]};\n  }}\n}};\n"
+        )
+
+    def struct_with_bias(self, bias: Value | None, nodes: Sequence[Node], known: dict[Value, str], result: Value) -> str:
+        """The epilogue of an image kernel, where the anchor's own bias (per channel) is added first."""
+        anchor = next(iter(known))
+        if bias is not None:
+            known[anchor] = f"(v + {self.load(bias)})"
+        return self.struct(
+            "Epilogue", "apply(vf v, int64_t n, int64_t cb, int64_t y, int64_t x, int lanes)", nodes, known, result
+        )
+
+    @property
+    def instance(self) -> str:
+        return "{" + ", ".join(self.values) + "}"
+
+
+def after(body: Graph, anchor: Node) -> list[Node]:
+    """The nodes of a body that compute its output from the anchor's result, constants included."""
+    return [n for n in body.nodes if n is not anchor and n not in set(before(body, anchor))]
+
+
+def before(body: Graph, anchor: Node) -> list[Node]:
+    """The nodes that the anchor's first operand is computed by."""
+    wanted: set[Node] = set()
+    stack = [v.producer for v in anchor.operands[:1] if v is not None]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in wanted:
+            wanted.add(node)
+            stack += [v.producer for v in node.operands if v is not None]
+    return [n for n in body.nodes if n in wanted]
+
+
+def row_step(view: View, keep: int = 1) -> Dim:
+    """The constant step of the merged axes before the last `keep`; 0 when they are broadcast or absent.
+
+    Raises ValueError when they do not merge into one.
+    """
+    lead = View(view.buffer, view.shape[:-keep], view.strides[:-keep], view.offset)
+    _, strides = lead.merged()
+    if len(strides) > 1:
+        raise ValueError(f"{view} is not a matrix of rows")
+    return strides[0] if strides else 0
+
+
+def last_step(view: View) -> Dim:
+    """The innermost step: 0 when the last axis is broadcast or of extent 1."""
+    return 0 if not view.shape or view.shape[-1] == 1 else view.strides[-1]

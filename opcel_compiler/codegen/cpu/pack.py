@@ -1,0 +1,49 @@
+"""Weights as the kernels read them: a constant's data in its buffer's layout or packing."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from opcel_compiler.ir.layout import Layout
+from opcel_compiler.ir.program import Buffer
+
+
+def packed(buffer: Buffer) -> np.ndarray:
+    """The bytes of a weight buffer as a flat array, in the buffer's order, padding included."""
+    assert buffer.data is not None
+    array = buffer.data.array.reshape(tuple(int(d) for d in buffer.type.dims))  # type: ignore[arg-type]
+    if buffer.packing.startswith("conv:"):
+        groups, block, panel = map(int, buffer.packing.split(":")[1:])
+        return conv_panels(array, groups, block, panel)
+    return laid_out(array, buffer.layout)
+
+
+def laid_out(array: np.ndarray, layout: Layout) -> np.ndarray:
+    """A row-major array in `layout`, flat."""
+    if layout.halo:
+        array = np.pad(array, layout.halo, constant_values=layout.pad_value)
+    order = layout.order or tuple(range(array.ndim))
+    if layout.block == 1:
+        return np.ascontiguousarray(array.transpose(order)).reshape(-1)
+    axis, block = layout.block_axis, layout.block
+    blocks = -(-array.shape[axis] // block)
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, blocks * block - array.shape[axis])
+    if widths[axis][1]:
+        array = np.pad(array, widths, constant_values=layout.pad_value)
+    split = array.reshape(*array.shape[:axis], blocks, block, *array.shape[axis + 1 :])
+    outer = [a if a <= axis else a + 1 for a in order]
+    return np.ascontiguousarray(split.transpose(*outer, axis + 1)).reshape(-1)
+
+
+def conv_panels(w: np.ndarray, groups: int, block: int, panel: int) -> np.ndarray:
+    """[filters, channels, kh, kw] → [group][filters / panel][channels / block][kh][kw][block][panel], zero padded."""
+    if w.ndim == 3:
+        w = w[:, :, None, :]
+    filters, channels, kh, kw = w.shape
+    per_group = filters // groups
+    tiles, blocks = -(-per_group // panel), -(-channels // block)
+    out = np.zeros((groups, tiles * panel, blocks * block, kh, kw), w.dtype)
+    out[:, :per_group, :channels] = w.reshape(groups, per_group, channels, kh, kw)
+    split = out.reshape(groups, tiles, panel, blocks, block, kh, kw)
+    return np.ascontiguousarray(split.transpose(0, 1, 3, 5, 6, 4, 2)).reshape(-1)

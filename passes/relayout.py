@@ -1,0 +1,250 @@
+"""Choose blocked channels for images: put layout conversions around convolutions, then move and cancel them.
+
+A conversion is an explicit `relayout` kernel. First every convolution that has a blocked kernel gets its input converted
+and its output converted back. Then, in program order, kernels that work on any layout take over their inputs' blocked
+form, two conversions that undo each other cancel, and conversions nobody reads go. Halos wanted by several readers of a
+buffer are joined, so that one padded buffer serves them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from opcel_compiler.ir.dims import product
+from opcel_compiler.ir.graph import Graph, Value
+from opcel_compiler.ir.layout import Layout
+from opcel_compiler.ir.program import Buffer, Kernel, Program, Step, View, whole
+from opcel_compiler.ir.types import F32, TensorType
+from opcel_compiler.rewrite.pass_ import Pass, PassContext
+
+AGNOSTIC = frozenset({"elementwise", "max_pool", "avg_pool", "reduce_mean"})
+
+
+@dataclass(frozen=True)
+class Relayout(Pass):
+    """Block image channels by the target's vector width and remove the conversions that this allows to remove."""
+
+    name: ClassVar[str] = "relayout"
+    summary: ClassVar[str] = "block image channels; move and cancel layout conversions"
+    level: ClassVar[str] = "program"
+
+    def run(self, program: Program, ctx: PassContext) -> None:
+        target = ctx.target
+        width = target.vector.width_f32 if target is not None and target.vector is not None else 1
+        if width > 1 and any(k.family == "conv" for k in program.kernels):
+            _Relayout(program, width).run()
+
+
+class _Relayout:
+    def __init__(self, program: Program, width: int) -> None:
+        self.program = program
+        self.width = width
+        self.blocked: dict[Buffer, Buffer] = {}
+        """Row-major buffer → the blocked buffer that holds the same values."""
+        self.steps: list[Step] = []
+        self.names = {b.name for b in program.buffers}
+
+    def run(self) -> None:
+        for step in self.program.steps:
+            if isinstance(step, Kernel) and self._takes_blocks(step):
+                self._convert(step)
+            else:
+                self.steps.append(step)
+        self.program.steps = self.steps
+        self._drop_dead()
+        self._refresh()
+
+    # -- which kernels ---------------------------------------------------------------------------------------------
+
+    def _takes_blocks(self, kernel: Kernel) -> bool:
+        if any(v.dtype != F32 for v in kernel.views) or len(kernel.outputs) != 1:
+            return False
+        if kernel.family == "conv":
+            return conv_kind(kernel, self.width) is not None and self._extras_fit(kernel)
+        if kernel.family not in AGNOSTIC or not any(v.buffer in self.blocked for v in kernel.inputs):
+            return False
+        out = kernel.outputs[0].shape
+        if kernel.family == "elementwise":
+            return len(out) in (3, 4) and self._extras_fit(kernel)
+        anchor = kernel.anchor
+        assert anchor is not None
+        if anchor.op == "reduce_mean":
+            rank = len(kernel.inputs[0].shape)
+            return rank in (3, 4) and anchor.attrs["axes"] == tuple(range(2, rank))
+        return len(out) in (3, 4) and len(kernel.inputs) == 1
+
+    def _extras_fit(self, kernel: Kernel) -> bool:
+        """Whether every input that is not the anchor's own is an image of the output's shape, or per channel."""
+        out = kernel.outputs[0].shape
+        own = kernel.anchor.operands if kernel.anchor is not None else ()
+        for value, view in zip(kernel.body.inputs, kernel.inputs, strict=True):
+            if value in own or product(view.shape) == 1:
+                continue
+            if not (self._is_image(view, out) or self._per_channel(view, out)):
+                return False
+        return True
+
+    @staticmethod
+    def _is_image(view: View, out: tuple[object, ...]) -> bool:
+        if len(view.shape) != len(out) or not (view.is_contiguous and view.offset == 0):
+            return False
+        return all(a == b or (a == 1 and i != 1) for i, (a, b) in enumerate(zip(view.shape, out, strict=True)))
+
+    @staticmethod
+    def _per_channel(view: View, out: tuple[object, ...]) -> bool:
+        """A constant that varies along the channel axis alone."""
+        if view.buffer.kind != "weight" or len(view.shape) < len(out) - 1 or len(view.shape) > len(out):
+            return False
+        lead = len(view.shape) - (len(out) - 1)
+        return all(d == 1 for i, d in enumerate(view.shape) if i != lead)
+
+    # -- conversion ------------------------------------------------------------------------------------------------
+
+    def _convert(self, kernel: Kernel) -> None:
+        anchor = kernel.anchor
+        kind = conv_kind(kernel, self.width) if kernel.family == "conv" else None
+        for i, value in enumerate(kernel.body.inputs):
+            view = kernel.inputs[i]
+            operand = anchor.operands.index(value) if anchor is not None and value in anchor.operands else -1
+            if kind is not None and operand == 1:
+                kernel.inputs[i] = self._weights(kernel, view, kind)
+            elif operand == 2 or (operand < 0 and self._per_channel(view, kernel.outputs[0].shape)):
+                kernel.inputs[i] = self._vector(view)
+            elif product(view.shape) == 1 and operand < 0:
+                continue
+            elif kind == "planar" and operand == 0:
+                kernel.inputs[i] = self._planar(kernel, view)
+            else:
+                halo = self._halo(kernel) if kind is not None and operand == 0 else ()
+                kernel.inputs[i] = whole(self._to_blocked(view, halo, kernel.origin))
+        out = kernel.outputs[0]
+        rank = len(out.shape)
+        target = self._buffer(out.buffer.name, TensorType(F32, out.shape), Layout(block_axis=1, block=self.width))
+        kernel.outputs[0] = whole(target)
+        if kind is not None:
+            kernel.family = "conv.depthwise" if kind == "depthwise" else "conv.blocked"
+            kernel.params["kind"] = kind
+        elif kernel.family != "elementwise":
+            kernel.family = "pool.blocked"
+        self.steps.append(kernel)
+        self._emit_copy(whole(target), out, kernel.origin)
+        if out.is_contiguous and out.offset == 0 and rank >= 2:
+            self.blocked[out.buffer] = target
+
+    def _to_blocked(self, view: View, halo: tuple[tuple[int, int], ...], origin: tuple[str, ...]) -> Buffer:
+        found = self.blocked.get(view.buffer)
+        if found is not None and found.type.shape == view.shape:
+            found.layout = _with_halo(found.layout, halo)
+            return found
+        layout = _with_halo(Layout(block_axis=1, block=self.width), halo)
+        found = self._buffer(view.buffer.name, TensorType(F32, view.shape), layout)
+        self._emit_copy(view, whole(found), origin)
+        self.blocked[view.buffer] = found
+        return found
+
+    def _planar(self, kernel: Kernel, view: View) -> View:
+        """The few-channel input of a first layer: row-major, with a halo where the convolution pads."""
+        halo = self._halo(kernel)
+        if not halo and view.is_contiguous:
+            return view
+        buffer = self._buffer(view.buffer.name, TensorType(F32, view.shape), Layout(halo=halo))
+        self._emit_copy(view, whole(buffer), kernel.origin)
+        return whole(buffer)
+
+    def _halo(self, kernel: Kernel) -> tuple[tuple[int, int], ...]:
+        assert kernel.anchor is not None
+        pads = kernel.anchor.attrs["pads"]
+        half = len(pads) // 2
+        if not any(pads):
+            return ()
+        return ((0, 0), (0, 0), *((pads[i], pads[half + i]) for i in range(half)))
+
+    def _weights(self, kernel: Kernel, view: View, kind: str) -> View:
+        b = view.buffer
+        if kind == "depthwise":
+            layout = Layout(block_axis=0, block=self.width)
+            return whole(self._buffer(b.name, b.type, layout, like=b))
+        packed = self._buffer(b.name, b.type, Layout(), like=b)
+        packed.packing = "conv"
+        return whole(packed)
+
+    def _vector(self, view: View) -> View:
+        """A per-channel constant, padded with zeros to whole blocks."""
+        axis = next((i for i, d in enumerate(view.shape) if d != 1), len(view.shape) - 1 if len(view.shape) == 1 else 0)
+        layout = Layout(block_axis=axis, block=self.width)
+        return whole(self._buffer(view.buffer.name, TensorType(F32, view.shape), layout, like=view.buffer))
+
+    def _emit_copy(self, source: View, target: View, origin: tuple[str, ...]) -> None:
+        body = Graph("copy")
+        body.add_output(body.add_input("x", TensorType(source.dtype, source.shape)))
+        self.steps.append(Kernel("relayout", body, [source], [target], origin=origin))
+
+    def _buffer(self, base: str, type: TensorType, layout: Layout, like: Buffer | None = None) -> Buffer:
+        name, count = f"{base}.blocked", 0
+        while name in self.names:
+            count += 1
+            name = f"{base}.blocked{count}"
+        self.names.add(name)
+        if like is not None:
+            return Buffer(name, type, like.kind, layout, data=like.data)
+        return Buffer(name, type, layout=layout)
+
+    # -- clean-up --------------------------------------------------------------------------------------------------
+
+    def _drop_dead(self) -> None:
+        live = set(self.program.outputs)
+        kept: list[Step] = []
+        for step in reversed(self.program.steps):
+            moves = isinstance(step, Kernel) and step.family in ("relayout", "copy")
+            if moves and all(v.buffer not in live for v in step.outputs):
+                continue
+            kept.append(step)
+            live.update(v.buffer for v in step.inputs)
+        self.program.steps = kept[::-1]
+
+    def _refresh(self) -> None:
+        """Views of blocked buffers follow the halos that were joined after they were made."""
+        joined = set(self.blocked.values())
+        for step in self.program.steps:
+            for views in (step.inputs, step.outputs):
+                for i, v in enumerate(views):
+                    if v.buffer in joined:
+                        views[i] = whole(v.buffer)
+
+
+def _with_halo(layout: Layout, halo: tuple[tuple[int, int], ...]) -> Layout:
+    if not halo:
+        return layout
+    have = layout.halo or tuple((0, 0) for _ in halo)
+    joined = tuple((max(a, c), max(b, d)) for (a, b), (c, d) in zip(have, halo, strict=True))
+    return Layout(layout.order, layout.block_axis, layout.block, joined, layout.pad_value)
+
+
+def conv_kind(kernel: Kernel, width: int) -> str | None:
+    """Which blocked kernel computes this convolution: depthwise, planar, grouped, blocked; None for none."""
+    anchor = kernel.anchor
+    if anchor is None or anchor.op != "conv":
+        return None
+    x, w = anchor.operand(0).tensor, anchor.operand(1).tensor
+    if not _is_weight(kernel, anchor.operand(1)) or not w.is_static or len(w.dims) not in (3, 4):
+        return None
+    if len(anchor.operands) > 2 and anchor.operands[2] is not None and not _is_weight(kernel, anchor.operand(2)):
+        return None
+    if type(x.dims[1]) is not int or anchor.operand(0) not in kernel.body.inputs:
+        return None
+    if any(p < 0 for p in anchor.attrs["pads"]):
+        return None
+    groups, channels, filters = anchor.attrs["groups"], x.dims[1], w.static_shape[0]
+    if groups == 1:
+        few = channels < width // 2 or (channels < width and channels % 4)
+        return "planar" if few else "blocked"
+    if groups == channels == filters:
+        return "depthwise"
+    if channels // groups % width == 0 and filters // groups % width == 0:
+        return "blocked"
+    return None
+
+
+def _is_weight(kernel: Kernel, value: Value) -> bool:
+    return value in kernel.body.inputs and kernel.inputs[kernel.body.inputs.index(value)].buffer.kind == "weight"
