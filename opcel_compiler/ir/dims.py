@@ -7,10 +7,10 @@ also answers "no" or "unknown" from the symbols' ranges.
 
 from __future__ import annotations
 
-import ast
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Union
+from typing import NoReturn, Union
 
 Dim = Union[int, "Expr"]
 
@@ -55,7 +55,7 @@ class Call:
         return f"({self.a}) {self.fn} ({self.b})"
 
 
-Atom = Union[Symbol, Call]
+Atom = Symbol | Call
 Monomial = tuple[Atom, ...]
 
 
@@ -338,34 +338,81 @@ def parse_dim(text: str, ranges: Mapping[str, Symbol] | None = None) -> Dim:
 
     Raises ValueError on anything but integers, identifiers, + - * // % min() max() and parentheses.
     """
-    known = ranges or {}
-
-    def build(node: ast.expr) -> Dim:
-        if isinstance(node, ast.Constant) and type(node.value) is int:
-            return node.value
-        if isinstance(node, ast.Name):
-            found = known.get(node.id)
-            return Expr((((found,), 1),)) if found else symbol(node.id)
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return 0 - build(node.operand)
-        if isinstance(node, ast.BinOp):
-            a, b = build(node.left), build(node.right)
-            if isinstance(node.op, ast.Add):
-                return a + b
-            if isinstance(node.op, ast.Sub):
-                return a - b
-            if isinstance(node.op, ast.Mult):
-                return a * b
-            if isinstance(node.op, ast.FloorDiv):
-                return floordiv(a, b)
-            if isinstance(node.op, ast.Mod):
-                return mod(a, b)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("min", "max"):
-            if len(node.args) == 2 and not node.keywords:
-                return FUNCTIONS[node.func.id](build(node.args[0]), build(node.args[1]))
-        raise ValueError(f"{text!r} is not a dimension expression")
-
     try:
-        return build(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, RecursionError):
+        return _DimParser(text, ranges or {}).parse()
+    except (RecursionError, ZeroDivisionError):
         raise ValueError(f"{text!r} is not a dimension expression") from None
+
+
+_TOKEN = re.compile(r"\s*(\d+|[^\W\d]\w*|//|[-+*%(),]|$)")
+
+
+class _DimParser:
+    """Recursive descent with Python's precedences."""
+
+    def __init__(self, text: str, ranges: Mapping[str, Symbol]) -> None:
+        self.text = text
+        self.ranges = ranges
+        self.at = 0
+        self.token = ""
+        self.advance()
+
+    def fail(self) -> NoReturn:
+        raise ValueError(f"{self.text!r} is not a dimension expression")
+
+    def advance(self) -> str:
+        """Read the next token, "" at the end; returns the one before it."""
+        before = self.token
+        found = _TOKEN.match(self.text, self.at)
+        if found is None:
+            self.fail()
+        self.at, self.token = found.end(), found[1]
+        return before
+
+    def accept(self, *tokens: str) -> str:
+        return self.advance() if self.token in tokens else ""
+
+    def expect(self, token: str) -> None:
+        if not self.accept(token):
+            self.fail()
+
+    def parse(self) -> Dim:
+        out = self.sum()
+        if self.token:
+            self.fail()
+        return out
+
+    def sum(self) -> Dim:
+        out = self.product()
+        while sign := self.accept("+", "-"):
+            right = self.product()
+            out = out + right if sign == "+" else out - right
+        return out
+
+    def product(self) -> Dim:
+        out = self.factor()
+        while sign := self.accept("*", "//", "%"):
+            right = self.factor()
+            out = out * right if sign == "*" else FUNCTIONS[sign](out, right)
+        return out
+
+    def factor(self) -> Dim:
+        if self.accept("-"):
+            return 0 - self.factor()
+        if self.accept("("):
+            out = self.sum()
+            self.expect(")")
+            return out
+        name = self.advance()
+        if name.isdigit():
+            return int(name)
+        if not name.isidentifier():
+            self.fail()
+        if name in ("min", "max") and self.accept("("):
+            a = self.sum()
+            self.expect(",")
+            b = self.sum()
+            self.expect(")")
+            return FUNCTIONS[name](a, b)
+        found = self.ranges.get(name)
+        return Expr((((found,), 1),)) if found else symbol(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Union
 
 import numpy as np
 
@@ -53,7 +52,7 @@ class Grouped:
         return f"grouped<{self.dtype}, group={self.group}, axis={self.axis}>"
 
 
-Encoding = Union[Dense, Sparse, Grouped]
+Encoding = Dense | Sparse | Grouped
 DENSE = Dense()
 
 

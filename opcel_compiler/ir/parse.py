@@ -1,0 +1,486 @@
+"""Reading the text form of a graph; `text` describes the form."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+
+from opcel_compiler.errors import OpcelError
+from opcel_compiler.ir.dims import Dim, Symbol, parse_dim
+from opcel_compiler.ir.encodings import DENSE, Constant, Encoding, Grouped, Sparse
+from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.opdef import InferenceError, op_def
+from opcel_compiler.ir.types import (
+    DTYPES,
+    DType,
+    MapType,
+    OptionalType,
+    SequenceType,
+    TensorType,
+    Type,
+    UnknownType,
+)
+
+
+class ParseError(OpcelError):
+    """The text is not a graph; the message starts with the line and column, both counted from 1."""
+
+    def __init__(self, message: str, line: int, column: int) -> None:
+        super().__init__(f"line {line}, column {column}: {message}")
+        self.line = line
+        self.column = column
+
+
+def parse_graph(text: str, constants: Mapping[str, Constant] | None = None) -> Graph:
+    """The graph that `text` writes. `constants` gives the data of constants written as a digest. Raises ParseError,
+    also for what a definition refuses when a node is made; `verify` checks the rest."""
+    parser = _Parser(text, constants or {})
+    while parser.word("symbol"):
+        parser.symbol()
+    if not parser.word("graph"):
+        parser.fail("expected 'graph'")
+    graph = parser.graph(Graph(), {})
+    parser.skip()
+    if parser.at < len(text):
+        parser.fail("expected the end of the text")
+    return graph
+
+
+_SPACE = re.compile(r"(\s|;[^\n]*)*")
+_WORD = re.compile(r"[^\W\d]\w*")
+_NAME = re.compile(r"%([A-Za-z0-9_.]+)")
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_BYTES = re.compile(r'bytes"([^"]*)"')
+_NUMBER = re.compile(r"[-+]?(0x[0-9a-fA-F]+|inf\b|nan\b|\d+(\.\d*)?([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?)")
+_DIGEST = re.compile(r"#([0-9a-f]+)")
+_INT = re.compile(r"[-+]?\d+\Z")
+
+
+class _Parser:
+    def __init__(self, text: str, constants: Mapping[str, Constant]) -> None:
+        self.text = text
+        self.at = 0
+        self.constants = constants
+        self.symbols: dict[str, Symbol] = {}
+        self.names: set[str] = set()
+
+    # -- characters ------------------------------------------------------------------------------------------------
+
+    def fail(self, message: str, at: int | None = None) -> NoReturn:
+        if at is None:
+            self.skip()
+            at = self.at
+        before = self.text[:at]
+        raise ParseError(message, before.count("\n") + 1, at - (before.rfind("\n") + 1) + 1)
+
+    def skip(self) -> None:
+        found = _SPACE.match(self.text, self.at)
+        self.at = found.end() if found else self.at
+
+    def take(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        """The match of `pattern` here, consumed, or None."""
+        self.skip()
+        found = pattern.match(self.text, self.at)
+        if found:
+            self.at = found.end()
+        return found
+
+    def sign(self, mark: str) -> bool:
+        """Whether `mark` stands here; it is then consumed."""
+        self.skip()
+        if self.text.startswith(mark, self.at):
+            self.at += len(mark)
+            return True
+        return False
+
+    def expect(self, mark: str) -> None:
+        if not self.sign(mark):
+            self.fail(f"expected {mark!r}")
+
+    def word(self, word: str) -> bool:
+        """Whether the identifier `word` stands here; it is then consumed."""
+        start = self.at
+        found = self.take(_WORD)
+        if found and found.group() == word:
+            return True
+        self.at = start
+        return False
+
+    def identifier(self, what: str) -> str:
+        found = self.take(_WORD)
+        return found.group() if found else self.fail(f"expected {what}")
+
+    def peek(self, pattern: re.Pattern[str]) -> bool:
+        self.skip()
+        return pattern.match(self.text, self.at) is not None
+
+    def items(self, opening: str, closing: str, item: Callable[[], Any]) -> list[Any]:
+        """`item`s between brackets, separated by commas."""
+        self.expect(opening)
+        out: list[Any] = []
+        while not self.sign(closing):
+            if out:
+                self.expect(",")
+            out.append(item())
+        return out
+
+    def string(self) -> str:
+        found = self.take(_STRING)
+        if not found:
+            self.fail("expected a string in double quotes")
+        try:
+            out: str = json.loads(found.group())
+        except ValueError:
+            self.fail("not a valid string", found.start())
+        return out
+
+    def integer(self, what: str) -> int:
+        start = self.at
+        found = self.take(_NUMBER)
+        if not found or not _INT.match(found.group()):
+            self.at = start
+            self.fail(f"expected {what}")
+        return int(found.group())
+
+    # -- dims and types --------------------------------------------------------------------------------------------
+
+    def symbol(self) -> None:
+        self.skip()
+        start = self.at
+        name = self.identifier("a symbol's name")
+        if not self.word("in"):
+            self.fail("expected 'in'")
+        found = self.take(re.compile(r"(-?\d+)\.\.(-?\d+)?"))
+        if not found:
+            self.fail("expected a range like 1..64 or 1..")
+        try:
+            self.symbols[name] = Symbol(name, int(found[1]), None if found[2] is None else int(found[2]))
+        except ValueError as e:
+            self.fail(str(e), start)
+
+    def dim(self) -> Dim:
+        """A dim: all up to the comma or bracket that ends it."""
+        self.skip()
+        start, depth = self.at, 0
+        while self.at < len(self.text):
+            c = self.text[self.at]
+            if c in ",)]}" and depth == 0:
+                break
+            depth += (c == "(") - (c == ")")
+            self.at += 1
+        try:
+            return parse_dim(self.text[start : self.at], self.symbols)
+        except (ValueError, ZeroDivisionError) as e:
+            self.fail(str(e), start)
+
+    def dtype(self) -> DType:
+        self.skip()
+        start = self.at
+        name = self.identifier("an element type")
+        if name not in DTYPES:
+            self.fail(f"{name!r} is no element type", start)
+        return DTYPES[name]
+
+    def type(self) -> Type:
+        if self.sign("?"):
+            return UnknownType()
+        self.skip()
+        start = self.at
+        name = self.identifier("a type")
+        if name in ("seq", "optional", "map"):
+            self.expect("<")
+            key = self.dtype() if name == "map" else None
+            if key is not None:
+                self.expect(",")
+            inner = self.type()
+            self.expect(">")
+            if key is not None:
+                return MapType(key, inner)
+            return SequenceType(inner) if name == "seq" else OptionalType(inner)
+        self.at = start
+        return self.tensor_type()
+
+    def tensor_type(self) -> TensorType:
+        dtype = self.dtype()
+        self.skip()
+        start = self.at
+        if re.compile(r"\[\s*\*\s*\]").match(self.text, start):
+            self.at = self.text.index("]", start) + 1
+            return TensorType(dtype, None)
+        try:
+            return TensorType(dtype, tuple(self.items("[", "]", self.dim)))
+        except TypeError as e:
+            self.fail(str(e), start)
+
+    # -- data ------------------------------------------------------------------------------------------------------
+
+    def encoding(self) -> Encoding:
+        self.skip()
+        start = self.at
+        try:
+            if self.word("sparse"):
+                found = self.take(re.compile(r"<(\d+):(\d+), *axis=(\d+)(?:, *granularity=(\d+))?>"))
+                if not found:
+                    self.fail("expected <n:m, axis=a, granularity=g>")
+                return Sparse(int(found[1]), int(found[2]), int(found[3]), int(found[4] or 1))
+            if self.word("grouped"):
+                self.expect("<")
+                dtype = self.dtype()
+                found = self.take(re.compile(r", *group=(\d+), *axis=(\d+)>"))
+                if not found:
+                    self.fail("expected group=g, axis=a>")
+                return Grouped(dtype, int(found[1]), int(found[2]))
+        except ValueError as e:
+            self.fail(str(e), start)
+        return DENSE
+
+    def constant(self) -> Constant:
+        t = self.tensor_type()
+        encoding = self.encoding()
+        self.skip()
+        start = self.at
+        if found := self.take(_DIGEST):
+            data = self.constants.get(found[1])
+            if data is None:
+                self.fail(f"the data of constant #{found[1]} is not given", start)
+            if data.type != t or data.encoding != encoding:
+                self.fail(f"constant #{found[1]} is {data.type} {data.encoding}, not {t} {encoding}", start)
+            return data
+        if not t.is_static:
+            self.fail(f"a constant's shape has integers only, not {t}", start)
+        flat: list[Any] = []
+        self.elements(t.dtype, flat)
+        size, per = math.prod(t.static_shape), 2 if t.dtype.kind == "c" else 1
+        if len(flat) == per:
+            flat = flat * size
+        if len(flat) != size * per:
+            self.fail(f"{len(flat) // per} elements for {t}, which has {size}", start)
+        try:
+            return Constant(_array(t, flat), t.dtype, encoding)
+        except (ValueError, OverflowError) as e:
+            self.fail(f"not elements of {t.dtype}: {e}", start)
+
+    def elements(self, dtype: DType, out: list[Any]) -> None:
+        if self.peek(re.compile(r"\[")):
+            self.items("[", "]", lambda: self.elements(dtype, out))
+        elif dtype.kind == "s":
+            out.append(self.binary() if self.peek(_BYTES) else self.string())
+        elif dtype.kind == "b":
+            out.append(self.truth())
+        else:
+            self.skip()
+            start = self.at
+            found = self.take(_NUMBER)
+            if not found:
+                self.fail(f"expected an element of {dtype}")
+            text = found.group()
+            if dtype.is_integer and not _INT.match(text):
+                self.fail(f"{text} is not an integer", start)
+            out.append(int(text) if dtype.is_integer else text)
+
+    def truth(self) -> bool:
+        if self.word("true"):
+            return True
+        return False if self.word("false") else self.fail("expected true or false")
+
+    def binary(self) -> bytes:
+        found = self.take(_BYTES)
+        if not found:
+            self.fail('expected bytes"..."')
+        try:
+            return base64.b64decode(found[1], validate=True)
+        except binascii.Error:
+            self.fail("not valid base64", found.start())
+
+    # -- attributes ------------------------------------------------------------------------------------------------
+
+    def attr(self, kind: str | None) -> Any:
+        """A value of `kind`, or of the kind that its first characters show when that is None."""
+        if self.word("none"):
+            return None
+        if kind == "constant":
+            return self.constant()
+        if kind in ("dims", "ints"):
+            return tuple(self.items("[", "]", self.dim))
+        if kind in ("type", "types", "dtype"):
+            return self.untyped() if kind == "types" else self.type() if kind == "type" else self.dtype()
+        return self.untyped()
+
+    def untyped(self) -> Any:
+        if self.peek(_STRING):
+            return self.string()
+        if self.peek(_BYTES):
+            return self.binary()
+        if self.peek(re.compile(r"\(")):
+            return tuple(self.items("(", ")", self.type_or_constant))
+        if self.peek(re.compile(r"\[")):
+            return tuple(self.items("[", "]", self.list_item))
+        if found := self.take(_NUMBER):
+            return int(found.group()) if _INT.match(found.group()) else float(found.group())
+        if self.peek(re.compile(r"true\b|false\b")):
+            return self.truth()
+        return self.type_or_constant()
+
+    def list_item(self) -> Any:
+        """A string, bool, float, dtype or dim."""
+        if self.peek(_STRING) or self.peek(_BYTES) or self.peek(re.compile(r"true\b|false\b")):
+            return self.untyped()
+        if self.peek(re.compile(r"\w+\s*[\],]")) and not self.peek(re.compile(r"\d|inf\b|nan\b")):
+            start = self.at
+            if (name := self.identifier("a dim")) in DTYPES:
+                return DTYPES[name]
+            self.at = start
+        start = self.at
+        found = self.take(_NUMBER)
+        if found and self.peek(re.compile(r"[\],]")) and not _INT.match(found.group()):
+            return float(found.group())
+        self.at = start
+        return self.dim()
+
+    def type_or_constant(self) -> Any:
+        """A dtype, a type, or a constant: a type with data after it."""
+        if self.peek(re.compile(r"\w+")) and not self.peek(re.compile(r"\w+\s*[\[<]")):
+            return self.dtype()
+        start = self.at
+        t = self.type()
+        if isinstance(t, TensorType) and self.peek(re.compile(r"""[\[#\w"+.-]""")):
+            self.at = start
+            return self.constant()
+        return t
+
+    # -- nodes -----------------------------------------------------------------------------------------------------
+
+    def define(self, what: re.Match[str] | None) -> str:
+        """A name that is new."""
+        if what is None:
+            self.fail("expected a value like %x")
+        if what[1] in self.names:
+            self.fail(f"%{what[1]} is defined twice", what.start())
+        self.names.add(what[1])
+        return what[1]
+
+    def use(self, scope: Mapping[str, Value]) -> Value:
+        found = self.take(_NAME)
+        if not found:
+            self.fail("expected a value like %x")
+        if found[1] not in scope:
+            self.fail(f"%{found[1]} is not defined before its use", found.start())
+        return scope[found[1]]
+
+    def graph(self, graph: Graph, outer: Mapping[str, Value]) -> Graph:
+        scope = dict(outer)
+        if self.peek(_STRING):
+            graph.name = self.string()
+        elif not self.peek(re.compile(r"\(")):
+            graph.name = self.identifier("the graph's name")
+
+        def parameter() -> None:
+            name = self.define(self.take(_NAME))
+            self.expect(":")
+            scope[name] = graph.add_input(name, self.type())
+
+        self.items("(", ")", parameter)
+        self.expect("{")
+        while not self.word("return"):
+            self.statement(graph, scope)
+        while not self.sign("}"):
+            if graph.outputs:
+                self.expect(",")
+            value = self.use(scope)
+            graph.add_output(value, self.string() if self.word("as") else None)
+        return graph
+
+    def statement(self, graph: Graph, scope: dict[str, Value]) -> None:
+        names = []
+        while self.peek(_NAME):
+            names.append(self.define(self.take(_NAME)))
+            if not self.sign(","):
+                break
+        if names:
+            self.expect("=")
+        self.skip()
+        start = self.at
+        op = self.identifier("an operator")
+        operands: list[Value | None] = []
+        attrs: dict[str, Any] = {}
+        if op in DTYPES:
+            self.at = start
+            op, attrs = "constant", {"value": self.constant()}
+        else:
+            try:
+                definition = op_def(op)
+            except KeyError:
+                self.fail(f"there is no operator {op!r}", start)
+            if self.peek(re.compile(r"\(")):
+                operands = self.items("(", ")", lambda: None if self.word("_") else self.use(scope))
+            if self.sign("{"):
+                while not self.sign("}"):
+                    if attrs:
+                        self.expect(",")
+                    name = self.identifier("an attribute's name")
+                    self.expect("=")
+                    known = definition.attrs.get(name)
+                    attrs[name] = self.attr(known.kind if known else None)
+        types: list[Type] | None = [] if not names and op_def(op).results < 0 else None
+        if self.sign(":"):
+            types = [self.type()]
+            while self.sign(","):
+                types.append(self.type())
+        origin = []
+        if self.word("from"):
+            origin.append(self.string())
+            while self.sign(","):
+                origin.append(self.string())
+        if types is not None and len(types) != len(names):
+            self.fail(f"{len(types)} types for {len(names)} results", start)
+
+        def regions(node: Node) -> list[Graph]:
+            out = []
+            while self.word("region"):
+                out.append(self.graph(Graph(parent=node), scope))
+            return out
+
+        has_regions = self.word("region")
+        self.at -= len("region") if has_regions else 0
+        try:
+            node = graph.add(
+                op, operands, attrs, names=names, types=types, origin=origin, regions=regions if has_regions else None
+            )
+        except InferenceError as e:
+            self.fail(str(e), start)
+        if len(node.results) != len(names):
+            self.fail(f"{op} has {len(node.results)} results, not {len(names)}", start)
+        scope.update(zip(names, node.results, strict=True))
+
+
+def _array(t: TensorType, flat: list[Any]) -> np.ndarray:
+    """The elements as an array of `t`; floats and the parts of complex numbers come as texts."""
+    base, shape = t.dtype.numpy, t.static_shape
+    if t.dtype.kind == "s":
+        out = np.empty(len(flat), object)
+        out[:] = flat
+        return out.reshape(shape)
+    if t.dtype.kind in "fc":
+        part = base if t.dtype.kind == "f" else np.dtype(np.float32 if t.dtype.bits == 64 else np.float64)
+        out = np.array([0.0 if s.startswith("0x") else float(s) for s in flat], np.float64).astype(part)
+        for i, s in enumerate(flat):
+            if s.startswith("0x"):
+                out[i] = np.frombuffer(bytes.fromhex(s[2:])[::-1], part)[0]
+        return out.view(base).reshape(shape)
+    if t.dtype.is_integer and flat:
+        low, high = (
+            (0, 2**t.dtype.bits - 1)
+            if t.dtype.kind == "u"
+            else (-(2 ** (t.dtype.bits - 1)), 2 ** (t.dtype.bits - 1) - 1)
+        )
+        if min(flat) < low or max(flat) > high:
+            raise ValueError(f"not in {low}..{high}")
+    wide = np.int32 if t.dtype.bits < 8 else base
+    return np.array(flat, wide).astype(base).reshape(shape)
