@@ -1,0 +1,189 @@
+"""Blockwise attention against float64, over shapes, layouts, masks and special values."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from harness import ISAS, build
+
+
+def source(d: int, dv: int) -> str:
+    return f"""
+#include "kernels/attention/blockwise.h"
+using namespace opcel;
+extern "C" void attention(const float* q, const float* k, const float* v, const float* mask, float* y, const long* s, float scale, bool causal) {{
+  AttentionArgs a{{q, k, v, mask, y, s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12],
+                  s[13], s[14], s[15], s[16], s[17], s[18], s[19], s[20], scale, causal, s[21], s[22]}};
+  attention_tasks<{d}, {dv}>(a, 0, attention_task_count(a));
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    d: int
+    sq: int
+    sk: int
+    batch: int = 2
+    heads: int = 4
+    kv_heads: int = 4
+    dv: int = 0
+    causal: bool = False
+    past: int = 0
+    per_task: int = 10_000
+    interleaved: bool = False  # [batch, sequence, head, d] in place of [batch, head, sequence, d]
+
+
+def tensor(rng: np.random.Generator, case: Case, heads: int, length: int, d: int, pad: int = 0) -> np.ndarray:
+    """A view [batch, head, sequence, d], d contiguous, whose buffer ends with the last element."""
+    shape = (case.batch, length, heads, d + pad) if case.interleaved else (case.batch, heads, length, d + pad)
+    x = rng.normal(0, 1, shape).astype(np.float32)[..., pad:]
+    return x.transpose(0, 2, 1, 3) if case.interleaved else x
+
+
+def strides(x: np.ndarray) -> list[int]:
+    return [s // 4 for s in x.strides[:3]]
+
+
+def run(isa: str, case: Case, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None, scale: float = 0.3) -> np.ndarray:
+    dv = case.dv or case.d
+    y = tensor(np.random.default_rng(0), case, case.heads, case.sq, dv, pad=4)
+    outside = y.base if y.base is not None else y
+    while outside.base is not None:
+        outside = outside.base
+    before = outside.copy()
+    m = [0, 0, 0, 0]
+    if mask is not None:
+        mask = np.broadcast_to(mask, (case.batch, case.heads, case.sq, case.sk))
+        m = [s // 4 for s in mask.strides]
+    numbers = [*strides(q), *strides(k), *strides(v), *m, *strides(y), case.batch, case.heads, case.kv_heads, case.sq, case.sk]
+    numbers += [case.past, case.per_task]
+    build(source(case.d, dv), isa).attention(
+        *(ctypes.c_void_p(None if x is None else x.ctypes.data) for x in (q, k, v, mask, y)),
+        (ctypes.c_long * len(numbers))(*numbers),
+        ctypes.c_float(scale),
+        ctypes.c_bool(case.causal),
+    )
+    np.testing.assert_array_equal(outside[..., :4], before[..., :4])
+    return y
+
+
+def reference(case: Case, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None, scale: float = 0.3) -> np.ndarray:
+    repeat = case.heads // case.kv_heads
+    q, k, v = q.astype(np.float64), np.repeat(k.astype(np.float64), repeat, 1), np.repeat(v.astype(np.float64), repeat, 1)
+    s = q @ k.swapaxes(2, 3) * scale
+    if mask is not None:
+        s = s + mask
+    if case.causal:
+        s = np.where(np.arange(case.sk) <= case.past + np.arange(case.sq)[:, None], s, -np.inf)
+    with np.errstate(all="ignore"):
+        p = np.exp(s - s.max(-1, keepdims=True))
+        return p / p.sum(-1, keepdims=True) @ v
+
+
+def inputs(case: Case, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return (
+        tensor(rng, case, case.heads, case.sq, case.d),
+        tensor(rng, case, case.kv_heads, case.sk, case.d),
+        tensor(rng, case, case.kv_heads, case.sk, case.dv or case.d),
+    )
+
+
+CASES = [
+    Case(64, 128, 128, batch=1),
+    Case(64, 197, 197, batch=1, heads=2, kv_heads=2, interleaved=True),
+    Case(64, 37, 700, interleaved=True),
+    Case(64, 500, 40, batch=1, heads=1, kv_heads=1),
+    Case(64, 1, 300, kv_heads=2),
+    Case(64, 5, 33, per_task=2),
+    Case(64, 100, 600, causal=True, past=500),
+    Case(64, 531, 531, batch=1, heads=2, kv_heads=1, causal=True, interleaved=True),
+    Case(32, 50, 600, kv_heads=1, interleaved=True),
+    Case(32, 2, 2),
+    Case(32, 1, 1),
+    Case(128, 30, 270, causal=True),
+    Case(128, 13, 129),
+    Case(4, 9, 530),
+    Case(20, 17, 23, causal=True),
+    Case(40, 29, 410),
+    Case(80, 12, 250, dv=24),
+    Case(32, 14, 65, dv=96),
+]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_attention(isa: str, case: Case) -> None:
+    q, k, v = inputs(case)
+    np.testing.assert_allclose(run(isa, case, q, k, v, None), reference(case, q, k, v, None), atol=6e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", [Case(64, 35, 600), Case(64, 35, 77, interleaved=True, causal=True, past=42), Case(20, 3, 19)], ids=str)
+@pytest.mark.parametrize("shape", ["full", "batch-key", "query-key", "query", "key"])
+@pytest.mark.parametrize("masked", [-np.inf, np.finfo(np.float32).min, -1e4])
+def test_mask(isa: str, case: Case, shape: str, masked: float) -> None:
+    q, k, v = inputs(case)
+    rng = np.random.default_rng(9)
+    full = {
+        "full": (case.batch, case.heads, case.sq, case.sk),
+        "batch-key": (case.batch, 1, 1, case.sk),
+        "query-key": (1, 1, case.sq, case.sk),
+        "query": (1, 1, case.sq, 1),
+        "key": (1, 1, 1, case.sk),
+    }[shape]
+    mask = rng.normal(0, 1, full).astype(np.float32)
+    if full[3] > 1:
+        mask[rng.random(full) < 0.3] = masked
+        mask[..., :9] = masked  # the first keys, so that a running maximum starts there
+        mask[..., 10] = 0
+    np.testing.assert_allclose(run(isa, case, q, k, v, mask), reference(case, q, k, v, mask), atol=6e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_first_blocks_and_whole_rows_masked(isa: str) -> None:
+    case = Case(64, 40, 700)
+    q, k, v = inputs(case)
+    mask = np.zeros((1, 1, case.sq, case.sk), np.float32)
+    mask[:, :, :20, :600] = -np.inf
+    mask[:, :, 7] = -np.inf
+    mask[:, :, 9] = np.finfo(np.float32).min
+    got, want = run(isa, case, q, k, v, mask), reference(case, q, k, v, mask)
+    assert np.isnan(want[:, :, 7]).all()
+    np.testing.assert_allclose(got, want, atol=6e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_causal_rows_without_keys_are_nan(isa: str) -> None:
+    case = Case(64, 40, 50, causal=True, past=-15)
+    q, k, v = inputs(case)
+    got, want = run(isa, case, q, k, v, None), reference(case, q, k, v, None)
+    assert np.isnan(want[:, :, :15]).all()
+    np.testing.assert_allclose(got, want, atol=6e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("special", [np.nan, np.inf])
+def test_special_values_stay_in_their_rows(isa: str, special: float) -> None:
+    case = Case(64, 30, 300, batch=1, heads=2, kv_heads=2)
+    q, k, v = inputs(case)
+    q[0, 0, 3, 5] = special
+    v[0, 1, 200, 6] = special
+    with np.errstate(invalid="ignore"):
+        want = reference(case, q, k, v, None)
+    np.testing.assert_allclose(run(isa, case, q, k, v, None), want, atol=6e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_result_does_not_depend_on_the_split_into_tasks(isa: str, causal: bool) -> None:
+    whole = Case(64, 101, 300, batch=1, causal=causal, past=150)
+    q, k, v = inputs(whole)
+    want = run(isa, whole, q, k, v, None)
+    for per_task in (1, 7, 24, 60):
+        case = Case(64, 101, 300, batch=1, causal=causal, past=150, per_task=per_task)
+        np.testing.assert_array_equal(run(isa, case, q, k, v, None), want)
