@@ -208,15 +208,14 @@ class Model {
     if (const int32_t status = loaded->api->output_shapes(call.context, call.inputs.data(), call.shapes.data()))
       raise(error_type(status), loaded->api->last_error(call.context));
     make_outputs(*loaded, outputs, &call);
-    int32_t status;
-    {
-      const py::gil_scoped_release released;
-      status = loaded->api->run(call.context, call.inputs.data(), call.outputs.data());
-    }
+    PyThreadState* const released = PyEval_SaveThread();
+    const int32_t status = loaded->api->run(call.context, call.inputs.data(), call.outputs.data());
+    PyEval_RestoreThread(released);
     if (status != OPCEL_OK) raise_for_run(status, loaded->api->last_error(call.context));
     py::dict result;
     for (size_t i = 0; i < loaded->outputs.size(); ++i)
-      result[loaded->outputs[i].name] = call.arrays[loaded->inputs.size() + i];
+      if (PyDict_SetItem(result.ptr(), loaded->outputs[i].name.ptr(), call.arrays[loaded->inputs.size() + i].ptr()) < 0)
+        throw py::error_already_set();
     return result;
   }
 
@@ -303,6 +302,46 @@ class Model {
   std::shared_ptr<Loaded> loaded_;
 };
 
+const char kRunText[] =
+    "run(feeds, outputs=None)\n--\n\n"
+    "Computes the outputs for `feeds`, one NumPy array for each input. Arrays in `outputs` are written in place "
+    "(C-contiguous, of the right type and shape, sharing no memory with another); the others are new, and the "
+    "caller's. Arrays may be strided; dense ones are read in place. The GIL is released meanwhile.\n\n"
+    "Raises FeedError when an array does not fit the signature, RunError when the model fails.";
+
+/// Model.run without pybind11's dispatch, which would take longer than a small network.
+PyObject* run_entry(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
+  PyObject* given[2] = {nullptr, Py_None};
+  bool good = count <= 2;
+  for (Py_ssize_t i = 0; good && i < count; ++i) given[i] = arguments[i];
+  for (Py_ssize_t i = 0; good && names && i < PyTuple_GET_SIZE(names); ++i) {
+    PyObject* name = PyTuple_GET_ITEM(names, i);
+    const int at = PyUnicode_CompareWithASCIIString(name, "feeds") == 0     ? 0
+                   : PyUnicode_CompareWithASCIIString(name, "outputs") == 0 ? 1
+                                                                            : 2;
+    good = at < 2 && at >= count;
+    if (good) given[at] = arguments[count + i];
+  }
+  if (!good || !given[0] || !PyDict_Check(given[0])) {
+    PyErr_SetString(PyExc_TypeError, "run(feeds, outputs=None) takes a dict of input name to NumPy array");
+    return nullptr;
+  }
+  try {
+    Model& model = py::cast<Model&>(py::handle(self));
+    return model.run(py::reinterpret_borrow<py::dict>(given[0]), py::reinterpret_borrow<py::object>(given[1]))
+        .release()
+        .ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+PyMethodDef run_method = {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(run_entry)),
+                          METH_FASTCALL | METH_KEYWORDS, kRunText};
+
 }  // namespace
 
 PYBIND11_MODULE(_runtime, module) {
@@ -312,14 +351,10 @@ PYBIND11_MODULE(_runtime, module) {
       .def_property_readonly("threads", &SharedPool::threads, "Threads, the caller included.");
   module.def("pool", &SharedPool::get, py::arg("threads"),
              "The process-wide pool of `threads` threads (0: usable_cpus()), made on first use.");
-  py::class_<Model>(module, "Model")
+  py::class_<Model> model(module, "Model");
+  model
       .def(py::init<const std::string&, bool, std::shared_ptr<SharedPool>, py::object>(), py::arg("artifact"),
            py::arg("resident"), py::arg("pool").none(true), py::arg("region"))
-      .def("run", &Model::run, py::arg("feeds"), py::arg("outputs") = py::none(),
-           "Computes the outputs for `feeds`, one NumPy array for each input. Arrays in `outputs` are written in place "
-           "(C-contiguous, of the right type and shape, sharing no memory with another); the others are new, and the "
-           "caller's. Arrays may be strided; dense ones are read in place. The GIL is released meanwhile.\n\n"
-           "Raises FeedError when an array does not fit the signature, RunError when the model fails.")
       .def("close", &Model::close)
       .def_property_readonly("closed", &Model::closed)
       .def_property_readonly("input_values", &Model::inputs)
@@ -328,4 +363,6 @@ PYBIND11_MODULE(_runtime, module) {
       .def_property_readonly("arena_bytes", &Model::arena_bytes)
       .def_property_readonly("regions", &Model::regions)
       .def_property_readonly("threads", &Model::threads);
+  model.attr("run") = py::reinterpret_steal<py::object>(
+      PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(model.ptr()), &run_method));
 }
