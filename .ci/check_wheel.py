@@ -69,7 +69,9 @@ def main() -> None:
         run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
         python = folder / "venv" / "bin" / "python"
         run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", wheel, cwd=folder)
-        run(python, "-c", IMPORT_ALL, cwd=folder)
+        script = folder / "import_all.py"
+        script.write_text(IMPORT_ALL, encoding="utf-8")
+        run(python, script, cwd=folder)
         for command in ("opcel", "opcel-compile"):
             run(folder / "venv" / "bin" / command, "--help", cwd=folder)
 
