@@ -1,0 +1,163 @@
+"""ONNX models become graphs of our operators."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import ModelProto, ValueInfoProto
+
+from opcel_compiler.frontend import lowerings  # noqa: F401  registers the lowerings
+from opcel_compiler.frontend.builder import Builder, Narrow
+from opcel_compiler.frontend.foreign import Typing
+from opcel_compiler.frontend.limits import DEFAULT_DOMAINS, ModelError, check_opsets
+from opcel_compiler.frontend.proto_types import Symbols, file_shape, type_from
+from opcel_compiler.frontend.scope import Functions, Scope
+from opcel_compiler.frontend.weights import Weights, map_file
+from opcel_compiler.frontend.wire import Buffer, WireError, without_weights
+from opcel_compiler.ir.dims import Symbol
+from opcel_compiler.ir.graph import Graph, Node
+from opcel_compiler.ir.types import Type
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model's graph, and what of the file the graph does not say.
+
+    `input_names`, `output_names`: as the user wrote them, in the order of `graph.inputs` and `graph.outputs`.
+    `symbols`: from the name of a symbol to the name that the file gives the dimension ("" where it gives none).
+    `opsets`: the opset of each domain, "" being the default one.
+    """
+
+    graph: Graph
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    opsets: Mapping[str, int]
+    ir_version: int
+    symbols: Mapping[str, str]
+    producer: str
+    path: Path | None
+    _source: Buffer = field(repr=False)
+
+    @cached_property
+    def model_hash(self) -> str:
+        """The SHA-256 of the model file, in hex; of a model in memory, of its deterministic serialisation."""
+        return hashlib.sha256(self._source).hexdigest()
+
+    @property
+    def foreign(self) -> tuple[Node, ...]:
+        """The nodes without a lowering; their attribute `reason` says why."""
+        return tuple(n for n in self.graph.walk() if n.op == "foreign")
+
+
+def import_model(model: str | Path | bytes | ModelProto, *, name: str | None = None) -> Imported:
+    """Read a model. A path's external data is read from the folder of the file; `name` names the graph.
+
+    What has no lowering becomes `foreign` nodes. Raises ModelError for a file that is missing, not ONNX, truncated,
+    of an unsupported opset, or not a valid graph.
+    """
+    proto, source, weights, path = _read(model)
+    opsets = _opsets(proto)
+    check_opsets(opsets)
+    limits: dict[str, Symbol] = {}
+    while True:
+        symbols = Symbols(limits)
+        graph = Graph(name or proto.graph.name or "main")
+        try:
+            inputs = _build(proto, Builder(graph, weights, symbols), opsets)
+            break
+        except Narrow as n:
+            known = limits.get(n.symbol.name)
+            if known is not None and known.hi is not None and known.hi <= n.hi:
+                raise ModelError(
+                    f"the dimension {n.symbol} would have to be at most {n.hi}, which never holds"
+                ) from None
+            limits[n.symbol.name] = Symbol(n.symbol.name, n.symbol.lo, n.hi)
+    return Imported(
+        graph,
+        tuple(v.name for v in inputs),
+        tuple(v.name for v in proto.graph.output),
+        opsets,
+        proto.ir_version,
+        symbols.originals,
+        f"{proto.producer_name} {proto.producer_version}".strip(),
+        path,
+        source,
+    )
+
+
+def _read(model: str | Path | bytes | ModelProto) -> tuple[ModelProto, Buffer, Weights, Path | None]:
+    if isinstance(model, ModelProto):
+        return model, model.SerializeToString(deterministic=True), Weights(None, None), None
+    path = None
+    if isinstance(model, bytes):
+        what, data = "the model", memoryview(model)
+    else:
+        path = Path(model)
+        what = str(path)
+        if path.is_dir():
+            raise ModelError(f"{what} is a folder, not a model file")
+        try:
+            data = map_file(path)
+        except FileNotFoundError:
+            raise ModelError(f"{what} does not exist") from None
+        except (OSError, ValueError) as e:
+            raise ModelError(f"{what} cannot be read: {e}") from None
+    if not len(data):
+        raise ModelError(f"{what} is empty")
+    if bytes(data[:24]).startswith(b"version https://git-lfs"):
+        raise ModelError(f"{what} is a Git LFS pointer, not the model; fetch the file itself with `git lfs pull`")
+    try:
+        proto = ModelProto.FromString(without_weights(data))
+    except (WireError, DecodeError) as e:
+        raise ModelError(f"{what} is no ONNX model, or is truncated: {e}") from None
+    if not proto.HasField("graph") or proto.ir_version < 1:
+        raise ModelError(f"{what} is no ONNX model: it has no {'IR version' if proto.HasField('graph') else 'graph'}")
+    return proto, data, Weights(data, path.parent if path else None), path
+
+
+def _opsets(proto: ModelProto) -> dict[str, int]:
+    out: dict[str, int] = {}
+    for entry in proto.opset_import:
+        domain = "" if entry.domain in DEFAULT_DOMAINS else entry.domain
+        out[domain] = max(entry.version, out.get(domain, entry.version))
+    if not out and proto.ir_version < 3:
+        out[""] = 1
+    return out
+
+
+def _build(proto: ModelProto, builder: Builder, opsets: dict[str, int]) -> list[ValueInfoProto]:
+    """Fill the builder's graph; gives the file's inputs that are no initializers."""
+    graph, source = builder.graph, proto.graph
+    functions = Functions(proto)
+    scope = Scope(builder, Typing(proto, opsets, builder.symbols), functions, opsets, proto.ir_version)
+    scope.add_initializers(source)
+    inputs = [v for v in source.input if v.name not in scope.initializers]
+    for v in inputs:
+        scope.define(v.name, graph.add_input(v.name, _input_type(v, builder.symbols)), f"input {v.name!r}")
+    scope.add_nodes(source.node)
+    for v in source.output:
+        graph.add_output(scope.value(v.name, "the graph's outputs"), v.name)
+    _sweep(graph)
+    return inputs
+
+
+def _input_type(v: ValueInfoProto, symbols: Symbols) -> Type:
+    where = f"input {v.name!r}"
+    if v.type.WhichOneof("value") is None:
+        raise ModelError(f"{where} has no type")
+    return type_from(v.type, file_shape(symbols, where), where)
+
+
+def _sweep(graph: Graph) -> None:
+    """Erase nodes that nothing uses: shape arithmetic that became attributes, constants that were folded."""
+    for node in reversed(list(graph.nodes)):
+        if not any(v.uses for v in node.results):
+            graph.erase(node)
+
+
+__all__ = ["Imported", "import_model"]

@@ -1,0 +1,188 @@
+"""Contractions and sliding windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from opcel_compiler.frontend.limits import ModelError
+from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers
+from opcel_compiler.ir.dims import Dim, ceildiv
+from opcel_compiler.ir.graph import Value
+
+
+@lowers("MatMul")
+def matmul(c: Lowering) -> Value:
+    return c.emit("matmul", c.x(0), c.x(1))
+
+
+@lowers("Gemm")
+def gemm(c: Lowering) -> Value:
+    a, b, bias = c.x(0), c.x(1), c.opt(2)
+    if c.rank(a) != 2 or c.rank(b) != 2:
+        raise ModelError(f"node {c.origin!r} (Gemm): the operands have ranks {c.rank(a)} and {c.rank(b)}, not 2")
+    if c.attr_int("transA", 0):
+        a = c.transpose(a, (1, 0))
+    if c.attr_int("transB", 0):
+        b = c.transpose(b, (1, 0))
+    y = c.emit("matmul", a, b)
+    alpha, beta = c.attr_float("alpha", 1.0), c.attr_float("beta", 1.0)
+    if alpha != 1.0:
+        y = c.emit("mul", y, c.number(alpha, y))
+    if bias is None or beta == 0.0:
+        return y
+    if beta != 1.0:
+        bias = c.emit("mul", bias, c.number(beta, bias))
+    return c.emit("add", y, bias)
+
+
+def _static(c: Lowering, dims: Sequence[Dim], what: str) -> tuple[int, ...]:
+    if not all(isinstance(d, int) for d in dims):
+        raise Unsupported(f"{what} {list(dims)} is symbolic")
+    return tuple(int(d) for d in dims)  # type: ignore[arg-type]
+
+
+def _per_axis(c: Lowering, name: str, n: int) -> tuple[int, ...]:
+    out: tuple[int, ...] = c.attr_ints(name, (1,) * n)
+    if len(out) != n or any(v < 1 for v in out):
+        raise ModelError(f"node {c.origin!r} ({c.op_type}): {name} {list(out)} needs {n} positive entries")
+    return out
+
+
+def same_pads(
+    c: Lowering, sizes: Sequence[Dim], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> tuple[int, ...]:
+    """The pads of a window from `pads` or `auto_pad`; Unsupported when they depend on symbolic sizes."""
+    n = len(kernel)
+    auto = c.attr_str("auto_pad", "NOTSET") or "NOTSET"
+    if auto == "NOTSET":
+        pads: tuple[int, ...] = c.attr_ints("pads", (0,) * (2 * n))
+        if len(pads) != 2 * n:
+            raise ModelError(f"node {c.origin!r} ({c.op_type}): {len(pads)} pads for {n} spatial axes")
+        if any(p < 0 for p in pads):
+            raise Unsupported(f"negative pads {list(pads)} have no lowering")
+        return pads
+    if auto == "VALID":
+        return (0,) * (2 * n)
+    if auto not in ("SAME_UPPER", "SAME_LOWER"):
+        raise ModelError(f"node {c.origin!r} ({c.op_type}): auto_pad {auto!r} is unknown")
+    begins, ends = [], []
+    for size, k, s, d in zip(sizes, kernel, strides, dilations, strict=True):
+        extent = d * (k - 1) + 1
+        total: Dim = extent - 1 if s == 1 else (ceildiv(size, s) - 1) * s + extent - size
+        if not isinstance(total, int):
+            raise Unsupported(f"auto_pad {auto} with stride {s} needs a known size, not {size}")
+        total = max(total, 0)
+        small, large = total // 2, total - total // 2
+        begins.append(small if auto == "SAME_UPPER" else large)
+        ends.append(large if auto == "SAME_UPPER" else small)
+    return (*begins, *ends)
+
+
+@lowers("Conv")
+def conv(c: Lowering) -> Value:
+    x, w, bias = c.x(0), c.x(1), c.opt(2)
+    dims, n = c.shape(x), c.rank(x) - 2
+    if c.rank(w) != n + 2 or n < 1:
+        raise ModelError(f"node {c.origin!r} (Conv): x has rank {n + 2}, the weights have rank {c.rank(w)}")
+    kernel = _static(c, c.shape(w)[2:], "the kernel")
+    declared = c.attr_ints("kernel_shape", kernel)
+    if tuple(declared) != kernel:
+        raise ModelError(f"node {c.origin!r} (Conv): kernel_shape {list(declared)} is not the weights' {list(kernel)}")
+    strides, dilations = _per_axis(c, "strides", n), _per_axis(c, "dilations", n)
+    pads = same_pads(c, dims[2:], kernel, strides, dilations)
+    return c.emit("conv", x, w, bias, strides=strides, pads=pads, dilations=dilations, groups=c.attr_int("group", 1))
+
+
+@lowers("ConvTranspose")
+def conv_transpose(c: Lowering) -> Value:
+    x, w, bias = c.x(0), c.x(1), c.opt(2)
+    dims, n = c.shape(x), c.rank(x) - 2
+    kernel = _static(c, c.shape(w)[2:], "the kernel")
+    strides, dilations = _per_axis(c, "strides", n), _per_axis(c, "dilations", n)
+    extra: tuple[int, ...] = c.attr_ints("output_padding", (0,) * n)
+    auto = c.attr_str("auto_pad", "NOTSET") or "NOTSET"
+    if c.has("output_shape") or auto.startswith("SAME"):
+        sizes = _static(c, dims[2:], "the input")
+        wanted = c.attr_ints("output_shape", tuple(d * s for d, s in zip(sizes, strides, strict=True)))[-n:]
+        begins, ends = [], []
+        for i in range(n):
+            total = strides[i] * (sizes[i] - 1) + extra[i] + dilations[i] * (kernel[i] - 1) + 1 - wanted[i]
+            if total < 0:
+                raise Unsupported(f"an output of {list(wanted)} needs negative pads")
+            half, rest = total // 2, total - total // 2
+            begins.append(half if auto == "SAME_UPPER" else rest)
+            ends.append(rest if auto == "SAME_UPPER" else half)
+        pads: tuple[int, ...] = (*begins, *ends)
+    else:
+        pads = (0,) * (2 * n) if auto == "VALID" else c.attr_ints("pads", (0,) * (2 * n))
+    groups = c.attr_int("group", 1)
+    return c.emit(
+        "conv_transpose",
+        x,
+        w,
+        bias,
+        strides=strides,
+        pads=pads,
+        dilations=dilations,
+        groups=groups,
+        output_padding=extra,
+    )
+
+
+@lowers("MaxPool", "AveragePool")
+def pool(c: Lowering) -> Value:
+    if c.wants(1):
+        raise Unsupported("the indices of MaxPool have no lowering")
+    x = c.x()
+    dims, n = c.shape(x), c.rank(x) - 2
+    if n < 1:
+        raise ModelError(f"node {c.origin!r} ({c.op_type}): %{x.name} has rank {n + 2}; pools need spatial axes")
+    kernel = _per_axis(c, "kernel_shape", n) if c.has("kernel_shape") else c.attr_ints("kernel_shape")
+    strides, dilations = _per_axis(c, "strides", n), _per_axis(c, "dilations", n)
+    pads = same_pads(c, dims[2:], kernel, strides, dilations)
+    window: dict[str, Any] = {"kernel": kernel, "strides": strides, "pads": pads, "dilations": dilations}
+    window["ceil_mode"] = bool(c.attr_int("ceil_mode", 0))
+    if c.op_type == "MaxPool":
+        return c.emit("max_pool", x, **window)
+    return c.emit("avg_pool", x, **window, count_include_pad=bool(c.attr_int("count_include_pad", 0)))
+
+
+_EINSUM_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+@lowers("Einsum", first=12)
+def einsum(c: Lowering) -> Value:
+    """Products of two operands: each letter is a batch, a free or a contracted axis of one matmul."""
+    text = c.attr_str("equation").replace(" ", "")
+    if "->" not in text or len(c.inputs) != 2:
+        raise Unsupported(f"the equation {text!r} has no lowering")
+    left, out = text.split("->", 1)
+    terms = left.split(",")
+    if len(terms) != 2 or not all(set(t) <= _EINSUM_LETTERS and len(set(t)) == len(t) for t in (*terms, out)):
+        raise Unsupported(f"the equation {text!r} has no lowering")
+    p, q = terms
+    a, b = c.x(0), c.x(1)
+    if len(p) != c.rank(a) or len(q) != c.rank(b):
+        raise ModelError(f"node {c.origin!r} (Einsum): {text!r} does not fit ranks {c.rank(a)} and {c.rank(b)}")
+    size = dict(zip(q, c.shape(b), strict=True)) | dict(zip(p, c.shape(a), strict=True))
+    batch = [k for k in p if k in q and k in out]
+    inner = [k for k in p if k in q and k not in out]
+    rows, columns = [k for k in p if k not in q], [k for k in q if k not in p]
+    if sorted(out) != sorted(batch + rows + columns):
+        raise Unsupported(f"the equation {text!r} has no lowering")
+
+    def sizes(*groups: list[str]) -> tuple[Dim, ...]:
+        flat: list[Dim] = [size[k] for k in batch]
+        for group in groups:
+            total: Dim = 1
+            for k in group:
+                total = total * size[k]
+            flat.append(total)
+        return tuple(flat)
+
+    a = c.reshape(c.transpose(a, [p.index(k) for k in (*batch, *rows, *inner)]), sizes(rows, inner))
+    b = c.reshape(c.transpose(b, [q.index(k) for k in (*batch, *inner, *columns)]), sizes(inner, columns))
+    order = [*batch, *rows, *columns]
+    y = c.reshape(c.emit("matmul", a, b), tuple(size[k] for k in order))
+    return c.transpose(y, [order.index(k) for k in out])
