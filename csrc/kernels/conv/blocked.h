@@ -1,7 +1,7 @@
 // Direct f32 convolution on the blocked layout [n][channel block][h][w][W], zero halo around h and w in the input buffer.
 //
 // A register tile is PH rows by PW pixels of NV output blocks. The loop over output blocks is outside of the loop over
-// pixels, so each block of weights crosses memory once a task while the input stays in cache. Every output is summed in the
+// pixels, so each panel of weights crosses memory once a task while the task's input stays in cache. Every output is summed in the
 // order input block, kh, kw, channel, whichever tile computes it.
 #pragma once
 
@@ -20,6 +20,7 @@ struct ConvArgs {
   std::int64_t ocb, icb;  // output and input blocks of one group; ocb is a multiple of NV
   std::int64_t oh, ow;
   std::int64_t rows_per_task;
+  std::int64_t panels_per_task = 1;  // a panel is NV output blocks of one group
 };
 
 namespace detail {
@@ -105,33 +106,39 @@ struct Conv {
 
 }  // namespace detail
 
-// Number of tasks: image, group, NV output blocks, row group; the last varies fastest.
+// Number of tasks: image, group, panel group, row group; the last varies fastest.
 template <int NV>
 OPCEL_INLINE std::int64_t conv_task_count(const ConvArgs& args) {
-  return args.n * args.groups * (args.ocb / NV) * detail::ceil_div(args.oh, args.rows_per_task);
+  return args.n * args.groups * detail::ceil_div(args.ocb / NV, args.panels_per_task) *
+         detail::ceil_div(args.oh, args.rows_per_task);
 }
 
 // Tasks [begin, end). CB: channels of an input block (W, or fewer for an input of few channels: 1 reads planes as they are).
 // PW: the tile widths to instantiate, descending. Any width can be cut if the last is 1; otherwise ow must be a sum of them
 // that a fewest-tiles even split finds. Rows left over by PH are done one at a time. A 1x1 convolution of stride 1 without
-// halo takes oh = 1, ow = h * w.
+// halo may take any oh * ow = h * w.
 template <int CB, int KH, int KW, int SH, int SW, int DH, int DW, int NV, int PH, int... PW, class Epi>
 void conv_tasks(const ConvArgs& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
   using Conv = detail::Conv<CB, KH, KW, SH, SW, DH, DW, NV>;
   const std::int64_t row_groups = detail::ceil_div(args.oh, args.rows_per_task);
   const std::int64_t panels = args.ocb / NV;
+  const std::int64_t panel_groups = detail::ceil_div(panels, args.panels_per_task);
   for (std::int64_t task = begin; task < end; ++task) {
-    const std::int64_t panel = task / row_groups % panels;
-    const std::int64_t group = task / row_groups / panels % args.groups;
-    const std::int64_t n = task / row_groups / panels / args.groups;
+    const std::int64_t first_row = task % row_groups * args.rows_per_task;
+    const std::int64_t last_row = detail::least(args.oh, first_row + args.rows_per_task);
+    const std::int64_t panel_group = task / row_groups % panel_groups;
+    const std::int64_t group = task / row_groups / panel_groups % args.groups;
+    const std::int64_t n = task / row_groups / panel_groups / args.groups;
+    const std::int64_t last_panel = detail::least(panels, (panel_group + 1) * args.panels_per_task);
     const float* x = args.x + n * args.x_n + group * args.icb * args.x_cb;
-    const float* w = args.w + (group * panels + panel) * args.icb * (KH * KW * CB * NV * W);
-    std::int64_t row = task % row_groups * args.rows_per_task;
-    const std::int64_t last_row = detail::least(args.oh, row + args.rows_per_task);
-    const std::int64_t cb = group * args.ocb + panel * NV;
-    for (; row + PH <= last_row; row += PH) Conv::template rows<PH, PW...>(args, x, w, epi, {n, cb, row, 0});
-    if constexpr (PH > 1)
-      for (; row < last_row; ++row) Conv::template rows<1, PW...>(args, x, w, epi, {n, cb, row, 0});
+    for (std::int64_t panel = panel_group * args.panels_per_task; panel < last_panel; ++panel) {
+      const float* w = args.w + (group * panels + panel) * args.icb * (KH * KW * CB * NV * W);
+      const std::int64_t cb = group * args.ocb + panel * NV;
+      std::int64_t row = first_row;
+      for (; row + PH <= last_row; row += PH) Conv::template rows<PH, PW...>(args, x, w, epi, {n, cb, row, 0});
+      if constexpr (PH > 1)
+        for (; row < last_row; ++row) Conv::template rows<1, PW...>(args, x, w, epi, {n, cb, row, 0});
+    }
   }
 }
 

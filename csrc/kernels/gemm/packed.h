@@ -30,6 +30,9 @@ constexpr int partial_sums() {
   return NV * Tallest >= 8 ? 1 : NV * Tallest >= 4 ? 2 : NV * Tallest >= 2 ? 4 : 8;
 }
 
+// How far ahead an instance for few rows, which is bound by memory, asks for B, in floats.
+constexpr int kPrefetchAhead = 256;
+
 // Rows of A by pointers three rows apart: x86 addresses p, p + s and p + 2 s from them, so 14 rows take 5 registers.
 template <int R>
 struct RowPointers {
@@ -50,13 +53,16 @@ struct RowPointers {
   }
 };
 
-template <int R, int NV, int U, int Steps>
+template <int R, int NV, int U, bool Streams, int Steps>
 OPCEL_INLINE void gemm_steps(vf (&acc)[U][R][NV], RowPointers<R>& a, const float*& b) {
   OPCEL_UNROLL
   for (int s = 0; s < Steps; ++s) {
     vf panel[NV];
     OPCEL_UNROLL
-    for (int j = 0; j < NV; ++j) panel[j] = load(b + (s * NV + j) * W);
+    for (int j = 0; j < NV; ++j) {
+      panel[j] = load(b + (s * NV + j) * W);
+      if constexpr (Streams) __builtin_prefetch(b + (s * NV + j) * W + kPrefetchAhead);
+    }
     OPCEL_UNROLL
     for (int r = 0; r < R; ++r) {
       const vf x = set(a.get(r, s));
@@ -85,14 +91,14 @@ __attribute__((noinline)) void gemm_store_edge(const float* tile, int rows, floa
   }
 }
 
-template <int NV, int U, int R, class Epi>
+template <int NV, int U, bool Streams, int R, class Epi>
 __attribute__((noinline)) void gemm_tile(const float* a_first, std::int64_t a_row, const float* b, std::int64_t k, float* c,
                                          std::int64_t c_row, const Epi& epi, const GemmPlace& at) {
   constexpr int Steps = U > 4 ? U : 4;
   vf acc[U][R][NV] = {};
   RowPointers<R> a(a_first, a_row);
-  for (std::int64_t i = k / Steps; i > 0; --i) gemm_steps<R, NV, U, Steps>(acc, a, b);
-  for (std::int64_t i = k % Steps; i > 0; --i) gemm_steps<R, NV, U, 1>(acc, a, b);
+  for (std::int64_t i = k / Steps; i > 0; --i) gemm_steps<R, NV, U, Streams, Steps>(acc, a, b);
+  for (std::int64_t i = k % Steps; i > 0; --i) gemm_steps<R, NV, U, Streams, 1>(acc, a, b);
   OPCEL_UNROLL
   for (int u = 1; u < U; ++u) {
     OPCEL_UNROLL
@@ -154,7 +160,7 @@ void gemm_tasks(const GemmArgs& args, const Epi& epi, std::int64_t begin, std::i
         if (height == 0) break;
         const detail::GemmPlace at{batch, row, col, args.n - col};
         ((height == Rows
-              ? detail::gemm_tile<NV, U, Rows>(a + row * args.a_row, args.a_row, b, args.k, c + row * args.c_row + col,
+              ? detail::gemm_tile<NV, U, (Cut::largest <= 4), Rows>(a + row * args.a_row, args.a_row, b, args.k, c + row * args.c_row + col,
                                                args.c_row, epi, at)
               : void()),
          ...);
