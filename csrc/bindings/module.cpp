@@ -71,8 +71,7 @@ struct Loaded {
   std::shared_ptr<SharedPool> pool;
   py::object region;
   std::vector<Value> inputs, outputs;
-  std::mutex mutex;
-  std::vector<std::unique_ptr<Call>> idle;
+  std::vector<std::unique_ptr<Call>> idle;  // guarded by the GIL
 
   ~Loaded() {
     for (const std::unique_ptr<Call>& call : idle) api->destroy_context(call->context);
@@ -81,13 +80,10 @@ struct Loaded {
   }
 
   std::unique_ptr<Call> take_call() {
-    {
-      const std::lock_guard<std::mutex> lock(mutex);
-      if (!idle.empty()) {
-        std::unique_ptr<Call> call = std::move(idle.back());
-        idle.pop_back();
-        return call;
-      }
+    if (!idle.empty()) {
+      std::unique_ptr<Call> call = std::move(idle.back());
+      idle.pop_back();
+      return call;
     }
     auto call = std::make_unique<Call>();
     char error[512] = "";
@@ -111,7 +107,6 @@ struct Loaded {
 
   void give_back(std::unique_ptr<Call> call) {
     for (py::object& array : call->arrays) array = py::object();
-    const std::lock_guard<std::mutex> lock(mutex);
     idle.push_back(std::move(call));
   }
 };
@@ -327,10 +322,11 @@ PyObject* run_entry(PyObject* self, PyObject* const* arguments, Py_ssize_t count
     return nullptr;
   }
   try {
-    Model& model = py::cast<Model&>(py::handle(self));
-    return model.run(py::reinterpret_borrow<py::dict>(given[0]), py::reinterpret_borrow<py::object>(given[1]))
-        .release()
-        .ptr();
+    // The descriptor has checked the type; py::cast would look it up again.
+    void* model = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder().value_ptr();
+    if (!model) raise("RunError", "the model was never opened");
+    return static_cast<Model*>(model)->run(py::reinterpret_borrow<py::dict>(given[0]), py::reinterpret_borrow<py::object>(given[1]))
+        .release().ptr();
   } catch (py::error_already_set& error) {
     error.restore();
   } catch (const std::exception& error) {
