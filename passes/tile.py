@@ -1,0 +1,134 @@
+"""Choose a tile of each kernel's iteration domain for every on-chip memory of the target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from opcel_compiler.ir.access import ACCUMULATES, TileBytes, domain_text
+from opcel_compiler.ir.program import Kernel, Program
+from opcel_compiler.rewrite.context import PassContext
+from opcel_compiler.rewrite.pass_ import Pass
+from opcel_compiler.schedule.cost import domain, nominal_sizes, traffic
+
+Extents = tuple[int, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class Tile(Pass):
+    """Sets `Kernel.tiles` (and axes and maps where they are missing), outermost memory first.
+
+    At each level the tile is the one that moves the fewest bytes into that level, of those whose operands fit:
+    `double_buffer` keeps room for the next tile's inputs too. A kernel of which no tile fits keeps the tiles of the
+    outer levels and the reason is reported. Symbols count at their nominal size.
+    """
+
+    name: ClassVar[str] = "tile"
+    summary: ClassVar[str] = "choose tiles that fit the target's on-chip memories"
+    level: ClassVar[str] = "program"
+
+    double_buffer: bool = True
+
+    def run(self, program: Program, ctx: PassContext, /) -> None:
+        if ctx.target is None:
+            return
+        for kernel in program.kernels:
+            if not kernel.maps:
+                kernel.axes, kernel.maps = domain(kernel)
+            measure = TileBytes(kernel, nominal_sizes(kernel))
+            fixed = _fixed(kernel)
+            kernel.tiles = {}
+            outer = measure.extents
+            for memory in ctx.target.memories[1:]:
+                tile = _search(measure, fixed, outer, memory.size, 2 if self.double_buffer else 1)
+                if tile is None:
+                    least = measure.footprint(_smallest(fixed, outer))
+                    reason = f"its smallest tile needs {least} bytes of {memory.name}, which holds {memory.size}"
+                    _refuse(ctx, kernel, reason)
+                    break
+                kernel.tiles[memory.name] = outer = tile
+            if kernel.tiles and kernel.anchor is not None:
+                ctx.changed(self.name, kernel.anchor)
+
+
+def _refuse(ctx: PassContext, kernel: Kernel, reason: str) -> None:
+    node = kernel.anchor or next(iter(kernel.body.nodes), None)
+    if node is not None:
+        ctx.refuse("tile", node, f"{reason} ({domain_text(kernel.axes) or 'no axis can be cut'})")
+
+
+def _fixed(kernel: Kernel) -> frozenset[int]:
+    """The axes that must stay whole: reduce axes over which the anchor cannot combine partial results."""
+    if kernel.anchor is not None and kernel.anchor.op in ACCUMULATES:
+        return frozenset()
+    return frozenset(i for i, a in enumerate(kernel.axes) if a.kind == "reduce")
+
+
+def _smallest(fixed: frozenset[int], outer: Extents) -> Extents:
+    return tuple(n if i in fixed else min(n, 1) for i, n in enumerate(outer))
+
+
+def _candidates(extent: int) -> list[int]:
+    """Powers of two and divisors up to `extent`."""
+    powers = {1 << i for i in range(extent.bit_length()) if 1 << i <= extent}
+    divisors = {d for i in range(1, int(extent**0.5) + 1) if extent % i == 0 for d in (i, extent // i)}
+    return sorted(powers | divisors)
+
+
+def _search(measure: TileBytes, fixed: frozenset[int], outer: Extents, capacity: int, buffering: int) -> Extents | None:
+    """The best tile within `outer` that fits, or None when not even the smallest does.
+
+    Greedy growth from several starts: at each step the one axis grows to the one extent that leaves the least traffic
+    (then the fewest tiles). When double buffering leaves no room, single buffering is tried.
+    """
+    start = _smallest(fixed, outer)
+
+    def fits(tile: Extents) -> bool:
+        return measure.footprint(tile, 1 if tile == outer else buffering) <= capacity
+
+    if not fits(start):
+        return _search(measure, fixed, outer, capacity, 1) if buffering > 1 else None
+    choices = [[] if i in fixed else _candidates(n) for i, n in enumerate(outer)]
+
+    def rank(tile: Extents) -> tuple[float, float]:
+        count = 1.0
+        for t, n in zip(tile, outer, strict=True):
+            count *= -(-n // t) if t else 1
+        return traffic(measure, tile, outer), count
+
+    def grow(tile: Extents) -> Extents:
+        best = rank(tile)
+        while True:
+            moves = [
+                moved
+                for axis, options in enumerate(choices)
+                for extent in options
+                if extent > tile[axis] and fits(moved := (*tile[:axis], extent, *tile[axis + 1 :]))
+            ]
+            if not moves:
+                return tile
+            ranked = [(rank(m), m) for m in moves]
+            found, moved = min(ranked)
+            if found >= best:
+                return tile
+            best, tile = found, moved
+
+    starts = [start]
+    for group in (*((i,) for i in range(len(outer))), measure.reduce):
+        starts.append(_stretched(start, group, choices, fits))
+    return min((grow(s) for s in dict.fromkeys(starts)), key=lambda t: (rank(t), t))
+
+
+def _stretched(
+    start: Extents, group: Sequence[int], choices: Sequence[Sequence[int]], fits: Callable[[Extents], bool]
+) -> Extents:
+    """`start` with the axes of `group` as large as they can be, one after the other."""
+    tile = start
+    for axis in group:
+        for extent in reversed(choices[axis]):
+            moved = (*tile[:axis], extent, *tile[axis + 1 :])
+            if fits(moved):
+                tile = moved
+                break
+    return tile
