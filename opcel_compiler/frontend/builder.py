@@ -40,6 +40,8 @@ class Builder:
         self.weights = weights
         self.symbols = symbols
         self.log: list[Node] = []
+        self.sizes: set[Dim] = set()
+        """Dims that are some tensor's size, and so not negative whatever their bounds say."""
         self._contents: dict[Value, Content] = {}
 
     # -- undo ----------------------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def _build(proto: ModelProto, builder: Builder, opsets: dict[str, int]) -> list[
     inputs = [v for v in source.input if v.name not in scope.initializers]
     for v in inputs:
         scope.define(v.name, graph.add_input(v.name, _input_type(v, builder.symbols)), f"input {v.name!r}")
-    scope.add_nodes(source.node)
+    scope.add_nodes(source.node, [v.name for v in source.output])
     for v in source.output:
         graph.add_output(scope.value(v.name, "the graph's outputs"), v.name)
     _sweep(graph)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +44,13 @@ class Lowering:
     value for each output (None for those it cannot give), or raises `Unsupported`."""
 
     def __init__(
-        self, builder: Builder, node: NodeProto, opset: int, inputs: Sequence[Value | None], origin: str
+        self,
+        builder: Builder,
+        node: NodeProto,
+        opset: int,
+        inputs: Sequence[Value | None],
+        origin: str,
+        used: Container[str],
     ) -> None:
         self.builder = builder
         self.node = node
@@ -52,6 +58,7 @@ class Lowering:
         self.opset = opset
         self.inputs = tuple(inputs)
         self.origin = origin
+        self._used = used
         self._attrs = {a.name: a for a in node.attribute}
 
     # -- inputs --------------------------------------------------------------------------------------------------
@@ -68,7 +75,7 @@ class Lowering:
 
     def wants(self, i: int) -> bool:
         """Whether the model uses output `i`."""
-        return i < len(self.node.output) and bool(self.node.output[i])
+        return i < len(self.node.output) and self.node.output[i] in self._used
 
     def tensor_type(self, value: Value) -> TensorType:
         """The type of a tensor of known rank; Unsupported otherwise."""
@@ -166,6 +173,10 @@ class Lowering:
         """The tensor attribute `name`, or None when it is absent."""
         a = self._get(name, AttributeProto.TENSOR, None)
         return None if a is None else self.builder.weights.constant(a.t, f"attribute {name!r} of node {self.origin!r}")
+
+    def is_sparse(self, name: str) -> bool:
+        """Whether the attribute `name` is there and is a sparse tensor."""
+        return name in self._attrs and self._attrs[name].type == AttributeProto.SPARSE_TENSOR
 
     def attr_sparse(self, name: str) -> Constant:
         a = self._get(name, AttributeProto.SPARSE_TENSOR, ...)

@@ -65,7 +65,8 @@ class Scope:
         self.strict = False
         self.initializers: dict[str, Initializer] = {}
         self._values: dict[str, Value] = {}
-        self._used: dict[str, int] = {}
+        self._count: dict[str, int] = {}
+        self._used: set[str] = set()
 
     # -- names ---------------------------------------------------------------------------------------------------
 
@@ -106,8 +107,14 @@ class Scope:
 
     # -- nodes ---------------------------------------------------------------------------------------------------
 
-    def add_nodes(self, nodes: Iterable[NodeProto]) -> None:
-        for node in self._ordered(list(nodes)):
+    def add_nodes(self, nodes: Iterable[NodeProto], outputs: Iterable[str]) -> None:
+        """Lower `nodes`, of which `outputs` are wanted."""
+        given = list(nodes)
+        self._used = {name for name in outputs if name}
+        for node in given:
+            self._used.update(name for name in node.input if name)
+            self._used.update(captured(node) if graphs_of(node) else ())
+        for node in self._ordered(given):
             self._add_node(node)
 
     def _ordered(self, nodes: list[NodeProto]) -> list[NodeProto]:
@@ -154,8 +161,8 @@ class Scope:
         return out
 
     def _origin(self, node: NodeProto) -> str:
-        count = self._used.get(node.op_type, 0)
-        self._used[node.op_type] = count + 1
+        count = self._count.get(node.op_type, 0)
+        self._count[node.op_type] = count + 1
         own = node.name or f"{node.op_type}_{count}"
         return "/".join((*self.call, own))
 
@@ -166,14 +173,15 @@ class Scope:
         user = f"node {origin!r} ({node.op_type})"
         inputs = [self.value(n, user) if n else None for n in node.input]
         for name, value in zip(node.output, self._lower(node, inputs, origin), strict=False):
-            if name:
-                if value is None:
+            if value is None:
+                if name in self._used:
                     raise ModelError(f"{user} has no output {name!r}")
+            elif name:
                 if value.producer is not None and value.name.split(".")[0] == value.producer.op:
                     value.name = self.builder.graph.unique_name(name)
                 self.define(name, value, user)
         for name in node.output:
-            if name and not self.known(name):
+            if name in self._used and not self.known(name):
                 raise ModelError(f"{user} has too many outputs: {name!r}")
 
     def _lower(self, node: NodeProto, inputs: Sequence[Value | None], origin: str) -> Sequence[Value | None]:
@@ -193,12 +201,11 @@ class Scope:
             reason = f"opset {version} is below {MIN_OPSET}" if old else f"{node.op_type} has no lowering"
         else:
             try:
-                out = entry[0](Lowering(self.builder, node, version, inputs, origin))
+                out = entry[0](Lowering(self.builder, node, version, inputs, origin, self._used))
                 return [out] if isinstance(out, Value) else list(out)
             except Unsupported as e:
                 reason = str(e)
             except InferenceError as e:
-                self._check(node, version, origin)
                 reason = str(e)
             self.builder.undo(mark)
         body = self._body(node, inputs, version)
@@ -210,13 +217,6 @@ class Scope:
         if self.strict:
             raise Unsupported(reason)
         return self._foreign(node, inputs, origin, version, reason)
-
-    def _check(self, node: NodeProto, version: int, origin: str) -> None:
-        if onnx.defs.has(node.op_type, node.domain):
-            whole = NodeProto()
-            whole.CopyFrom(node)
-            embed(whole, self.builder.weights, origin)
-            check_node(whole, self.opsets, self.ir_version, origin)
 
     # -- functions -----------------------------------------------------------------------------------------------
 
@@ -242,7 +242,7 @@ class Scope:
             else:
                 inner._values[name] = value
         given = {a.name: a for a in f.attribute_proto} | {a.name: a for a in node.attribute}
-        inner.add_nodes(_bound(n, given, absent) for n in f.node)
+        inner.add_nodes((_bound(n, given, absent) for n in f.node), f.output)
         return [inner.value(name, f"function {f.name}") for name in f.output[: len(node.output)]]
 
     def _body(self, node: NodeProto, inputs: Sequence[Value | None], version: int) -> FunctionProto | None:
@@ -288,7 +288,7 @@ class Scope:
         whole.name = origin
         embed(whole, self.builder.weights, origin)
         if onnx.defs.has(node.op_type, domain):
-            check_node(whole, self.opsets, self.ir_version, origin)
+            check_node(whole, self.opsets, self.ir_version, inputs, origin)
         names = captured(node)
         operands = [*inputs, *(self.value(n, f"a graph inside node {origin!r}") for n in names)]
         types = self.typing.types(whole, inputs, origin, top=not self.call)

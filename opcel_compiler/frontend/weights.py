@@ -144,7 +144,8 @@ def _unpack(packed: np.ndarray, dtype: DType, count: int) -> np.ndarray:
     shifts = np.arange(each, dtype=np.uint8) * np.uint8(dtype.bits)
     fields = ((packed[:, None] >> shifts) & np.uint8((1 << dtype.bits) - 1)).reshape(-1)[:count]
     if dtype.kind == "f":
-        return fields.view(dtype.numpy)
+        floats: np.ndarray = fields.view(dtype.numpy)
+        return floats
     if dtype.kind == "i":
         top = np.uint8(1 << (dtype.bits - 1))
         fields = (fields ^ top).astype(np.int8) - top.astype(np.int8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from opcel_compiler.frontend.limits import ModelError
 from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers
 from opcel_compiler.ir.graph import Value
 from opcel_compiler.ir.types import DTYPES, I64, DType
@@ -228,6 +229,8 @@ def dropout(c: Lowering) -> list[Value | None]:
 @lowers("LpNormalization")
 def lp_normalization(c: Lowering) -> Value:
     x, p = c.x(), c.attr_int("p", 2)
+    if p not in (1, 2):
+        raise ModelError(f"node {c.origin!r} (LpNormalization): p is {p}; 1 and 2 are defined")
     axis = c.axis(c.attr_int("axis", -1), c.rank(x))
     terms = c.emit("abs", x) if p == 1 else c.emit("mul", x, x)
     norm = c.emit("reduce_sum", terms, axes=(axis,), keepdims=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from opcel_compiler.frontend.limits import ModelError
 from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers
-from opcel_compiler.ir.dims import Dim, ceildiv
+from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, floordiv
 from opcel_compiler.ir.graph import Value
 
 
@@ -51,8 +52,8 @@ def _per_axis(c: Lowering, name: str, n: int) -> tuple[int, ...]:
 
 def same_pads(
     c: Lowering, sizes: Sequence[Dim], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
-) -> tuple[int, ...]:
-    """The pads of a window from `pads` or `auto_pad`; Unsupported when they depend on symbolic sizes."""
+) -> tuple[Dim, ...]:
+    """The pads of a window from `pads` or `auto_pad`."""
     n = len(kernel)
     auto = c.attr_str("auto_pad", "NOTSET") or "NOTSET"
     if auto == "NOTSET":
@@ -70,13 +71,21 @@ def same_pads(
     for size, k, s, d in zip(sizes, kernel, strides, dilations, strict=True):
         extent = d * (k - 1) + 1
         total: Dim = extent - 1 if s == 1 else (ceildiv(size, s) - 1) * s + extent - size
-        if not isinstance(total, int):
-            raise Unsupported(f"auto_pad {auto} with stride {s} needs a known size, not {size}")
-        total = max(total, 0)
-        small, large = total // 2, total - total // 2
+        total = dim_max(total, 0)
+        small = floordiv(total, 2)
+        large = total - small
         begins.append(small if auto == "SAME_UPPER" else large)
         ends.append(large if auto == "SAME_UPPER" else small)
     return (*begins, *ends)
+
+
+def padded(c: Lowering, x: Value, pads: Sequence[Dim], filler: float) -> tuple[Value, tuple[int, ...]]:
+    """`x` and the pads of a window over it; pads that depend on symbolic sizes become an explicit `pad`."""
+    if all(isinstance(p, int) for p in pads):
+        return x, tuple(int(p) for p in pads if isinstance(p, int))
+    n = len(pads) // 2
+    full = (0, 0, *pads[:n], 0, 0, *pads[n:])
+    return c.emit("pad", x, c.number(filler, x), pads=full, mode="constant"), (0,) * (2 * n)
 
 
 @lowers("Conv")
@@ -90,7 +99,7 @@ def conv(c: Lowering) -> Value:
     if tuple(declared) != kernel:
         raise ModelError(f"node {c.origin!r} (Conv): kernel_shape {list(declared)} is not the weights' {list(kernel)}")
     strides, dilations = _per_axis(c, "strides", n), _per_axis(c, "dilations", n)
-    pads = same_pads(c, dims[2:], kernel, strides, dilations)
+    x, pads = padded(c, x, same_pads(c, dims[2:], kernel, strides, dilations), 0.0)
     return c.emit("conv", x, w, bias, strides=strides, pads=pads, dilations=dilations, groups=c.attr_int("group", 1))
 
 
@@ -140,7 +149,10 @@ def pool(c: Lowering) -> Value:
         raise ModelError(f"node {c.origin!r} ({c.op_type}): %{x.name} has rank {n + 2}; pools need spatial axes")
     kernel = _per_axis(c, "kernel_shape", n) if c.has("kernel_shape") else c.attr_ints("kernel_shape")
     strides, dilations = _per_axis(c, "strides", n), _per_axis(c, "dilations", n)
-    pads = same_pads(c, dims[2:], kernel, strides, dilations)
+    wanted = same_pads(c, dims[2:], kernel, strides, dilations)
+    if c.op_type == "AveragePool" and not all(isinstance(p, int) for p in wanted):
+        raise Unsupported("auto_pad of AveragePool needs known sizes")
+    x, pads = padded(c, x, wanted, -math.inf)
     window: dict[str, Any] = {"kernel": kernel, "strides": strides, "pads": pads, "dilations": dilations}
     window["ceil_mode"] = bool(c.attr_int("ceil_mode", 0))
     if c.op_type == "MaxPool":

@@ -19,25 +19,28 @@ _MAX_RANGE = 1 << 20
 
 @lowers("Constant", first=1)
 def constant(c: Lowering) -> Value:
-    data = c.attr_tensor("value")
-    if data is None and c.has("sparse_value"):
-        data = c.attr_sparse("sparse_value")
-    elif data is None and c.has("value_float"):
-        data = Constant(np.array(c.attr_float("value_float"), np.float32), F32)
-    elif data is None and c.has("value_floats"):
-        data = Constant(np.array(c.attr_floats("value_floats"), np.float32), F32)
-    elif data is None and c.has("value_int"):
-        data = Constant(np.array(c.attr_int("value_int"), np.int64), I64)
-    elif data is None and c.has("value_ints"):
-        data = Constant(np.array(c.attr_ints("value_ints"), np.int64), I64)
-    elif data is None and c.has("value_string"):
-        data = Constant(np.array(c.attr_str("value_string"), object), STRING)
-    elif data is None:
-        strings = c.attr_strings("value_strings") if c.has("value_strings") else None
-        if strings is None:
-            raise ModelError(f"node {c.origin!r} (Constant) holds no value")
-        data = Constant(np.array([s.decode(errors="replace") for s in strings], object), STRING)
+    sparse = next((n for n in ("sparse_value", "value") if c.is_sparse(n)), None)
+    data = c.attr_tensor("value") if sparse is None else c.attr_sparse(sparse)
+    if data is None:
+        data = _plain_value(c)
     return c.builder.constant(data, c.origin)
+
+
+def _plain_value(c: Lowering) -> Constant:
+    """The data of a Constant whose value is a number, a string or a list of them."""
+    if c.has("value_float"):
+        return Constant(np.array(c.attr_float("value_float"), np.float32), F32)
+    if c.has("value_floats"):
+        return Constant(np.array(c.attr_floats("value_floats"), np.float32), F32)
+    if c.has("value_int"):
+        return Constant(np.array(c.attr_int("value_int"), np.int64), I64)
+    if c.has("value_ints"):
+        return Constant(np.array(c.attr_ints("value_ints"), np.int64), I64)
+    if c.has("value_string"):
+        return Constant(np.array(c.attr_str("value_string"), object), STRING)
+    if c.has("value_strings"):
+        return Constant(np.array([s.decode(errors="replace") for s in c.attr_strings("value_strings")], object), STRING)
+    raise ModelError(f"node {c.origin!r} (Constant) holds no value")
 
 
 @lowers("Shape")
@@ -46,6 +49,7 @@ def shape(c: Lowering) -> Value:
     rank = len(dims)
     start, end = c.attr_int("start", 0), c.attr_int("end", rank)
     low, high = (min(max(i + rank if i < 0 else i, 0), rank) for i in (start, end))
+    c.builder.sizes.update(dims)
     return c.of_dims(dims[low:high])
 
 
@@ -105,13 +109,13 @@ def target_shape(c: Lowering, source: tuple[Dim, ...], wanted: Sequence[Dim], al
     open_ = [i for i, d in enumerate(out) if d == -1]
     if len(open_) > 1 or any(isinstance(d, int) and d < -1 for d in out):
         raise ModelError(f"node {c.origin!r} (Reshape): {list(wanted)} is no target shape")
-    if not all(isinstance(d, int) or nonnegative(d) for d in out):
+    if not all(isinstance(d, int) or nonnegative(d) or d in c.builder.sizes for d in out):
         raise Unsupported(f"the target shape {list(wanted)} may hold a -1")
     if open_:
         # Sizes that source and target share cancel before dividing, so that a size of 0 cannot divide by itself.
         left, rest = list(source), [d for i, d in enumerate(out) if i not in open_]
-        for d in [d for d in rest if d in left]:
-            if d != 0:
+        for d in list(rest):
+            if d != 0 and d in left:
                 left.remove(d)
                 rest.remove(d)
         known, total = product(rest), product(left)
