@@ -176,9 +176,16 @@ class _Relayout:
         return whole(self._buffer(view.buffer.name, TensorType(F32, view.shape), layout, like=view.buffer))
 
     def _emit_copy(self, source: View, target: View, origin: tuple[str, ...]) -> None:
+        if source.buffer.layout.block == 1 and source.shape[-1] != 1 and source.strides[-1] != 1:
+            dense = whole(self._buffer(source.buffer.name, TensorType(F32, source.shape), Layout()))
+            self._emit_move("copy", source, dense, origin)
+            source = dense
+        self._emit_move("relayout", source, target, origin)
+
+    def _emit_move(self, family: str, source: View, target: View, origin: tuple[str, ...]) -> None:
         body = Graph("copy")
         body.add_output(body.add_input("x", TensorType(source.dtype, source.shape)))
-        self.steps.append(Kernel("relayout", body, [source], [target], origin=origin))
+        self.steps.append(Kernel(family, body, [source], [target], origin=origin))
 
     def _buffer(self, base: str, type: TensorType, layout: Layout, like: Buffer | None = None) -> Buffer:
         name, count = f"{base}.blocked", 0

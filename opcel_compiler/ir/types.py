@@ -23,6 +23,8 @@ class DType:
     kind: str
     bits: int
     numpy: np.dtype
+    code: int
+    """The number that stands for it in files and at the C interface: that of ONNX TensorProto.DataType."""
 
     def __str__(self) -> str:
         return self.name
@@ -52,7 +54,14 @@ def _table() -> dict[str, DType]:
         ("u2", "u", 2, ml_dtypes.uint2), ("bool", "b", 8, np.bool_), ("c64", "c", 64, np.complex64),
         ("c128", "c", 128, np.complex128), ("string", "s", 0, np.object_),
     ]  # fmt: skip
-    return {name: DType(name, kind, bits, np.dtype(base)) for name, kind, bits, base in rows}  # type: ignore[call-overload]
+    order = (
+        "f32 u8 i8 u16 i16 i32 i64 string bool f16 f64 u32 u64 c64 c128 bf16 f8e4m3fn f8e4m3fnuz f8e5m2 f8e5m2fnuz u4 i4 "
+        "f4e2m1 f8e8m0 u2 i2"
+    ).split()
+    return {
+        name: DType(name, kind, bits, np.dtype(base), order.index(name) + 1)  # type: ignore[call-overload]
+        for name, kind, bits, base in rows
+    }
 
 
 DTYPES: dict[str, DType] = _table()

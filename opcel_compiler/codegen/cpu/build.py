@@ -1,0 +1,193 @@
+"""From a CPU Program to the files of its module: generate, compile what is not in the object cache, link."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from opcel_compiler.codegen.cpu.families import EMITTERS
+from opcel_compiler.codegen.cpu.families.movement import halo_unit
+from opcel_compiler.codegen.cpu.host import HostWriter, Weights
+from opcel_compiler.codegen.cpu.pack import packed
+from opcel_compiler.codegen.cpu.toolchain import Toolchain, find_toolchain
+from opcel_compiler.codegen.cpu.unit import KernelUnit
+from opcel_compiler.errors import OpcelError
+from opcel_compiler.ir.program import Buffer, Kernel, Program
+from opcel_compiler.schedule.memory import MemoryPlan, plan_memory
+from opcel_compiler.targets.schema import Target
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, of)."""
+
+
+class CodegenError(OpcelError):
+    """A kernel that no generator exists for; a defect of the compiler, not of the model."""
+
+
+@dataclass
+class Module:
+    """What was built: the plan, the weights' places, sources by name, and how many objects came from the cache."""
+
+    memory: MemoryPlan
+    weights: Weights
+    units: list[list[KernelUnit]]
+    sources: dict[str, str] = field(default_factory=dict)
+    compiled: int = 0
+    cached: int = 0
+
+
+def generate(program: Program, target: Target) -> list[list[KernelUnit]]:
+    """The units of each step of the program, in order; none for regions."""
+    units: list[list[KernelUnit]] = []
+    for step in program.steps:
+        units.append([])
+        if not isinstance(step, Kernel):
+            continue
+        emitter = EMITTERS.get(step.family)
+        if emitter is None:
+            raise CodegenError(f"{', '.join(step.origin) or 'a step'}: no CPU generator for family {step.family!r}")
+        if step.family != "relayout":
+            units[-1] += [halo_unit(v) for v in step.outputs if v.buffer.layout.halo]
+        units[-1].append(emitter(step, target))
+    return units
+
+
+def weight_buffers(program: Program, units: Iterable[list[KernelUnit]]) -> list[Buffer]:
+    """The weights that the generated code reads, in order of first use."""
+    seen: dict[Buffer, None] = {}
+    for step, calls in zip(program.steps, units, strict=True):
+        views = [v for unit in calls for v in unit.pointers] if calls else step.inputs
+        seen.update(dict.fromkeys(v.buffer for v in views if v.buffer.kind == "weight"))
+    return list(seen)
+
+
+def write_weights(buffers: Sequence[Buffer], file: BinaryIO) -> Weights:
+    """Pack the buffers into `file` one after another, equal contents once; constants are read one at a time."""
+    weights = Weights()
+    seen: dict[str, int] = {}
+    for b in buffers:
+        array = packed(b)
+        data = np.ascontiguousarray(array).view(np.uint8).data
+        digest = hashlib.sha256(data).hexdigest()
+        if digest not in seen:
+            file.write(bytes(-weights.size % 64))
+            weights.size += -weights.size % 64
+            seen[digest] = weights.size
+            file.write(data)
+            weights.size += len(data)
+        weights.offsets[b] = seen[digest]
+    return weights
+
+
+def fingerprint(path: Path, size: int) -> int:
+    """`opcel_weights_check` of a weights file (FNV-1a over its size and 64 samples of up to 64 bytes)."""
+    value = 14695981039346656037
+    sampled = size.to_bytes(8, "little")
+    if size:
+        data = np.memmap(path, np.uint8, "r", shape=(size,))
+        for i in range(64):
+            begin = i * (size // 64)
+            sampled += data[begin : min(begin + 64, size)].tobytes()
+    for byte in sampled:
+        value = (value ^ byte) * 1099511628211 % (1 << 64)
+    return value or 1
+
+
+def build(
+    program: Program, target: Target, folder: Path, names: tuple[Sequence[str], Sequence[str]],
+    progress: Progress | None = None,
+) -> Module:  # fmt: skip
+    """Write model.so and weights.bin into `folder`. Raises ToolchainError or CodegenError."""
+    toolchain = find_toolchain()
+    units = generate(program, target)
+    weights_path = folder / "weights.bin"
+    with weights_path.open("wb") as file:
+        weights = write_weights(weight_buffers(program, units), file)
+    if weights.size:
+        weights.check = fingerprint(weights_path, weights.size)
+    else:
+        weights_path.unlink()
+    module = Module(plan_memory(program), weights, units)
+    features = target.isa.features if target.isa is not None else ()
+    host = HostWriter(program, units, module.memory, weights, names, features).text()
+    flags = target.flags(toolchain.kind)
+    jobs: dict[str, tuple[str, tuple[str, ...]]] = {"runtime": (_runtime_source(), ()), "host": (host, ())}
+    for unit in (u for calls in units for u in calls):
+        jobs[unit.name] = (unit.source.replace("KERNEL", unit.name), flags)
+    module.sources = {name: source for name, (source, _) in jobs.items()}
+    objects = _compile_all(toolchain, jobs, module, progress)
+    toolchain.link(objects, folder / "model.so")
+    return module
+
+
+def _runtime_source() -> str:
+    return (CSRC / "runtime" / "runtime.cpp").read_text()
+
+
+@functools.cache
+def headers_digest() -> str:
+    """A hash of every header that generated code can include."""
+    h = hashlib.sha256()
+    for path in sorted(CSRC.rglob("*.h")):
+        h.update(path.relative_to(CSRC).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return h.hexdigest()
+
+
+def cache_folder() -> Path:
+    """The object cache: OPCEL_CACHE, else opcel/ in XDG_CACHE_HOME or ~/.cache; made with mode 0700."""
+    base = os.environ.get("OPCEL_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "opcel"
+    )
+    folder = Path(base) / "objects"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _compile_all(
+    toolchain: Toolchain, jobs: dict[str, tuple[str, tuple[str, ...]]], module: Module, progress: Progress | None
+) -> list[Path]:
+    cache = cache_folder()
+    objects: dict[str, Path] = {}
+    missing = []
+    for name, (source, flags) in jobs.items():
+        key = "\0".join([toolchain.version, *toolchain.command, *flags, headers_digest(), source])
+        path = cache / (hashlib.sha256(key.encode()).hexdigest() + ".o")
+        objects[name] = path
+        if path.exists():
+            path.touch()
+        else:
+            missing.append(name)
+    module.cached, module.compiled = len(jobs) - len(missing), len(missing)
+    if progress and missing:
+        progress("compiling kernels", 0, len(missing))
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        running = [pool.submit(_compile_one, toolchain, *jobs[n], n, objects[n]) for n in missing]
+        try:
+            for done, future in enumerate(as_completed(running), 1):
+                future.result()
+                if progress:
+                    progress("compiling kernels", done, len(missing))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [objects[n] for n in sorted(objects)]
+
+
+def _compile_one(toolchain: Toolchain, source: str, flags: Sequence[str], name: str, output: Path) -> None:
+    """Compile in a folder of its own and move the object into the cache in one step."""
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+        path = Path(folder) / f"{name}.cpp"
+        path.write_text(source)
+        made = Path(folder) / "out.o"
+        toolchain.compile(path, made, CSRC, flags)
+        os.replace(made, output)

@@ -1,0 +1,102 @@
+"""Data movement: strided copies, layout conversions, zero borders, gathers."""
+
+from __future__ import annotations
+
+from opcel_compiler.codegen.cpu.expressions import CTYPES
+from opcel_compiler.codegen.cpu.families.convolution import extent, image_steps
+from opcel_compiler.codegen.cpu.families.loops import merge
+from opcel_compiler.codegen.cpu.unit import MAX_TASK_WORK, KernelUnit
+from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv, product
+from opcel_compiler.ir.program import Buffer, Kernel, View
+from opcel_compiler.targets.schema import Target
+
+
+def emit_copy(kernel: Kernel, target: Target) -> KernelUnit:
+    """A strided copy of any element type."""
+    unit = KernelUnit()
+    x, y = kernel.inputs[0], kernel.outputs[0]
+    size = (x.dtype.bits + 7) // 8
+    extents, (from_x, to_y) = merge(list(y.shape), [list(x.expand(y.shape).strides), list(y.strides)])
+    unit.tasks = dim_max(1, dim_min(64, ceildiv(product(y.shape), MAX_TASK_WORK)))
+    fields = [
+        unit.pointer(x, "char"), unit.pointer(y, "char", const=False), str(len(extents)),
+        *("{" + ", ".join(map(unit.integer, row)) + "}" for row in (extents, from_x, to_y)), unit.integer(unit.tasks),
+    ]  # fmt: skip
+    return unit.finish(
+        ["kernels/movement/copy.h"], "",
+        f"  const CopyArgs args{{{', '.join(fields)}}};\n  copy_tasks<{size}>(args, begin, end);\n",
+    )  # fmt: skip
+
+
+def _halo(buffer: Buffer) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) of an image buffer."""
+    space = list(buffer.layout.halo[2:]) or [(0, 0)] * 2
+    if len(space) == 1:
+        space = [(0, 0), *space]
+    return space[0][0], space[1][0], space[0][1], space[1][1]
+
+
+def emit_relayout(kernel: Kernel, target: Target) -> KernelUnit:
+    """Row-major ↔ blocked by channels, or row-major into a buffer with a halo."""
+    unit = KernelUnit()
+    x, y = kernel.inputs[0], kernel.outputs[0]
+    if len(x.shape) == 2:
+        x, y = (View(v.buffer, (*v.shape, 1), (*v.strides, 1), v.offset) for v in (x, y))
+    into, out_of = y.buffer.layout.block, x.buffer.layout.block
+    kind = "to_blocked" if into > 1 else "from_blocked" if out_of > 1 else "to_planar"
+    top, left, bottom, right = _halo(y.buffer)
+    h, w = extent(y)
+    _, _, row, pixel = image_steps(y)
+    corner = View(y.buffer, y.shape, y.strides, y.offset - row * top - pixel * left)
+    per_task = 8
+    slabs = y.shape[0] * ceildiv(y.shape[1], max(into, out_of))
+    unit.tasks = slabs * ceildiv(h + top + bottom, per_task)
+    fields = [
+        unit.pointer(x), unit.pointer(corner, const=False), *map(unit.integer, image_steps(x)[:3]),
+        *map(unit.integer, image_steps(y)[:3]),
+        *map(unit.integer, (y.shape[0], y.shape[1], h, w, top, left, bottom, right, per_task)),
+    ]  # fmt: skip
+    return unit.finish(
+        ["kernels/movement/relayout.h"], "",
+        f"  const RelayoutArgs args{{{', '.join(fields)}}};\n  {kind}_tasks(args, begin, end);\n",
+    )  # fmt: skip
+
+
+def halo_unit(view: View) -> KernelUnit:
+    """The kernel that zeroes the border of the buffer that `view` shows whole."""
+    unit = KernelUnit()
+    b = view.buffer
+    slabs: Dim = b.type.dims[0] * ceildiv(b.type.dims[1], b.layout.block)
+    h, w = extent(view)
+    fields = [unit.pointer(View(b, (), ()), const=False), *map(unit.integer, (slabs, h, w, b.layout.block, *_halo(b)))]
+    return unit.finish(
+        ["kernels/movement/halo.h"], "",
+        f"  const HaloArgs args{{{', '.join(fields)}}};\n  (void)begin, (void)end;\n  halo_tasks(args, 0, d[0]);\n",
+    )  # fmt: skip
+
+
+def emit_gather(kernel: Kernel, target: Target) -> KernelUnit:
+    """Slices of a dense operand along one axis."""
+    anchor = kernel.anchor
+    assert anchor is not None
+    unit = KernelUnit(fallible=True)
+    inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
+    x, y = inputs[anchor.operand(0)], kernel.outputs[0]
+    axis: int = anchor.attrs["axis"]
+    indices = inputs[anchor.operand(1)]
+    inner = product(x.shape[axis + 1 :]) * ((x.dtype.bits + 7) // 8)
+    count, outer = product(indices.shape), product(x.shape[:axis])
+    per_task = dim_max(1, floordiv(MAX_TASK_WORK, dim_max(1, inner)))
+    unit.tasks = ceildiv(outer * count, per_task)
+    fields = [
+        unit.pointer(x, "char"), unit.pointer(indices, "char"), unit.pointer(y, "char", const=False),
+        *map(unit.integer, (outer, x.shape[axis], count, inner)), f"static_cast<int32_t*>(p[{len(unit.pointers)}])",
+        unit.integer(per_task),
+    ]  # fmt: skip
+    return unit.finish(
+        ["kernels/movement/gather.h"], "",
+        f"  const GatherArgs args{{{', '.join(fields)}}};\n  gather_tasks<{CTYPES[indices.dtype]}>(args, begin, end);\n",
+    )  # fmt: skip
+
+
+EMITTERS = {"copy": emit_copy, "relayout": emit_relayout, "gather": emit_gather}

@@ -1,0 +1,211 @@
+"""The generated host function: binds symbols, places buffers, calls the kernels in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from opcel_compiler.codegen.cpu.expressions import c_dim
+from opcel_compiler.codegen.cpu.unit import KernelUnit
+from opcel_compiler.errors import OpcelError
+from opcel_compiler.ir.dims import Dim, as_symbol
+from opcel_compiler.ir.program import Buffer, Program, Region, View
+from opcel_compiler.schedule.memory import MemoryPlan
+
+
+class HostError(OpcelError):
+    """A program whose symbols cannot be read from its inputs."""
+
+
+@dataclass
+class Weights:
+    """Offsets in bytes of weight buffers in the weights file, its size and its fingerprint."""
+
+    offsets: dict[Buffer, int] = field(default_factory=dict)
+    size: int = 0
+    check: int = 0
+
+
+def c_string(text: str) -> str:
+    """A C string literal, ASCII only."""
+    out = []
+    for byte in text.encode():
+        c = chr(byte)
+        out.append(c if 32 <= byte < 127 and c not in '"\\?' else f"\\{byte:03o}")
+    return '"' + "".join(out) + '"'
+
+
+class HostWriter:
+    """Writes the one translation unit that knows the network. `units[i]` are the calls of the program's i-th step."""
+
+    def __init__(
+        self, program: Program, units: Sequence[Sequence[KernelUnit]], memory: MemoryPlan, weights: Weights,
+        names: tuple[Sequence[str], Sequence[str]], features: Sequence[str],
+    ) -> None:  # fmt: skip
+        self.program, self.units, self.memory, self.weights = program, units, memory, weights
+        self.names, self.features = names, features
+        self.symbols = {name: f"s[{i}]" for i, name in enumerate(program.symbols)}
+        self.place: dict[Buffer, str] = {}
+        for i, b in enumerate(program.inputs):
+            self.place[b] = f"static_cast<char*>(r->in[{i}])"
+        for i, b in enumerate(program.outputs):
+            self.place[b] = f"static_cast<char*>(r->out[{i}])"
+
+    def dim(self, value: Dim) -> str:
+        return c_dim(value, self.symbols)
+
+    def text(self) -> str:
+        kernels = sorted({u.name for calls in self.units for u in calls})
+        declared = "".join(
+            f"OPCEL_HIDDEN void {k}(void* const*, const int64_t*, int64_t, int64_t, int32_t);\n" for k in kernels
+        )
+        return (
+            '#include "base/dims.h"\n#include "runtime/program.h"\n\nusing namespace opcel;\n\n'
+            f'extern "C" {{\n{declared}}}\n\nnamespace {{\n\n'
+            f"{self._values('input', self.program.inputs, self.names[0])}"
+            f"{self._values('output', self.program.outputs, self.names[1])}"
+            f"{self._symbols()}{self._bind()}{self._output_shapes()}"
+            f"size_t arena_bytes(const int64_t* s) {{\n  (void)s;\n  return static_cast<size_t>({self.dim(self.memory.arena)});\n}}\n\n"
+            f"{self._run()}\n}}  // namespace\n\n{self._table()}"
+        )
+
+    # -- signature -------------------------------------------------------------------------------------------------
+
+    def _code(self, dim: Dim) -> str:
+        if isinstance(dim, int):
+            return str(dim)
+        found = as_symbol(dim)
+        return f"-1 - {list(self.symbols).index(found.name)}" if found is not None else "OPCEL_DIM_EXPRESSION"
+
+    def _values(self, kind: str, buffers: Sequence[Buffer], names: Sequence[str]) -> str:
+        dims, rows = [], []
+        for i, (b, name) in enumerate(zip(buffers, names, strict=True)):
+            shape = b.type.dims
+            dims.append(f"const int64_t {kind}{i}_dims[] = {{{', '.join(map(self._code, shape)) or '0'}}};\n")
+            rows.append(f"  {{{c_string(name)}, {b.type.dtype.code}, {len(shape)}, {kind}{i}_dims}},\n")
+        table = f"const OpcelTensorInfo {kind}s[] = {{\n{''.join(rows)}}};\n\n" if rows else f"const OpcelTensorInfo* const {kind}s = nullptr;\n\n"
+        return "".join(dims) + table
+
+    def _symbols(self) -> str:
+        if not self.symbols:
+            return "const char* const* const symbols = nullptr;\n\n"
+        return f"const char* const symbols[] = {{{', '.join(map(c_string, self.symbols))}}};\n\n"
+
+    def _bind(self) -> str:
+        lines = []
+        seen = set()
+        for i, b in enumerate(self.program.inputs):
+            for axis, dim in enumerate(b.type.dims):
+                found = as_symbol(dim)
+                if found is None or found.name in seen:
+                    continue
+                seen.add(found.name)
+                at = self.symbols[found.name]
+                lines.append(f"  {at} = in[{i}].shape[{axis}];")
+                high = f" || {at} > {found.hi}" if found.hi is not None else ""
+                if found.lo > 0 or found.hi is not None:
+                    span = f"{found.lo} to {found.hi}" if found.hi is not None else f"at least {found.lo}"
+                    text = f"{found.name} must be {span}"
+                    lines.append(f"  if ({at} < {found.lo}{high}) return snprintf(error, bytes, {c_string(text)}), 1;")
+        if missing := [s for s in self.symbols if s not in seen]:
+            raise HostError(
+                f"the size {missing[0]} cannot be read from any input's shape, so code for it cannot be generated; "
+                "fix that dimension in the model or give it a value"
+            )
+        body = "\n".join(lines)
+        return (
+            "int32_t bind(const opcel_tensor* in, int64_t* s, char* error, size_t bytes) {\n"
+            f"  (void)in, (void)s, (void)error, (void)bytes;\n{body}\n  return 0;\n}}\n\n"
+        )
+
+    def _output_shapes(self) -> str:
+        lines = [
+            f"  shapes[{i}][{axis}] = {self.dim(dim)};"
+            for i, b in enumerate(self.program.outputs)
+            for axis, dim in enumerate(b.type.dims)
+        ]
+        return (
+            "void output_shapes(const int64_t* s, int64_t* const* shapes) {\n  (void)s, (void)shapes;\n"
+            + "\n".join(lines) + "\n}\n\n"
+        )  # fmt: skip
+
+    # -- the run ---------------------------------------------------------------------------------------------------
+
+    def address(self, view: View) -> str:
+        """The address of a view's first element."""
+        b = view.buffer
+        if b in self.place:
+            base = self.place[b]
+        elif b.kind == "weight":
+            base = f"weights + {self.weights.offsets[b]}"
+        else:
+            base = f"arena + {self.dim(self.memory.offsets[b])}"
+        offset = view.offset * ((b.type.dtype.bits + 7) // 8)
+        return base if offset == 0 else f"{base} + {self.dim(offset)}"
+
+    def _run(self) -> str:
+        lines = [
+            "int32_t run(OpcelRun* r) {", "  const int64_t* const s = r->sym;", "  char* const arena = r->arena;",
+            "  char* const weights = const_cast<char*>(r->weights);", "  (void)s, (void)arena, (void)weights;",
+        ]  # fmt: skip
+        if any(u.fallible for calls in self.units for u in calls):
+            lines.append("  int32_t bad = 0;")
+        for step, calls in zip(self.program.steps, self.units, strict=True):
+            if isinstance(step, Region):
+                lines += self._region(step)
+            for unit in calls:
+                lines += self._call(unit, step.origin)
+        return "\n".join([*lines, "  return OPCEL_OK;", "}", ""])
+
+    def _call(self, unit: KernelUnit, origin: Sequence[str]) -> list[str]:
+        pointers = [self.address(v) for v in unit.pointers]
+        if unit.fallible:
+            pointers.append("&bad")
+        fixed = all(isinstance(v, int) for v in unit.integers)
+        lines = ["  {", f"    void* const p[] = {{{', '.join(pointers)}}};"]
+        if unit.integers:
+            values = ", ".join(map(self.dim, unit.integers))
+            lines.append(f"    {'static ' if fixed else ''}const int64_t d[] = {{{values}}};")
+        d = "d" if unit.integers else "nullptr"
+        if unit.tasks == 1:
+            lines.append(f"    {unit.name}(p, {d}, 0, 1, 0);")
+        else:
+            lines.append(f"    opcel_parallel(r, {unit.name}, p, {d}, {self.dim(unit.tasks)});")
+        if unit.fallible:
+            text = f"{', '.join(origin[:3]) or 'gather'}: an index is out of range"
+            lines.append(f"    if (bad) return opcel_fail(r, {c_string(text)});")
+        return [*lines, "  }"]
+
+    def _region(self, region: Region) -> list[str]:
+        lines = ["  {"]
+
+        def tensors(kind: str, views: Sequence[View]) -> None:
+            for i, v in enumerate(views):
+                shape = ", ".join(map(self.dim, v.shape)) or "0"
+                lines.append(f"    const int64_t {kind}{i}[] = {{{shape}}};")
+            rows = [
+                f"{{{self.address(v)}, {kind}{i}, nullptr, {v.dtype.code}, {len(v.shape)}}}"
+                for i, v in enumerate(views)
+            ]
+            empty = "{nullptr, nullptr, nullptr, 0, 0}"
+            lines.append(f"    const opcel_tensor {kind}s[] = {{{', '.join(rows) or empty}}};")
+
+        tensors("in", region.inputs)
+        tensors("out", region.outputs)
+        lines.append(
+            f"    if (const int32_t status = opcel_region(r, {region.index}, ins, {len(region.inputs)}, outs, "
+            f"{len(region.outputs)})) return status;"
+        )
+        return [*lines, "  }"]
+
+    def _table(self) -> str:
+        regions = sum(isinstance(s, Region) for s in self.program.steps)
+        features = c_string(" ".join(self.features)) if self.features else "nullptr"
+        fields = [
+            "OPCEL_PROGRAM_VERSION", str(len(self.program.inputs)), str(len(self.program.outputs)),
+            str(len(self.symbols)), str(regions), "inputs", "outputs", "symbols", f"UINT64_C({self.weights.size})",
+            f"UINT64_C({self.weights.check})", "bind", "output_shapes", "arena_bytes", "run", features,
+        ]  # fmt: skip
+        return f'extern "C" OPCEL_HIDDEN const OpcelProgram opcel_program = {{\n    {", ".join(fields)}}};\n'
+
+

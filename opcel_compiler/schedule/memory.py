@@ -1,0 +1,93 @@
+"""Where temporary buffers lie in the arena.
+
+Sizes known at compile time: buffers in order of size, each at the lowest offset free during its life. Symbolic sizes:
+buffers share slots as registers do, a slot is as large as its largest tenant, and slots lie one after another, so that
+offsets are expressions of the symbols.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, equal
+from opcel_compiler.ir.program import Buffer, Program
+
+ALIGNMENT = 64
+"""Bytes: a cache line, and one AVX-512 vector."""
+
+
+@dataclass
+class MemoryPlan:
+    """Offsets in bytes of every temporary buffer, and the arena's size in bytes."""
+
+    offsets: dict[Buffer, Dim] = field(default_factory=dict)
+    arena: Dim = 0
+
+
+def buffer_bytes(buffer: Buffer) -> Dim:
+    """Bytes a buffer occupies, rounded up to the alignment."""
+    size = buffer.elements * ((buffer.type.dtype.bits + 7) // 8)
+    return ceildiv(size, ALIGNMENT) * ALIGNMENT
+
+
+def lifetimes(program: Program) -> dict[Buffer, tuple[int, int]]:
+    """(first, last) step index of each temporary buffer."""
+    lives: dict[Buffer, tuple[int, int]] = {}
+    for i, step in enumerate(program.steps):
+        for v in step.views:
+            if v.buffer.kind == "temp":
+                lives[v.buffer] = (lives.get(v.buffer, (i, i))[0], i)
+    return lives
+
+
+def plan_memory(program: Program) -> MemoryPlan:
+    """The arena plan of a program."""
+    lives = lifetimes(program)
+    sizes = {b: buffer_bytes(b) for b in lives}
+    if all(isinstance(s, int) for s in sizes.values()):
+        return _static(lives, {b: s for b, s in sizes.items() if isinstance(s, int)})
+    return _slots(lives, sizes)
+
+
+def _static(lives: dict[Buffer, tuple[int, int]], sizes: dict[Buffer, int]) -> MemoryPlan:
+    plan = MemoryPlan()
+    placed: list[tuple[int, int, Buffer]] = []
+    top = 0
+    for b in sorted(lives, key=lambda b: (-sizes[b], lives[b])):
+        first, last = lives[b]
+        at = 0
+        for start, end, other in placed:
+            if lives[other][1] < first or lives[other][0] > last:
+                continue
+            if at + sizes[b] <= start:
+                break
+            at = max(at, end)
+        plan.offsets[b] = at
+        placed.append((at, at + sizes[b], b))
+        placed.sort(key=lambda t: (t[0], t[1]))
+        top = max(top, at + sizes[b])
+    plan.arena = top
+    return plan
+
+
+def _slots(lives: dict[Buffer, tuple[int, int]], sizes: dict[Buffer, Dim]) -> MemoryPlan:
+    slots: list[tuple[Dim, int]] = []
+    where: dict[Buffer, int] = {}
+    for b in sorted(lives, key=lambda b: lives[b]):
+        first, last = lives[b]
+        free = [i for i, (_, busy) in enumerate(slots) if busy < first]
+        same = next((i for i in free if equal(slots[i][0], sizes[b]) is True), None)
+        pick = same if same is not None else (free[0] if free else None)
+        if pick is None:
+            where[b] = len(slots)
+            slots.append((sizes[b], last))
+        else:
+            where[b] = pick
+            slots[pick] = (dim_max(slots[pick][0], sizes[b]), last)
+    plan = MemoryPlan()
+    offsets: list[Dim] = []
+    for size, _ in slots:
+        offsets.append(plan.arena)
+        plan.arena = plan.arena + size
+    plan.offsets = {b: offsets[i] for b, i in where.items()}
+    return plan
