@@ -1,8 +1,10 @@
 // A thread pool for steps of a few microseconds: pthreads and a futex, nothing of libstdc++ at run time.
 //
 // The caller of parallel_for takes part and can do all the work alone; workers only help. A step is cut into
-// chunks, which are claimed one by one by compare-and-swap on a ticket that also carries the step's number, so a
-// worker that was descheduled with an old step in hand can neither claim from a new one nor hold it up.
+// chunks, and each thread has a range of them: the same part of every step, so that its cache still holds what it
+// wrote in the step before. A thread that is through with its range takes from the others'. A claim is one
+// compare-and-swap on the range's next chunk together with the step's number, so a worker that was descheduled with
+// an old step in hand can neither claim from a new one nor hold it up.
 //
 // Workers spin while a run lasts (between begin and end) and sleep in a futex otherwise.
 #pragma once
@@ -71,6 +73,7 @@ class Pool {
     if (posix_memalign(&memory, alignof(Pool), sizeof(Pool) + sizeof(Worker) * threads) != 0) return nullptr;
     Pool* pool = new (memory) Pool;
     pool->workers_ = reinterpret_cast<Worker*>(pool + 1);
+    for (int32_t i = 0; i < threads; ++i) new (pool->workers_ + i) Worker;
     // Signals belong to the threads of the embedding program.
     sigset_t all, before;
     sigfillset(&all);
@@ -111,43 +114,43 @@ class Pool {
       kernel(pointers, integers, 0, tasks, 0);
       return;
     }
-    // Sixteen chunks a thread leave at most some 3 % of a step to wait for at its end.
+    // Sixteen chunks a thread leave at most some 6 % of a thread's part to wait for at the end.
     const int64_t wanted = int64_t{threads_} * 16;
     const int64_t chunk = (tasks + wanted - 1) / wanted;
-    const int64_t chunks = (tasks + chunk - 1) / chunk;
-    kernel_.store(kernel, std::memory_order_relaxed);
-    pointers_.store(pointers, std::memory_order_relaxed);
-    integers_.store(integers, std::memory_order_relaxed);
-    tasks_.store(tasks, std::memory_order_relaxed);
-    chunk_.store(chunk, std::memory_order_relaxed);
+    const Step step{number_.load(std::memory_order_relaxed) + 2, kernel, pointers, integers, tasks, chunk,
+                    (tasks + chunk - 1) / chunk};
     done_.store(0, std::memory_order_relaxed);
-    step_ = (step_ + 1) & 0xffffffff;
-    ticket_.store(step_ << 32 | static_cast<uint64_t>(chunks));
+    publish(step);
     wake_sleepers();
-    const int64_t own = take_chunks(0);
-    wait_for_workers(chunks - own);
+    wait_for_workers(step.chunks - take_chunks(step, 0));
     busy_.store(false, std::memory_order_release);
   }
 
  private:
-  struct Worker {
-    Pool* pool;
-    int32_t index;
-    pthread_t thread;
+  struct Step {
+    uint32_t number;
+    Kernel kernel;
+    void* const* pointers;
+    const int64_t* integers;
+    int64_t tasks;
+    int64_t chunk;   // tasks in each chunk but the last
+    int64_t chunks;  // at most 16 for each thread
   };
 
-  static constexpr int32_t kMaxThreads = 2048;  // 16 chunks each must fit the ticket's 16 bits
+  struct alignas(128) Worker {
+    std::atomic<uint64_t> next{0};  // step number (32 bits), next chunk of this thread's range (32)
+    Pool* pool = nullptr;
+    int32_t index = 0;
+    pthread_t thread{};
+  };
+
+  static constexpr int32_t kMaxThreads = 4096;
   static constexpr int64_t kPauseNs = 20000;     // spin this long without giving the CPU to others
   static constexpr int64_t kAfterRunNs = 30000;  // stay awake this long for the next run
   static constexpr int64_t kStarvedNs = 1000000; // sleep even in a run after this long without a step
 
   Pool() = default;
   ~Pool() = default;
-
-  // ticket: step number (32 bits), chunks claimed (16), chunks in all (16)
-  static constexpr uint64_t kOneClaimed = uint64_t{1} << 16;
-  static int64_t claimed(uint64_t ticket) { return static_cast<int64_t>(ticket >> 16 & 0xffff); }
-  static int64_t total(uint64_t ticket) { return static_cast<int64_t>(ticket & 0xffff); }
 
   static void* start(void* argument) {
     Worker* worker = static_cast<Worker*>(argument);
@@ -156,26 +159,57 @@ class Pool {
     return nullptr;
   }
 
-  /// Claims and does chunks until none is left; returns how many it did.
-  int64_t take_chunks(int32_t thread) {
-    int64_t did = 0;
+  /// The step's number is odd while its members are being written.
+  void publish(const Step& step) {
+    number_.store(step.number - 1, std::memory_order_relaxed);
+    std::atomic_thread_fence(std::memory_order_release);
+    kernel_.store(step.kernel, std::memory_order_relaxed);
+    pointers_.store(step.pointers, std::memory_order_relaxed);
+    integers_.store(step.integers, std::memory_order_relaxed);
+    tasks_.store(step.tasks, std::memory_order_relaxed);
+    chunk_.store(step.chunk, std::memory_order_relaxed);
+    number_.store(step.number);
+  }
+
+  /// Reads the step of this number; false when it is no longer the current one.
+  bool read_step(uint32_t number, Step* step) const {
+    const int64_t tasks = tasks_.load(std::memory_order_relaxed);
+    const int64_t chunk = chunk_.load(std::memory_order_relaxed);
+    *step = {number, kernel_.load(std::memory_order_relaxed), pointers_.load(std::memory_order_relaxed),
+             integers_.load(std::memory_order_relaxed), tasks, chunk, chunk ? (tasks + chunk - 1) / chunk : 0};
+    std::atomic_thread_fence(std::memory_order_acquire);
+    return number_.load(std::memory_order_relaxed) == number;
+  }
+
+  /// Claims a chunk of the range of `owner`; -1 when none is left. A range whose word is of an older step has not been
+  /// touched in this one. A worker may come late and see the word of a newer step; the caller cannot.
+  int64_t claim(const Step& step, int32_t owner, bool is_caller) {
+    const int64_t begin = step.chunks * owner / threads_, end = step.chunks * (owner + 1) / threads_;
+    std::atomic<uint64_t>& word = workers_[owner].next;
+    uint64_t seen = word.load(std::memory_order_acquire);
     for (;;) {
-      uint64_t ticket = ticket_.load(std::memory_order_acquire);
-      if (claimed(ticket) >= total(ticket)) return did;
-      const Kernel kernel = kernel_.load(std::memory_order_relaxed);
-      void* const* pointers = pointers_.load(std::memory_order_relaxed);
-      const int64_t* integers = integers_.load(std::memory_order_relaxed);
-      const int64_t tasks = tasks_.load(std::memory_order_relaxed);
-      const int64_t chunk = chunk_.load(std::memory_order_relaxed);
-      // These are written only while every chunk is claimed: an unchanged ticket proves they are of this step.
-      std::atomic_thread_fence(std::memory_order_acquire);
-      if (!ticket_.compare_exchange_strong(ticket, ticket + kOneClaimed, std::memory_order_acq_rel)) continue;
-      const int64_t begin = claimed(ticket) * chunk;
-      const int64_t end = begin + chunk < tasks ? begin + chunk : tasks;
-      kernel(pointers, integers, begin, end, thread);
-      ++did;
-      if (thread != 0) done_.fetch_add(1, std::memory_order_release);
+      const uint32_t number = static_cast<uint32_t>(seen >> 32);
+      if (!is_caller && static_cast<int32_t>(number - step.number) > 0) return -1;
+      const int64_t next = number == step.number ? static_cast<int64_t>(seen & 0xffffffff) : begin;
+      if (next >= end) return -1;
+      const uint64_t claimed = uint64_t{step.number} << 32 | static_cast<uint64_t>(next + 1);
+      if (word.compare_exchange_weak(seen, claimed, std::memory_order_acq_rel, std::memory_order_acquire)) return next;
     }
+  }
+
+  /// Claims and does chunks until none is left; returns how many it did.
+  int64_t take_chunks(const Step& step, int32_t thread) {
+    int64_t did = 0;
+    for (int32_t i = 0; i < threads_; ++i) {
+      const int32_t owner = thread + i < threads_ ? thread + i : thread + i - threads_;
+      const int64_t before = did;
+      for (int64_t chunk; (chunk = claim(step, owner, thread == 0)) >= 0; ++did) {
+        const int64_t begin = chunk * step.chunk, end = begin + step.chunk;
+        step.kernel(step.pointers, step.integers, begin, end < step.tasks ? end : step.tasks, thread);
+      }
+      if (thread != 0 && did != before) done_.fetch_add(did - before, std::memory_order_release);
+    }
+    return did;
   }
 
   /// Waits for chunks that workers are computing at this moment.
@@ -191,24 +225,27 @@ class Pool {
   }
 
   void work(int32_t index) {
+    uint32_t seen = 0;
     while (!stop_.load(std::memory_order_relaxed)) {
-      take_chunks(index);
-      if (!spin_for_step()) sleep();
+      const uint32_t number = number_.load(std::memory_order_acquire);
+      if (number == seen || number % 2 != 0) {
+        if (!spin_for_step(seen)) sleep(seen);
+        continue;
+      }
+      seen = number;
+      Step step;
+      if (read_step(number, &step)) take_chunks(step, index);
     }
   }
 
-  bool step_open() const {
-    const uint64_t ticket = ticket_.load(std::memory_order_acquire);
-    return claimed(ticket) < total(ticket);
-  }
-
-  /// True as soon as there is a step to help with, false when it is time to sleep.
-  bool spin_for_step() {
+  /// True as soon as there is another step than the one seen last, false when it is time to sleep.
+  bool spin_for_step(uint32_t seen) {
     const int64_t since = now_ns();
     int64_t last_active = since;
     for (;;) {
       for (int i = 0; i < 32; ++i) {
-        if (step_open()) return true;
+        const uint32_t number = number_.load(std::memory_order_relaxed);
+        if (number != seen && number % 2 == 0) return true;
         cpu_relax();
       }
       const int64_t now = now_ns();
@@ -218,10 +255,10 @@ class Pool {
     }
   }
 
-  void sleep() {
+  void sleep(uint32_t seen) {
     const uint32_t epoch = epoch_.load();
     sleepers_.fetch_add(1);
-    if (step_open() || stop_.load()) return;
+    if (number_.load() != seen || stop_.load()) return;
     syscall(SYS_futex, reinterpret_cast<uint32_t*>(&epoch_), FUTEX_WAIT_PRIVATE, epoch, nullptr, nullptr, 0);
   }
 
@@ -237,8 +274,8 @@ class Pool {
 
   static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t), "a futex is a plain 32-bit word");
 
-  // Each group is written by others than read the next one.
-  alignas(128) std::atomic<uint64_t> ticket_{0};
+  // The current step, guarded by busy_ for writing; then groups that different threads write.
+  alignas(128) std::atomic<uint32_t> number_{0};
   std::atomic<Kernel> kernel_{nullptr};
   std::atomic<void* const*> pointers_{nullptr};
   std::atomic<const int64_t*> integers_{nullptr};
@@ -250,7 +287,6 @@ class Pool {
   std::atomic<uint32_t> sleepers_{0};
   std::atomic<bool> busy_{false};
   std::atomic<bool> stop_{false};
-  uint64_t step_ = 0;  // guarded by busy_
   int32_t threads_ = 1;
   Worker* workers_ = nullptr;
 };

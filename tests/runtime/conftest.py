@@ -21,7 +21,7 @@ MakeArtifact = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> MakeArtifact:
-    """make_artifact(*defines, weights=b"", **manifest): the folder of an artifact of its own; libraries are built once."""
+    """make_artifact(*defines, weights=b"", **manifest): the folder of a new artifact; libraries are built once."""
     runtime = tmp_path_factory.mktemp("runtime") / "runtime.o"
     subprocess.run([*CXX, str(CSRC / "runtime/runtime.cpp"), "-o", str(runtime)], check=True)
     built: dict[tuple[str, ...], Path] = {}
