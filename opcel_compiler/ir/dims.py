@@ -172,8 +172,16 @@ def _divide_terms(a: Dim, b: Dim) -> tuple[Dim, Dim]:
     return _build(quotient), _build(rest)
 
 
+def _is_remainder(a: Dim, b: Dim) -> bool:
+    """Whether 0 <= a < b for every value of the symbols."""
+    lo, hi = bounds(a)
+    lo_b, _ = bounds(b)
+    return lo is not None and lo >= 0 and hi is not None and lo_b is not None and hi < lo_b
+
+
 def floordiv(a: Dim, b: Dim) -> Dim:
-    """⌊a / b⌋. Raises ZeroDivisionError when `b` is the constant 0."""
+    """⌊a / b⌋; where `b` may be 0, any expression that is right for every other value. Raises ZeroDivisionError when
+    `b` is the constant 0."""
     if isinstance(a, int) and isinstance(b, int):
         return a // b
     if b == 0:
@@ -181,9 +189,7 @@ def floordiv(a: Dim, b: Dim) -> Dim:
     quotient, rest = _divide_terms(a, b)
     if isinstance(rest, int) and isinstance(b, int):
         return quotient + rest // b
-    lo_b, _ = bounds(b)
-    lo, hi = bounds(rest)
-    if lo_b is not None and lo_b > 0 and lo is not None and lo >= 0 and hi is not None and hi < lo_b:
+    if rest == 0 or _is_remainder(rest, b):
         return quotient
     return quotient + Expr((((Call("//", rest, b),), 1),))
 
@@ -197,8 +203,8 @@ def mod(a: Dim, b: Dim) -> Dim:
     _, rest = _divide_terms(a, b)
     if isinstance(rest, int) and isinstance(b, int):
         return rest % b
-    if rest == 0:
-        return 0
+    if rest == 0 or _is_remainder(rest, b):
+        return rest
     return Expr((((Call("%", rest, b),), 1),))
 
 

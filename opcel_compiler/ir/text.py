@@ -32,7 +32,7 @@ from opcel_compiler.ir.encodings import DENSE, Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.opdef import InferenceError
 from opcel_compiler.ir.parse import ParseError, parse_graph
-from opcel_compiler.ir.types import DType
+from opcel_compiler.ir.types import F32, F64, DType
 
 MAX_ELEMENTS = 16
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*\Z", re.ASCII)
@@ -174,7 +174,8 @@ def _is_splat(flat: np.ndarray) -> bool:
 def print_elements(dtype: DType, flat: np.ndarray) -> list[str]:
     """One text an element, that reads back to the same bits: a NaN other than NumPy's own prints its bits in hex."""
     if dtype.kind == "c":
-        parts = print_elements(dtype, flat.view(np.float32 if dtype.bits == 64 else np.float64)) if flat.size else []
+        part = F32 if dtype.bits == 64 else F64
+        parts = print_elements(part, flat.view(part.numpy))
         return [f"[{re}, {im}]" for re, im in zip(parts[::2], parts[1::2], strict=True)]
     if dtype.kind == "s":
         return [f'bytes"{base64.b64encode(s).decode()}"' if isinstance(s, bytes) else json.dumps(str(s)) for s in flat]
