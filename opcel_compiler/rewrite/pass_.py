@@ -15,6 +15,8 @@ from opcel_compiler.rewrite.driver import apply_rules
 from opcel_compiler.rewrite.errors import PipelineError, suggest
 from opcel_compiler.rewrite.rule import Rule
 
+__all__ = ["Pass", "PassContext", "RulePass", "check_members", "make_pass", "registered"]
+
 Options = dict[str, Any]
 _REGISTRY: dict[str, type[Pass]] = {}
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")

@@ -1,0 +1,1 @@
+"""The passes; each module defines one, and is found by being here."""

@@ -1,0 +1,215 @@
+"""Remove data movement that moves nothing, and merge what follows each other. Numerics: exact.
+
+Sizes count as equal when that is provable for every value of the symbols.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from opcel_compiler.ir.dims import equal
+from opcel_compiler.ir.graph import Value
+from opcel_compiler.rewrite.facts import all_of, keeps_type, shape_of, trailing
+from opcel_compiler.rewrite.pass_ import RulePass
+from opcel_compiler.rewrite.pattern import Match, const, one_of, op, uniform, value
+from opcel_compiler.rewrite.rule import Builder, rule
+
+
+@rule(op("reshape|expand", value("x")), keeps_type("x"))
+def same_shape(m: Match, build: Builder) -> Value:
+    """reshape or expand to the shape that x has is x"""
+    return m["x"]
+
+
+@rule(op("reshape", op("reshape", value("x"))))
+def reshape_twice(m: Match, build: Builder) -> Value:
+    """reshape of reshape is one reshape"""
+    return build("reshape", m["x"], shape=m.node.attrs["shape"])
+
+
+@rule(op("expand", op("expand", value("x"))))
+def expand_twice(m: Match, build: Builder) -> Value:
+    """expand of expand is one expand"""
+    return build("expand", m["x"], shape=m.node.attrs["shape"])
+
+
+_BINARY = "add|sub|mul|div|pow|min|max|equal|less|less_equal|and|or|xor|mod"
+
+
+def _broadcasts_anyway(m: Match) -> str | None:
+    x, others = shape_of(m["x"]), [shape_of(v) for v in m.node.operands if v is not None and v is not m["wide"]]
+    result = shape_of(m.root)
+    if x is None or result is None or None in others:
+        return "a rank is unknown"
+    shapes = [trailing(s, len(result)) for s in (x, *others) if s is not None]
+    for i, d in enumerate(result):
+        axis = [s[i] for s in shapes if s[i] != 1]
+        if (not axis and d != 1) or not all(equal(size, d) is True for size in axis):
+            return f"without the expand, axis {i} of the result would not be {d}"
+    return None
+
+
+def _without_expand(m: Match, build: Builder) -> Value:
+    operands = [m["x"] if v is m["wide"] else v for v in m.node.operands]
+    return build(m.node.op, *operands, **m.node.attrs)
+
+
+@rule(op(_BINARY, op("expand", value("x"), name="wide"), value()), _broadcasts_anyway)
+def expand_left(m: Match, build: Builder) -> Value:
+    """An expand before an operator that broadcasts anyway is not needed"""
+    return _without_expand(m, build)
+
+
+@rule(op(_BINARY, value(), op("expand", value("x"), name="wide")), _broadcasts_anyway)
+def expand_right(m: Match, build: Builder) -> Value:
+    """An expand before an operator that broadcasts anyway is not needed"""
+    return _without_expand(m, build)
+
+
+@rule(op("where", op("expand", value("x"), name="wide"), value(), value()), _broadcasts_anyway)
+def expand_condition(m: Match, build: Builder) -> Value:
+    """An expanded condition where the branches broadcast anyway is not needed"""
+    return _without_expand(m, build)
+
+
+@rule(op("slice", value("x"), steps=lambda steps: all(s == 1 for s in steps)), keeps_type("x"))
+def whole_slice(m: Match, build: Builder) -> Value:
+    """A slice of everything is x"""
+    return m["x"]
+
+
+@rule(op("slice", op("slice", value("x"), name="inner")))
+def slice_twice(m: Match, build: Builder) -> Value:
+    """slice of slice is one slice"""
+    a, b = m.maker("inner").attrs, m.node.attrs
+    starts = tuple(s + t * step for s, t, step in zip(a["starts"], b["starts"], a["steps"], strict=True))
+    steps = tuple(s * t for s, t in zip(a["steps"], b["steps"], strict=True))
+    return build("slice", m["x"], starts=starts, sizes=b["sizes"], steps=steps)
+
+
+def _one_index(m: Match) -> str | None:
+    data, shape = m["i"].constant, shape_of(m["x"])
+    if data is None or data.array.size != 1 or uniform(data) is None:
+        return "there is more than one index"
+    return "the rank is unknown" if shape is None else None
+
+
+@rule(op("gather", value("x"), const("i")), _one_index)
+def gather_one(m: Match, build: Builder) -> Value:
+    """gather of one known index is a slice under another shape"""
+    shape, axis, index = m["x"].tensor.dims, m.node.attrs["axis"], int(m.array("i").flat[0])
+    start = index if index >= 0 else shape[axis] + index
+    sliced = build(
+        "slice",
+        m["x"],
+        starts=tuple(start if i == axis else 0 for i in range(len(shape))),
+        sizes=tuple(1 if i == axis else d for i, d in enumerate(shape)),
+        steps=(1,) * len(shape),
+    )
+    return build("reshape", sliced, shape=m.root.tensor.dims)
+
+
+@rule(op("concat", value("x")))
+def concat_one(m: Match, build: Builder) -> Value:
+    """concat of one tensor is that tensor"""
+    return m["x"]
+
+
+def _parts(m: Match) -> list[Value]:
+    """The operands of a concat, with those of inner concats in their place and empty ones left out."""
+    out: list[Value] = []
+    axis = m.node.attrs["axis"]
+    for v in m.node.operands:
+        assert v is not None
+        inner = v.producer
+        if inner is not None and inner.op == "concat" and inner.attrs["axis"] == axis and len(v.uses) == 1:
+            out.extend(x for x in inner.operands if x is not None)
+        elif (shape_of(v) or (None,) * (axis + 1))[axis] != 0:
+            out.append(v)
+    return out
+
+
+def _flattens(m: Match) -> str | None:
+    parts = _parts(m)
+    return "nothing to take out" if not parts or tuple(parts) == m.node.operands else None
+
+
+@rule(op("concat", rest=True), _flattens)
+def flatten_concat(m: Match, build: Builder) -> Value:
+    """A concat takes in the parts of a concat among its operands, and drops empty ones"""
+    return build("concat", *_parts(m), axis=m.node.attrs["axis"])
+
+
+def _no_pads(m: Match) -> str | None:
+    return None if all(p == 0 for p in m.node.attrs["pads"]) else "there are pads"
+
+
+@rule(op("pad", value("x"), rest=True), all_of(_no_pads, keeps_type("x")))
+def pad_nothing(m: Match, build: Builder) -> Value:
+    """pad by nothing is x"""
+    return m["x"]
+
+
+def _unit_axes(m: Match) -> str | None:
+    shape, axes = shape_of(m["x"]), m.node.attrs["axes"]
+    if shape is None or not all(shape[a] == 1 for a in axes):
+        return "an axis of the reduction is longer than 1"
+    return None
+
+
+@rule(op("reduce_sum|reduce_mean|reduce_max|reduce_min|reduce_prod", value("x")), _unit_axes)
+def reduce_one(m: Match, build: Builder) -> Value:
+    """A reduction over axes of size 1 is x under another shape"""
+    return build("reshape", m["x"], shape=m.root.tensor.dims)
+
+
+def _moves_ones(m: Match) -> str | None:
+    shape, perm = shape_of(m["x"]), m.node.attrs["perm"]
+    if shape is None:
+        return "the rank is unknown"
+    moved = [p for p in perm if shape[p] != 1]
+    return None if moved == sorted(moved) else "axes longer than 1 change their order"
+
+
+@rule(op("transpose", value("x")), _moves_ones)
+def transpose_ones(m: Match, build: Builder) -> Value:
+    """A transpose that keeps the order of all axes longer than 1 is a reshape"""
+    return build("reshape", m["x"], shape=m.root.tensor.dims)
+
+
+_PADDED = op("pad", value("x"), const(0), name="padded", mode="constant", single_use=True)
+_PADDED_BY_DEFAULT = op("pad", value("x"), None, name="padded", mode="constant", single_use=True)
+
+
+def _spatial_pads(m: Match) -> str | None:
+    pads = m.maker("padded").attrs["pads"]
+    rank = len(pads) // 2
+    if not all(type(p) is int and p >= 0 for p in pads):
+        return "a pad is not a constant"
+    return None if not any(pads[i] or pads[rank + i] for i in (0, 1)) else "batch or channels are padded"
+
+
+@rule(op("conv", one_of(_PADDED, _PADDED_BY_DEFAULT), value("w"), rest=True), _spatial_pads)
+def pad_into_conv(m: Match, build: Builder) -> Value:
+    """Zero padding before a convolution becomes its own"""
+    pads = m.maker("padded").attrs["pads"]
+    rank = len(pads) // 2
+    extra = np.array([*pads[2:rank], *pads[rank + 2 :]])
+    attrs = {**m.node.attrs, "pads": tuple(int(p) for p in extra + np.array(m.node.attrs["pads"]))}
+    return build("conv", m["x"], *m.node.operands[1:], **attrs)
+
+
+@dataclass(frozen=True)
+class SimplifyShapes(RulePass):
+    """Shapes and movement."""
+
+    name: ClassVar[str] = "simplify-shapes"
+    summary: ClassVar[str] = "remove and merge reshapes, expands, slices, concats and pads"
+
+    rules = (
+        same_shape, reshape_twice, expand_twice, expand_left, expand_right, expand_condition, whole_slice, slice_twice,
+        gather_one, concat_one, flatten_concat, pad_nothing, reduce_one, transpose_ones, pad_into_conv,
+    )  # fmt: skip
