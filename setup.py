@@ -9,6 +9,7 @@ setup(
             "opcel_compiler.runtime._runtime",
             ["csrc/bindings/module.cpp"],
             depends=["csrc/base/pool.h", "csrc/base/float_env.h", "csrc/runtime/opcel.h", "csrc/bindings/arrays.h"],
+            include_dirs=["csrc"],
             cxx_std=17,
             extra_compile_args=["-O2", "-fvisibility=hidden", "-Wall", "-Wextra"],
         )

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "../runtime/opcel.h"
+#include "runtime/opcel.h"
 
 namespace opcel::bindings {
 

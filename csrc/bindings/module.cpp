@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "../base/pool.h"
-#include "../runtime/opcel.h"
-#include "arrays.h"
+#include "base/pool.h"
+#include "runtime/opcel.h"
+#include "bindings/arrays.h"
 
 using namespace opcel::bindings;
 

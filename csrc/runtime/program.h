@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <cstdio>
 
-#include "opcel.h"
+#include "runtime/opcel.h"
 
 #define OPCEL_PROGRAM_VERSION 1u
 #define OPCEL_HIDDEN __attribute__((visibility("hidden")))

@@ -2,12 +2,12 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "../base/float_env.h"
-#include "../base/memory.h"
-#include "../base/pool.h"
-#include "program.h"
-#include "tensors.h"
-#include "weights.h"
+#include "base/float_env.h"
+#include "base/memory.h"
+#include "base/pool.h"
+#include "runtime/program.h"
+#include "runtime/tensors.h"
+#include "runtime/weights.h"
 
 using opcel::Pool;
 using opcel::Text;

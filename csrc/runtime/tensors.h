@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "opcel.h"
+#include "runtime/opcel.h"
 
 namespace opcel {
 

@@ -10,8 +10,8 @@
 #include <cstdio>
 #include <cstring>
 
-#include "../base/memory.h"
-#include "program.h"
+#include "base/memory.h"
+#include "runtime/program.h"
 
 namespace opcel {
 

@@ -69,6 +69,19 @@ int main(int argc, char **argv) {
     check(apis[0]->run(contexts[0], in, out) == OPCEL_ARGUMENT, "dtype", "taken");
     puts(apis[0]->last_error(contexts[0]));
   }
+#ifdef __x86_64__
+  { /* a caller's flush-to-zero, denormals-are-zero mode is not the model's, and is the caller's again afterwards */
+    opcel_tensor in[2] = {{a, shape, NULL, 1, 2}, {b, shape, NULL, 1, 2}};
+    opcel_tensor out[2] = {{c, shape, NULL, 1, 2}, {d, shape, NULL, 1, 2}};
+    uint32_t bits = 1, result;
+    memcpy(a, &bits, 4), b[0] = 0;
+    __builtin_ia32_ldmxcsr(0x9fc0);
+    check(apis[0]->run(contexts[0], in, out) == 0, "run", apis[0]->last_error(contexts[0]));
+    check((__builtin_ia32_stmxcsr() & 0x8040) == 0x8040, "mode", "lost");
+    memcpy(&result, c, 4);
+    check(result == 1, "denormal", "flushed");
+  }
+#endif
   printf("symbols %d %s\n", (int)apis[0]->describe(models[0])->n_symbols, apis[0]->describe(models[0])->symbols[0]);
   for (i = 0; i < 2; ++i) apis[i]->destroy_context(contexts[i]), apis[i]->close(models[i]);
   apis[0]->destroy_pool(&host);
