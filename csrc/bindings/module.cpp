@@ -275,7 +275,8 @@ class Model {
     const auto arrays = py::reinterpret_borrow<py::dict>(given);
     if (used != PyDict_GET_SIZE(given.ptr())) raise_for_names(arrays, loaded.outputs, "output");
     for (size_t i = 0; i < loaded.outputs.size(); ++i) {
-      for (size_t j = 0; j < loaded.inputs.size(); ++j) check_apart(loaded, *call, i, loaded.inputs[j], call->inputs[j]);
+      for (size_t j = 0; j < loaded.inputs.size(); ++j)
+        check_apart(loaded, *call, i, loaded.inputs[j], call->inputs[j]);
       for (size_t j = 0; j < i; ++j) check_apart(loaded, *call, i, loaded.outputs[j], call->outputs[j]);
     }
   }
@@ -325,8 +326,9 @@ PyObject* run_entry(PyObject* self, PyObject* const* arguments, Py_ssize_t count
     // The descriptor has checked the type; py::cast would look it up again.
     void* model = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder().value_ptr();
     if (!model) raise("RunError", "the model was never opened");
-    return static_cast<Model*>(model)->run(py::reinterpret_borrow<py::dict>(given[0]), py::reinterpret_borrow<py::object>(given[1]))
-        .release().ptr();
+    const auto feeds = py::reinterpret_borrow<py::dict>(given[0]);
+    const auto outputs = py::reinterpret_borrow<py::object>(given[1]);
+    return static_cast<Model*>(model)->run(feeds, outputs).release().ptr();
   } catch (py::error_already_set& error) {
     error.restore();
   } catch (const std::exception& error) {

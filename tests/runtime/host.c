@@ -39,7 +39,10 @@ int main(int argc, char **argv) {
 
   check(argc == 3, "usage", "two artifacts");
   for (i = 0; i < 64 * 3; ++i) a[i] = (float)i, b[i] = 1;
-  for (i = 0; i < 2; ++i) check((apis[i] = opcel_load(argv[1 + i], &libraries[i], error, sizeof error)) != NULL, "load", error);
+  for (i = 0; i < 2; ++i) {
+    apis[i] = opcel_load(argv[1 + i], &libraries[i], error, sizeof error);
+    check(apis[i] != NULL, "load", error);
+  }
   check(apis[0]->create_pool(2, &host) == 0, "pool", "");
   host.alloc = count_alloc;
   host.free = count_free;

@@ -70,5 +70,6 @@ constexpr int32_t kRegions = 1;
 constexpr int32_t kRegions = 0;
 #endif
 
-const OpcelProgram opcel_program = {OPCEL_PROGRAM_VERSION, 2,  2 + kRegions,  1,    kRegions,      inputs, outputs, symbols,
-                                    WEIGHTS,               0,  bind,          output_shapes, arena_bytes, run,    FEATURES};
+const OpcelProgram opcel_program = {
+    OPCEL_PROGRAM_VERSION, 2, 2 + kRegions, 1, kRegions, inputs, outputs, symbols, WEIGHTS, 0, bind, output_shapes,
+    arena_bytes, run, FEATURES};
