@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,6 +33,7 @@ class Tile(Pass):
     def run(self, program: Program, ctx: PassContext, /) -> None:
         if ctx.target is None:
             return
+        known: dict[object, Extents | None] = {}
         for kernel in program.kernels:
             if not kernel.maps:
                 kernel.axes, kernel.maps = domain(kernel)
@@ -41,7 +42,10 @@ class Tile(Pass):
             kernel.tiles = {}
             outer = measure.extents
             for memory in ctx.target.memories[1:]:
-                tile = _search(measure, fixed, outer, memory.size, 2 if self.double_buffer else 1)
+                key = (measure.signature, fixed, outer, memory.size)
+                if key not in known:
+                    known[key] = _search(measure, fixed, outer, memory.size, 2 if self.double_buffer else 1)
+                tile = known[key]
                 if tile is None:
                     least = measure.footprint(_smallest(fixed, outer))
                     reason = f"its smallest tile needs {least} bytes of {memory.name}, which holds {memory.size}"
@@ -70,54 +74,47 @@ def _smallest(fixed: frozenset[int], outer: Extents) -> Extents:
 
 
 def _candidates(extent: int) -> list[int]:
-    """Powers of two and divisors up to `extent`."""
+    """Powers of two and divisors up to `extent`, each at least a quarter above the one before; `extent` itself."""
     powers = {1 << i for i in range(extent.bit_length()) if 1 << i <= extent}
     divisors = {d for i in range(1, int(extent**0.5) + 1) if extent % i == 0 for d in (i, extent // i)}
-    return sorted(powers | divisors)
+    out = [extent]
+    for n in sorted(powers | divisors, reverse=True):
+        if n * 1.25 <= out[-1]:
+            out.append(n)
+    return out[::-1]
 
 
 def _search(measure: TileBytes, fixed: frozenset[int], outer: Extents, capacity: int, buffering: int) -> Extents | None:
     """The best tile within `outer` that fits, or None when not even the smallest does.
 
-    Greedy growth from several starts: at each step the one axis grows to the one extent that leaves the least traffic
-    (then the fewest tiles). When double buffering leaves no room, single buffering is tried.
+    From the best of a few starts, each with one axis (or the reduce axes) as large as it can be, the search takes the
+    change of one or two axes that leaves the least traffic, then the fewest tiles, until none helps. When double
+    buffering leaves no room, single buffering is tried.
     """
-    start = _smallest(fixed, outer)
 
     def fits(tile: Extents) -> bool:
         return measure.footprint(tile, 1 if tile == outer else buffering) <= capacity
 
+    def rank(tile: Extents) -> tuple[float, int, Extents]:
+        count = 1
+        for t, n in zip(tile, outer, strict=True):
+            count *= -(-n // max(t, 1))
+        return traffic(measure, tile, outer), count, tile
+
+    if fits(outer):
+        return outer
+    start = _smallest(fixed, outer)
     if not fits(start):
         return _search(measure, fixed, outer, capacity, 1) if buffering > 1 else None
-    choices = [[] if i in fixed else _candidates(n) for i, n in enumerate(outer)]
-
-    def rank(tile: Extents) -> tuple[float, float]:
-        count = 1.0
-        for t, n in zip(tile, outer, strict=True):
-            count *= -(-n // t) if t else 1
-        return traffic(measure, tile, outer), count
-
-    def grow(tile: Extents) -> Extents:
-        best = rank(tile)
-        while True:
-            moves = [
-                moved
-                for axis, options in enumerate(choices)
-                for extent in options
-                if extent > tile[axis] and fits(moved := (*tile[:axis], extent, *tile[axis + 1 :]))
-            ]
-            if not moves:
-                return tile
-            ranked = [(rank(m), m) for m in moves]
-            found, moved = min(ranked)
-            if found >= best:
-                return tile
-            best, tile = found, moved
-
-    starts = [start]
-    for group in (*((i,) for i in range(len(outer))), measure.reduce):
-        starts.append(_stretched(start, group, choices, fits))
-    return min((grow(s) for s in dict.fromkeys(starts)), key=lambda t: (rank(t), t))
+    choices = [[n] if i in fixed else _candidates(n) for i, n in enumerate(outer)]
+    groups = [(*range(i, len(outer)), *range(i)) for i in range(len(outer))]
+    groups.append((*measure.reduce, *(i for i in range(len(outer)) if i not in measure.reduce)))
+    best = min(rank(_stretched(start, group, choices, fits)) for group in groups)
+    while True:
+        found = min((rank(t) for t in _neighbours(best[2], choices) if fits(t)), default=best)
+        if found >= best:
+            return best[2]
+        best = found
 
 
 def _stretched(
@@ -126,9 +123,18 @@ def _stretched(
     """`start` with the axes of `group` as large as they can be, one after the other."""
     tile = start
     for axis in group:
-        for extent in reversed(choices[axis]):
-            moved = (*tile[:axis], extent, *tile[axis + 1 :])
-            if fits(moved):
-                tile = moved
-                break
+        wider = ((*tile[:axis], extent, *tile[axis + 1 :]) for extent in reversed(choices[axis]))
+        tile = next((t for t in wider if fits(t)), tile)
     return tile
+
+
+def _neighbours(tile: Extents, choices: Sequence[Sequence[int]]) -> Iterator[Extents]:
+    """Every tile that differs in one or two axes."""
+    free = [i for i, options in enumerate(choices) if len(options) > 1]
+    for at, a in enumerate(free):
+        for x in choices[a]:
+            one = (*tile[:a], x, *tile[a + 1 :])
+            if x != tile[a]:
+                yield one
+            for b in free[at + 1 :] if x != tile[a] else ():
+                yield from ((*one[:b], y, *one[b + 1 :]) for y in choices[b] if y != tile[b])

@@ -92,6 +92,12 @@ class TileBytes:
         if kernel.anchor is not None and kernel.anchor.op == "attention":
             self._keys = evaluate(kernel.anchor.operand(1).tensor.dims[2], sizes)
 
+    @property
+    def signature(self) -> object:
+        """Kernels of equal signatures touch equally many bytes by equal tiles."""
+        views = tuple(map(tuple, self._views))
+        return self.extents, self.reduce, self.inputs, self.maps, views, tuple(self._bits), self._keys
+
     @staticmethod
     def _axes(view: View, access: AccessMap, sizes: Mapping[str, int]) -> list[tuple[int, Index, int]]:
         """(extent, index, block) of each axis that takes room: not of one that is broadcast."""
