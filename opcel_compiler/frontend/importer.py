@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, ValueInfoProto
 
 from opcel_compiler.frontend import lowerings  # noqa: F401  registers the lowerings
 from opcel_compiler.frontend.builder import Builder, Narrow
-from opcel_compiler.frontend.foreign import Typing
+from opcel_compiler.frontend.foreign import Typing, graphs_of
 from opcel_compiler.frontend.limits import DEFAULT_DOMAINS, ModelError, check_opsets
 from opcel_compiler.frontend.proto_types import Symbols, file_shape, type_from
-from opcel_compiler.frontend.scope import Functions, Scope
+from opcel_compiler.frontend.scope import Functions, Scope, check_calls
 from opcel_compiler.frontend.weights import Weights, map_file
 from opcel_compiler.frontend.wire import Buffer, WireError, without_weights
 from opcel_compiler.ir.dims import Symbol
@@ -92,7 +93,8 @@ def import_model(model: str | Path | bytes | ModelProto, *, name: str | None = N
 
 def _read(model: str | Path | bytes | ModelProto) -> tuple[ModelProto, Buffer, Weights, Path | None]:
     if isinstance(model, ModelProto):
-        return model, model.SerializeToString(deterministic=True), Weights(None, None), None
+        proto = _without_inner_calls(model, "the model")
+        return proto, model.SerializeToString(deterministic=True), Weights(None, None), None
     path = None
     if isinstance(model, bytes):
         what, data = "the model", memoryview(model)
@@ -117,7 +119,19 @@ def _read(model: str | Path | bytes | ModelProto) -> tuple[ModelProto, Buffer, W
         raise ModelError(f"{what} is no ONNX model, or is truncated: {e}") from None
     if not proto.HasField("graph") or proto.ir_version < 1:
         raise ModelError(f"{what} is no ONNX model: it has no {'IR version' if proto.HasField('graph') else 'graph'}")
-    return proto, data, Weights(data, path.parent if path else None), path
+    return _without_inner_calls(proto, what), data, Weights(data, path.parent if path else None), path
+
+
+def _without_inner_calls(proto: ModelProto, what: str) -> ModelProto:
+    """The model with its functions inlined when nodes hold graphs, which may call them; those stay opaque."""
+    holders = [*proto.graph.node, *(n for f in proto.functions for n in f.node)]
+    if not proto.functions or not any(graphs_of(n) for n in holders):
+        return proto
+    check_calls(proto)
+    try:
+        return onnx.inliner.inline_local_functions(proto)
+    except Exception as e:  # the binding raises many kinds
+        raise ModelError(f"{what}: its functions cannot be inlined: {e}") from None
 
 
 def _opsets(proto: ModelProto) -> dict[str, int]:

@@ -40,6 +40,27 @@ class Functions:
         return self._by_key.get((_domain(node.domain), node.op_type, node.overload))
 
 
+def check_calls(model: ModelProto) -> None:
+    """Raises ModelError when functions of the model call one another in a circle."""
+    functions = Functions(model)
+    calls: dict[str, set[str]] = {}
+    for f in model.functions:
+        stack, inner = list(f.node), calls.setdefault(f.name, set())
+        while stack:
+            node = stack.pop()
+            found = functions.find(node)
+            if found is not None:
+                inner.add(found.name)
+            for graph in graphs_of(node):
+                stack.extend(graph.node)
+    while calls:
+        leaves = [name for name, inner in calls.items() if not inner & set(calls)]
+        if not leaves:
+            raise ModelError(f"the functions {', '.join(sorted(calls))} call one another in a circle")
+        for name in leaves:
+            del calls[name]
+
+
 def _domain(domain: str) -> str:
     return "" if domain in DEFAULT_DOMAINS else domain
 
@@ -300,6 +321,7 @@ class Scope:
             "node": whole.SerializeToString(deterministic=True),
             "captured": tuple(names),
             "reason": reason,
+            "opsets": tuple(f"{d}:{v}" for d, v in sorted(self.opsets.items())) if graphs_of(node) else (),
         }
         results = iter(self.builder.add("foreign", operands, attrs, origin, types=kept).results)
         return [next(results) if name else None for name in node.output]
