@@ -29,7 +29,7 @@ class FoldConstants(Pass):
     name: ClassVar[str] = "fold-constants"
     summary: ClassVar[str] = "evaluate nodes whose operands are all constants"
 
-    max_bytes: int = 65536
+    max_bytes: int = 1 << 20
     max_growth: int = 2
 
     def run(self, graph: Graph, ctx: PassContext) -> None:

@@ -14,7 +14,7 @@ from opcel_compiler.ir.graph import Node, Value
 from opcel_compiler.ir.opdef import all_ops
 from opcel_compiler.rewrite.facts import keeps_type, shape_of, trailing
 from opcel_compiler.rewrite.pass_ import RulePass
-from opcel_compiler.rewrite.pattern import Match, op, value
+from opcel_compiler.rewrite.pattern import Match, one_of, op, value
 from opcel_compiler.rewrite.rule import Builder, rule
 
 Perm = tuple[int, ...]
@@ -90,7 +90,17 @@ def _worth_moving(m: Match) -> str | None:
 _ELEMENTWISE = "|".join(name for name, d in all_ops().items() if "elementwise" in d.traits and d.operands)
 
 
-@rule(op(_ELEMENTWISE, rest=True), _worth_moving)
+_TRANSPOSED = op("transpose", value())
+
+
+@rule(
+    one_of(
+        op(_ELEMENTWISE, _TRANSPOSED, rest=True),
+        op(_ELEMENTWISE, value(), _TRANSPOSED, rest=True),
+        op("where", value(), value(), _TRANSPOSED),
+    ),
+    _worth_moving,
+)
 def sink_transpose(m: Match, build: Builder) -> Value:
     """An elementwise operator on transposed operands is that operator, transposed"""
     perm = next(p for v in m.node.operands if v is not None and (p := _perm_of(v)) is not None)

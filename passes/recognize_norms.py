@@ -89,14 +89,14 @@ _SCALED = op("layer_norm", value("x"), value("scale"), None, name="norm", single
 _UNSCALED = op("layer_norm", value("x"), None, None, name="norm", single_use=True)
 
 
-@rule(op("mul", _PLAIN, value("side")), _fits, Numerics.REASSOCIATES)
+@rule(op("mul", _PLAIN, value("side")), _fits, Numerics.REASSOCIATES, quiet=True)
 def norm_scale(m: Match, build: Builder) -> Value:
     """A norm times a scale takes the scale in"""
     norm = m.maker("norm")
     return build(norm.op, m["x"], _side(m, build), **norm.attrs)
 
 
-@rule(op("add", one_of(_SCALED, _UNSCALED), value("side")), _fits, Numerics.REASSOCIATES)
+@rule(op("add", one_of(_SCALED, _UNSCALED), value("side")), _fits, Numerics.REASSOCIATES, quiet=True)
 def norm_bias(m: Match, build: Builder) -> Value:
     """A layer_norm plus a bias takes the bias in"""
     scale = m["scale"] if "scale" in m else None

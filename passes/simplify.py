@@ -13,34 +13,39 @@ import numpy as np
 
 from opcel_compiler.ir.graph import Value
 from opcel_compiler.ir.types import DType
-from opcel_compiler.rewrite.facts import all_of, dtype_of, is_float, keeps_type, numbers
+from opcel_compiler.rewrite.facts import all_of, dtype_of, is_float, keeps_type, numbers, same_type, shape_of
 from opcel_compiler.rewrite.pass_ import RulePass
-from opcel_compiler.rewrite.pattern import Match, Pattern, const, one_of, op, uniform, value
+from opcel_compiler.rewrite.pattern import Match, Pattern, const, one_of, op, value
 from opcel_compiler.rewrite.rule import Builder, Numerics, rule
 
 
-@rule(op("add", value("x"), const(0)), keeps_type("x"))
-def add_zero(m: Match, build: Builder) -> Value:
-    """x + 0 is x"""
-    return m["x"]
+def _fits_root(m: Match) -> str | None:
+    if dtype_of(m["x"]) != dtype_of(m.root) or shape_of(m.root) is None:
+        return "the shape of the result is unknown"
+    return None
 
 
-@rule(op("sub", value("x"), const(0)), keeps_type("x"))
-def subtract_zero(m: Match, build: Builder) -> Value:
-    """x - 0 is x"""
-    return m["x"]
+def _as_root(m: Match, build: Builder) -> Value:
+    """x, in the shape of the root."""
+    return m["x"] if same_type(m["x"], m.root) else build("expand", m["x"], shape=m.root.tensor.dims)
 
 
-@rule(op("mul", value("x"), const(1)), keeps_type("x"))
-def multiply_by_one(m: Match, build: Builder) -> Value:
-    """1 x is x"""
-    return m["x"]
+@rule(one_of(op("add", value("x"), const(0)), op("sub", value("x"), const(0))), _fits_root)
+def plus_zero(m: Match, build: Builder) -> Value:
+    """x + 0 and x - 0 are x"""
+    return _as_root(m, build)
 
 
-@rule(op("div|pow", value("x"), const(1)), keeps_type("x"))
-def divide_or_raise_by_one(m: Match, build: Builder) -> Value:
-    """x / 1 and x to the 1 are x"""
-    return m["x"]
+@rule(one_of(op("mul", value("x"), const(1)), op("div|pow", value("x"), const(1))), _fits_root)
+def times_one(m: Match, build: Builder) -> Value:
+    """1 x, x / 1 and x to the 1 are x"""
+    return _as_root(m, build)
+
+
+@rule(one_of(op("and", value("x"), const(1)), op("or", value("x"), const(0))), _fits_root)
+def neutral_condition(m: Match, build: Builder) -> Value:
+    """x and true, x or false are x"""
+    return _as_root(m, build)
 
 
 @rule(op("mul", value("x"), const(-1)), keeps_type("x"))
@@ -85,7 +90,7 @@ def subtract_constant(m: Match, build: Builder) -> Value:
     return build("add", m["x"], build.constant(-m.array("c"), m["c"].tensor.dtype))
 
 
-@rule(op("cast", value("x")), keeps_type("x"))
+@rule(op("cast", value("x")), keeps_type("x"), quiet=True)
 def cast_to_same(m: Match, build: Builder) -> Value:
     """A cast to the dtype that x has is x"""
     return m["x"]
@@ -98,7 +103,7 @@ def _lossless(m: Match) -> str | None:
     return f"{between} does not hold every {before}"
 
 
-@rule(op("cast", op("cast", value("x"), name="inner")), _lossless)
+@rule(op("cast", op("cast", value("x"), name="inner")), _lossless, quiet=True)
 def cast_twice(m: Match, build: Builder) -> Value:
     """A cast to a wider dtype and on is one cast"""
     return build("cast", m["x"], dtype=m.root.tensor.dtype)
@@ -117,22 +122,22 @@ def holds_all(wide: DType, narrow: DType) -> bool:
     return False
 
 
-def _is_choice(m: Match) -> str | None:
-    data = m["c"].constant
-    taken = None if data is None else uniform(data)
-    return "the condition varies" if taken is None else keeps_type("x" if taken else "y")(m)
+@rule(op("where", const(1), value("x"), value()), _fits_root)
+def choose_first(m: Match, build: Builder) -> Value:
+    """where(true, x, y) is x"""
+    return _as_root(m, build)
 
 
-@rule(op("where", const("c"), value("x"), value("y")), _is_choice)
-def choose(m: Match, build: Builder) -> Value:
-    """where of a constant condition is the branch taken"""
-    return m["x"] if m.array("c").flat[0] else m["y"]
+@rule(op("where", const(0), value(), value("x")), _fits_root)
+def choose_second(m: Match, build: Builder) -> Value:
+    """where(false, y, x) is x"""
+    return _as_root(m, build)
 
 
-@rule(op("where", value(), value("x"), value("x")), keeps_type("x"))
+@rule(op("where", value(), value("x"), value("x")), _fits_root)
 def choose_equal(m: Match, build: Builder) -> Value:
     """where(c, x, x) is x"""
-    return m["x"]
+    return _as_root(m, build)
 
 
 @rule(op("max", value("x"), const(0)), keeps_type("x"))
@@ -199,7 +204,7 @@ def _times_inverse(m: Match, build: Builder) -> Value:
     return build("mul", m["x"], build.constant(1 / numbers(m.array("c")), m["c"].tensor.dtype))
 
 
-@rule(op("div", value("x"), const("c")), _exactly_invertible)
+@rule(op("div", value("x"), const("c")), _exactly_invertible, quiet=True)
 def divide_by_power_of_two(m: Match, build: Builder) -> Value:
     """x / c is x (1 / c), exactly"""
     return _times_inverse(m, build)
@@ -252,8 +257,8 @@ class Simplify(RulePass):
     summary: ClassVar[str] = "remove and combine elementwise operators by algebra"
 
     rules = (
-        add_zero, subtract_zero, multiply_by_one, divide_or_raise_by_one, multiply_by_minus_one, subtract_from_zero,
-        one_over, inverse_twice, add_negative, subtract_negative, subtract_constant, cast_to_same, cast_twice, choose,
+        plus_zero, times_one, neutral_condition, multiply_by_minus_one, subtract_from_zero, one_over, inverse_twice,
+        add_negative, subtract_negative, subtract_constant, cast_to_same, cast_twice, choose_first, choose_second,
         choose_equal, to_relu, not_negative_twice, clamp_twice, combine_constants, divide_by_power_of_two,
         multiply_by_inverse, multiply_by_reciprocal, square, cube, inverse_power, idempotent,
     )  # fmt: skip

@@ -11,14 +11,16 @@ from typing import ClassVar
 import numpy as np
 
 from opcel_compiler.ir.dims import equal
+from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Value
+from opcel_compiler.ir.opdef import all_ops
 from opcel_compiler.rewrite.facts import all_of, keeps_type, shape_of, trailing
 from opcel_compiler.rewrite.pass_ import RulePass
-from opcel_compiler.rewrite.pattern import Match, const, one_of, op, uniform, value
+from opcel_compiler.rewrite.pattern import Match, const, one_of, op, value
 from opcel_compiler.rewrite.rule import Builder, rule
 
 
-@rule(op("reshape|expand", value("x")), keeps_type("x"))
+@rule(op("reshape|expand", value("x")), keeps_type("x"), quiet=True)
 def same_shape(m: Match, build: Builder) -> Value:
     """reshape or expand to the shape that x has is x"""
     return m["x"]
@@ -36,6 +38,7 @@ def expand_twice(m: Match, build: Builder) -> Value:
     return build("expand", m["x"], shape=m.node.attrs["shape"])
 
 
+_ELEMENTWISE = "|".join(name for name, d in all_ops().items() if "elementwise" in d.traits and d.operands)
 _BINARY = "add|sub|mul|div|pow|min|max|equal|less|less_equal|and|or|xor|mod"
 
 
@@ -57,25 +60,56 @@ def _without_expand(m: Match, build: Builder) -> Value:
     return build(m.node.op, *operands, **m.node.attrs)
 
 
-@rule(op(_BINARY, op("expand", value("x"), name="wide"), value()), _broadcasts_anyway)
+@rule(op(_BINARY, op("expand", value("x"), name="wide"), value()), _broadcasts_anyway, quiet=True)
 def expand_left(m: Match, build: Builder) -> Value:
     """An expand before an operator that broadcasts anyway is not needed"""
     return _without_expand(m, build)
 
 
-@rule(op(_BINARY, value(), op("expand", value("x"), name="wide")), _broadcasts_anyway)
+@rule(op(_BINARY, value(), op("expand", value("x"), name="wide")), _broadcasts_anyway, quiet=True)
 def expand_right(m: Match, build: Builder) -> Value:
     """An expand before an operator that broadcasts anyway is not needed"""
     return _without_expand(m, build)
 
 
-@rule(op("where", op("expand", value("x"), name="wide"), value(), value()), _broadcasts_anyway)
+@rule(op("where", op("expand", value("x"), name="wide"), value(), value()), _broadcasts_anyway, quiet=True)
 def expand_condition(m: Match, build: Builder) -> Value:
     """An expanded condition where the branches broadcast anyway is not needed"""
     return _without_expand(m, build)
 
 
-@rule(op("slice", value("x"), steps=lambda steps: all(s == 1 for s in steps)), keeps_type("x"))
+def _others_are_single(m: Match) -> str | None:
+    others = [shape_of(v) for v in m.node.operands if v is not None and v is not m["wide"]]
+    x, result = shape_of(m["x"]), shape_of(m.root)
+    if x is None or result is None or any(s is None or any(d != 1 for d in s) or len(s) > len(x) for s in others):
+        return "another operand has more than one element"
+    return None
+
+
+_WIDE = op("expand", value("x"), name="wide")
+
+
+@rule(
+    one_of(
+        op(_ELEMENTWISE, _WIDE, rest=True),
+        op(_ELEMENTWISE, value(), _WIDE, rest=True),
+        op("where", value(), value(), _WIDE),
+    ),
+    _others_are_single,
+    quiet=True,
+)
+def expand_later(m: Match, build: Builder) -> Value:
+    """An elementwise operator on an expanded x is done on x, and its result expanded"""
+    return build("expand", _without_expand(m, build), shape=m.root.tensor.dims)
+
+
+@rule(op("attention", value("q"), value("k"), value("v"), op("expand", value("x"))))
+def expand_mask(m: Match, build: Builder) -> Value:
+    """An expanded mask of attention broadcasts anyway"""
+    return build("attention", m["q"], m["k"], m["v"], m["x"], **m.node.attrs)
+
+
+@rule(op("slice", value("x"), steps=lambda steps: all(s == 1 for s in steps)), keeps_type("x"), quiet=True)
 def whole_slice(m: Match, build: Builder) -> Value:
     """A slice of everything is x"""
     return m["x"]
@@ -90,23 +124,23 @@ def slice_twice(m: Match, build: Builder) -> Value:
     return build("slice", m["x"], starts=starts, sizes=b["sizes"], steps=steps)
 
 
-def _one_index(m: Match) -> str | None:
-    data, shape = m["i"].constant, shape_of(m["x"])
-    if data is None or data.array.size != 1 or uniform(data) is None:
-        return "there is more than one index"
-    return "the rank is unknown" if shape is None else None
+def _consecutive(data: Constant) -> bool:
+    """consecutive indices that do not wrap"""
+    flat = data.array.reshape(-1)
+    return flat.size > 0 and bool((np.diff(flat) == 1).all()) and (flat.size == 1 or flat[0] >= 0)
 
 
-@rule(op("gather", value("x"), const("i")), _one_index)
-def gather_one(m: Match, build: Builder) -> Value:
-    """gather of one known index is a slice under another shape"""
-    shape, axis, index = m["x"].tensor.dims, m.node.attrs["axis"], int(m.array("i").flat[0])
-    start = index if index >= 0 else shape[axis] + index
+@rule(op("gather", value("x"), const("i", _consecutive)), lambda m: None if shape_of(m["x"]) else "the rank is unknown")
+def gather_run(m: Match, build: Builder) -> Value:
+    """gather of known consecutive indices is a slice under another shape"""
+    shape, axis, indices = m["x"].tensor.dims, m.node.attrs["axis"], m.array("i")
+    first = int(indices.flat[0])
+    start = first if first >= 0 else shape[axis] + first
     sliced = build(
         "slice",
         m["x"],
         starts=tuple(start if i == axis else 0 for i in range(len(shape))),
-        sizes=tuple(1 if i == axis else d for i, d in enumerate(shape)),
+        sizes=tuple(indices.size if i == axis else d for i, d in enumerate(shape)),
         steps=(1,) * len(shape),
     )
     return build("reshape", sliced, shape=m.root.tensor.dims)
@@ -137,7 +171,7 @@ def _flattens(m: Match) -> str | None:
     return "nothing to take out" if not parts or tuple(parts) == m.node.operands else None
 
 
-@rule(op("concat", rest=True), _flattens)
+@rule(op("concat", rest=True), _flattens, quiet=True)
 def flatten_concat(m: Match, build: Builder) -> Value:
     """A concat takes in the parts of a concat among its operands, and drops empty ones"""
     return build("concat", *_parts(m), axis=m.node.attrs["axis"])
@@ -147,7 +181,7 @@ def _no_pads(m: Match) -> str | None:
     return None if all(p == 0 for p in m.node.attrs["pads"]) else "there are pads"
 
 
-@rule(op("pad", value("x"), rest=True), all_of(_no_pads, keeps_type("x")))
+@rule(op("pad", value("x"), rest=True), all_of(_no_pads, keeps_type("x")), quiet=True)
 def pad_nothing(m: Match, build: Builder) -> Value:
     """pad by nothing is x"""
     return m["x"]
@@ -160,7 +194,7 @@ def _unit_axes(m: Match) -> str | None:
     return None
 
 
-@rule(op("reduce_sum|reduce_mean|reduce_max|reduce_min|reduce_prod", value("x")), _unit_axes)
+@rule(op("reduce_sum|reduce_mean|reduce_max|reduce_min|reduce_prod", value("x")), _unit_axes, quiet=True)
 def reduce_one(m: Match, build: Builder) -> Value:
     """A reduction over axes of size 1 is x under another shape"""
     return build("reshape", m["x"], shape=m.root.tensor.dims)
@@ -174,7 +208,12 @@ def _moves_ones(m: Match) -> str | None:
     return None if moved == sorted(moved) else "axes longer than 1 change their order"
 
 
-@rule(op("transpose", value("x")), _moves_ones)
+def _has_ones(v: Value) -> bool:
+    """x has an axis of size 1"""
+    return 1 in (shape_of(v) or ())
+
+
+@rule(op("transpose", value("x", _has_ones)), _moves_ones, quiet=True)
 def transpose_ones(m: Match, build: Builder) -> Value:
     """A transpose that keeps the order of all axes longer than 1 is a reshape"""
     return build("reshape", m["x"], shape=m.root.tensor.dims)
@@ -210,6 +249,7 @@ class SimplifyShapes(RulePass):
     summary: ClassVar[str] = "remove and merge reshapes, expands, slices, concats and pads"
 
     rules = (
-        same_shape, reshape_twice, expand_twice, expand_left, expand_right, expand_condition, whole_slice, slice_twice,
-        gather_one, concat_one, flatten_concat, pad_nothing, reduce_one, transpose_ones, pad_into_conv,
+        same_shape, reshape_twice, expand_twice, expand_left, expand_right, expand_condition, expand_later, expand_mask,
+        whole_slice, slice_twice, gather_run, concat_one, flatten_concat, pad_nothing, reduce_one,
+        transpose_ones, pad_into_conv,
     )  # fmt: skip

@@ -95,7 +95,8 @@ class _Driver:
                 self.ctx.refuse(r.name, node, str(found), near_miss=True)
             return False
         if r.check is not None and (reason := r.check(found)) is not None:
-            self.ctx.refuse(r.name, node, reason)
+            if self.ctx.explain or not r.quiet:
+                self.ctx.refuse(r.name, node, reason, near_miss=r.quiet)
             return False
         if not self.ctx.allows(r.name, node, r.numerics):
             return False

@@ -42,7 +42,8 @@ class Rule:
     """`rewrite(match, build)` gives the values that replace the results of the matched root.
 
     `check(match)` gives the reason to refuse, or None. Neither may change the nodes there are: the driver puts the
-    replacement in, merges the origins and removes what became unused.
+    replacement in, merges the origins and removes what became unused. A `quiet` rule expects its check to refuse most
+    matches; its refusals are recorded only when partial matches are.
     """
 
     name: str
@@ -51,10 +52,11 @@ class Rule:
     rewrite: RewriteFn
     check: CheckFn | None = None
     numerics: Numerics = Numerics.EXACT
+    quiet: bool = False
 
 
 def rule(
-    pattern: Pattern, check: CheckFn | None = None, numerics: Numerics = Numerics.EXACT
+    pattern: Pattern, check: CheckFn | None = None, numerics: Numerics = Numerics.EXACT, *, quiet: bool = False
 ) -> Callable[[RewriteFn], Rule]:
     """Make a Rule of the decorated rewrite function; its name and docstring become the rule's."""
 
@@ -63,7 +65,7 @@ def rule(
         doc = (rewrite.__doc__ or "").strip().splitlines()
         if not doc:
             raise TypeError(f"rule {name} needs a docstring: what it rewrites into what")
-        return Rule(name, doc[0].rstrip("."), pattern, rewrite, check, numerics)
+        return Rule(name, doc[0].rstrip("."), pattern, rewrite, check, numerics, quiet)
 
     return make
 
