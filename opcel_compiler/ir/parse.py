@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.dims import Dim, Symbol, parse_dim
 from opcel_compiler.ir.encodings import DENSE, Constant, Encoding, Grouped, Sparse
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.opdef import InferenceError, op_def
+from opcel_compiler.ir.scan import BYTES, DIGEST, INT, NAME, NUMBER, STRING, ParseError, Scanner
 from opcel_compiler.ir.types import (
     DTYPES,
     DType,
@@ -27,15 +24,6 @@ from opcel_compiler.ir.types import (
     Type,
     UnknownType,
 )
-
-
-class ParseError(OpcelError):
-    """The text is not a graph; the message starts with the line and column, both counted from 1."""
-
-    def __init__(self, message: str, line: int, column: int) -> None:
-        super().__init__(f"line {line}, column {column}: {message}")
-        self.line = line
-        self.column = column
 
 
 def parse_graph(text: str, constants: Mapping[str, Constant] | None = None) -> Graph:
@@ -53,101 +41,12 @@ def parse_graph(text: str, constants: Mapping[str, Constant] | None = None) -> G
     return graph
 
 
-_SPACE = re.compile(r"(\s|;[^\n]*)*")
-_WORD = re.compile(r"[^\W\d]\w*")
-_NAME = re.compile(r"%([A-Za-z0-9_.]+)")
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
-_BYTES = re.compile(r'bytes"([^"]*)"')
-_NUMBER = re.compile(r"[-+]?(0x[0-9a-fA-F]+|inf\b|nan\b|\d+(\.\d*)?([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?)")
-_DIGEST = re.compile(r"#([0-9a-f]+)")
-_INT = re.compile(r"[-+]?\d+\Z")
-
-
-class _Parser:
+class _Parser(Scanner):
     def __init__(self, text: str, constants: Mapping[str, Constant]) -> None:
-        self.text = text
-        self.at = 0
+        super().__init__(text)
         self.constants = constants
         self.symbols: dict[str, Symbol] = {}
         self.names: set[str] = set()
-
-    # -- characters ------------------------------------------------------------------------------------------------
-
-    def fail(self, message: str, at: int | None = None) -> NoReturn:
-        if at is None:
-            self.skip()
-            at = self.at
-        before = self.text[:at]
-        raise ParseError(message, before.count("\n") + 1, at - (before.rfind("\n") + 1) + 1)
-
-    def skip(self) -> None:
-        found = _SPACE.match(self.text, self.at)
-        self.at = found.end() if found else self.at
-
-    def take(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        """The match of `pattern` here, consumed, or None."""
-        self.skip()
-        found = pattern.match(self.text, self.at)
-        if found:
-            self.at = found.end()
-        return found
-
-    def sign(self, mark: str) -> bool:
-        """Whether `mark` stands here; it is then consumed."""
-        self.skip()
-        if self.text.startswith(mark, self.at):
-            self.at += len(mark)
-            return True
-        return False
-
-    def expect(self, mark: str) -> None:
-        if not self.sign(mark):
-            self.fail(f"expected {mark!r}")
-
-    def word(self, word: str) -> bool:
-        """Whether the identifier `word` stands here; it is then consumed."""
-        start = self.at
-        found = self.take(_WORD)
-        if found and found.group() == word:
-            return True
-        self.at = start
-        return False
-
-    def identifier(self, what: str) -> str:
-        found = self.take(_WORD)
-        return found.group() if found else self.fail(f"expected {what}")
-
-    def peek(self, pattern: re.Pattern[str]) -> bool:
-        self.skip()
-        return pattern.match(self.text, self.at) is not None
-
-    def items(self, opening: str, closing: str, item: Callable[[], Any]) -> list[Any]:
-        """`item`s between brackets, separated by commas."""
-        self.expect(opening)
-        out: list[Any] = []
-        while not self.sign(closing):
-            if out:
-                self.expect(",")
-            out.append(item())
-        return out
-
-    def string(self) -> str:
-        found = self.take(_STRING)
-        if not found:
-            self.fail("expected a string in double quotes")
-        try:
-            out: str = json.loads(found.group())
-        except ValueError:
-            self.fail("not a valid string", found.start())
-        return out
-
-    def integer(self, what: str) -> int:
-        start = self.at
-        found = self.take(_NUMBER)
-        if not found or not _INT.match(found.group()):
-            self.at = start
-            self.fail(f"expected {what}")
-        return int(found.group())
 
     # -- dims and types --------------------------------------------------------------------------------------------
 
@@ -246,7 +145,7 @@ class _Parser:
         encoding = self.encoding()
         self.skip()
         start = self.at
-        if found := self.take(_DIGEST):
+        if found := self.take(DIGEST):
             data = self.constants.get(found[1])
             if data is None:
                 self.fail(f"the data of constant #{found[1]} is not given", start)
@@ -271,33 +170,19 @@ class _Parser:
         if self.peek(re.compile(r"\[")):
             self.items("[", "]", lambda: self.elements(dtype, out))
         elif dtype.kind == "s":
-            out.append(self.binary() if self.peek(_BYTES) else self.string())
+            out.append(self.binary() if self.peek(BYTES) else self.string())
         elif dtype.kind == "b":
             out.append(self.truth())
         else:
             self.skip()
             start = self.at
-            found = self.take(_NUMBER)
+            found = self.take(NUMBER)
             if not found:
                 self.fail(f"expected an element of {dtype}")
             text = found.group()
-            if dtype.is_integer and not _INT.match(text):
+            if dtype.is_integer and not INT.match(text):
                 self.fail(f"{text} is not an integer", start)
             out.append(int(text) if dtype.is_integer else text)
-
-    def truth(self) -> bool:
-        if self.word("true"):
-            return True
-        return False if self.word("false") else self.fail("expected true or false")
-
-    def binary(self) -> bytes:
-        found = self.take(_BYTES)
-        if not found:
-            self.fail('expected bytes"..."')
-        try:
-            return base64.b64decode(found[1], validate=True)
-        except binascii.Error:
-            self.fail("not valid base64", found.start())
 
     # -- attributes ------------------------------------------------------------------------------------------------
 
@@ -314,23 +199,23 @@ class _Parser:
         return self.untyped()
 
     def untyped(self) -> Any:
-        if self.peek(_STRING):
+        if self.peek(STRING):
             return self.string()
-        if self.peek(_BYTES):
+        if self.peek(BYTES):
             return self.binary()
         if self.peek(re.compile(r"\(")):
             return tuple(self.items("(", ")", self.type_or_constant))
         if self.peek(re.compile(r"\[")):
             return tuple(self.items("[", "]", self.list_item))
-        if found := self.take(_NUMBER):
-            return int(found.group()) if _INT.match(found.group()) else float(found.group())
+        if found := self.take(NUMBER):
+            return int(found.group()) if INT.match(found.group()) else float(found.group())
         if self.peek(re.compile(r"true\b|false\b")):
             return self.truth()
         return self.type_or_constant()
 
     def list_item(self) -> Any:
         """A string, bool, float, dtype or dim."""
-        if self.peek(_STRING) or self.peek(_BYTES) or self.peek(re.compile(r"true\b|false\b")):
+        if self.peek(STRING) or self.peek(BYTES) or self.peek(re.compile(r"true\b|false\b")):
             return self.untyped()
         if self.peek(re.compile(r"\w+\s*[\],]")) and not self.peek(re.compile(r"\d|inf\b|nan\b")):
             start = self.at
@@ -338,8 +223,8 @@ class _Parser:
                 return DTYPES[name]
             self.at = start
         start = self.at
-        found = self.take(_NUMBER)
-        if found and self.peek(re.compile(r"[\],]")) and not _INT.match(found.group()):
+        found = self.take(NUMBER)
+        if found and self.peek(re.compile(r"[\],]")) and not INT.match(found.group()):
             return float(found.group())
         self.at = start
         return self.dim()
@@ -367,7 +252,7 @@ class _Parser:
         return what[1]
 
     def use(self, scope: Mapping[str, Value]) -> Value:
-        found = self.take(_NAME)
+        found = self.take(NAME)
         if not found:
             self.fail("expected a value like %x")
         if found[1] not in scope:
@@ -376,13 +261,13 @@ class _Parser:
 
     def graph(self, graph: Graph, outer: Mapping[str, Value]) -> Graph:
         scope = dict(outer)
-        if self.peek(_STRING):
+        if self.peek(STRING):
             graph.name = self.string()
         elif not self.peek(re.compile(r"\(")):
             graph.name = self.identifier("the graph's name")
 
         def parameter() -> None:
-            name = self.define(self.take(_NAME))
+            name = self.define(self.take(NAME))
             self.expect(":")
             scope[name] = graph.add_input(name, self.type())
 
@@ -399,8 +284,8 @@ class _Parser:
 
     def statement(self, graph: Graph, scope: dict[str, Value]) -> None:
         names = []
-        while self.peek(_NAME):
-            names.append(self.define(self.take(_NAME)))
+        while self.peek(NAME):
+            names.append(self.define(self.take(NAME)))
             if not self.sign(","):
                 break
         if names:
@@ -484,3 +369,6 @@ def _array(t: TensorType, flat: list[Any]) -> np.ndarray:
             raise ValueError(f"not in {low}..{high}")
     wide = np.int32 if t.dtype.bits < 8 else base
     return np.array(flat, wide).astype(base).reshape(shape)
+
+
+__all__ = ["ParseError", "parse_graph"]

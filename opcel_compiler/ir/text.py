@@ -31,7 +31,8 @@ from opcel_compiler.ir.analysis import graph_symbols
 from opcel_compiler.ir.encodings import DENSE, Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.opdef import InferenceError
-from opcel_compiler.ir.parse import ParseError, parse_graph
+from opcel_compiler.ir.parse import parse_graph
+from opcel_compiler.ir.scan import ParseError
 from opcel_compiler.ir.types import F32, F64, DType
 
 MAX_ELEMENTS = 16

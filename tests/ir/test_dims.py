@@ -149,7 +149,8 @@ def test_symbols_and_substitution() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "n +", "n n", "n.x", "2.5", "f(n)", "min(n)", "min(n, 2, 3)", "(n", "n)", "n // 0", "n ** 2", "a if b", "'n'"]
+    "text",
+    ["", "n +", "n n", "n.x", "2.5", "f(n)", "min(n)", "min(n, 2, 3)", "(n", "n)", "n // 0", "n ** 2", "a if b", "'n'"],
 )
 def test_parse_refuses(text: str) -> None:
     with pytest.raises(ValueError, match="is not a dimension expression"):

@@ -70,7 +70,9 @@ def test_order_of_inputs_does_not_matter_for_symbols() -> None:
 
 def test_results_are_checked_against_types() -> None:
     graph = parse_graph("graph g(%x: f32[n], %y: f32[m]) { %z = add(%x, %y) : f32[n] return %z }")
-    with pytest.raises(InterpretError, match=r"%z of\n.*%z = add\(%x, %y\).*\n has shape \(3,\); axis 0 of f32\[n\] is 1"):
+    with pytest.raises(
+        InterpretError, match=r"%z of\n.*%z = add\(%x, %y\).*\n has shape \(3,\); axis 0 of f32\[n\] is 1"
+    ):
         run(graph, {"x": np.zeros(1, np.float32), "y": np.zeros(3, np.float32)})
 
 

@@ -46,7 +46,7 @@ symbol in in 2..
 graph "a graph: of all" (%x: f32[n, 3, 8, 8], %m: bool[in, s], %seq: seq<optional<f32[*]>>, %map: map<i64, seq<?>>) {
   %k = f32[4, 3, 3, 3] 0.5
   %b = f32[4] [1.0, -0.0, nan, -inf]
-  %y = conv(%x, %k, %b){strides=[1, 1], pads=[0, 0, 0, 0], dilations=[1, 1]} : f32[n, 4, 6, 6] from "Conv_0", "a \\"b\\""
+  %y = conv(%x, %k, %b){strides=[1, 1], pads=[0, 0, 0, 0], dilations=[1, 1]} : f32[n, 4, 6, 6] from "C", "a \\"b\\""
   %z, %u = fused(%y) : f32[n, 4, 6, 6], f32[n, 4, 6, 6]
     region body(%a: f32[n, 4, 6, 6]) {
       %c = relu(%a) : f32[n, 4, 6, 6]
@@ -54,8 +54,8 @@ graph "a graph: of all" (%x: f32[n, 3, 8, 8], %m: bool[in, s], %seq: seq<optiona
     }
   %d = dims{values=[n, 2*n + -1, ((s) // (in)), max(n, s)]} : i64[4]
   %r = reshape(%z){shape=[n, 144]} : f32[n, 144]
-  foreign(%r, _, %seq){domain="com.x", op_type="Print", opset=1, node=bytes"aGVsbG8=", to=f32, type=f32[n], w=i8[2] [1, 2]}
-  %q, %p = foreign{domain="", op_type="If", opset=22, node=bytes"", alpha=1.5, on=true, names=["a", "b"], f=[1.0, inf], i=[1, n], types=(f32[], ?), none=[]} : ?, f32[*]
+  foreign(%r, _, %seq){domain="com.x", op_type="Print", opset=1, node=bytes"aGVsbG8=", to=f32, t=f32[n], w=i8[2] [1, 2]}
+  %q, %p = foreign{domain="", op_type="If", opset=22, node=bytes"", a=1.5, on=true, none=[]} : ?, f32[*]
     region then() {
       %e = neg(%r) : f32[n, 144]
       return %e
@@ -63,6 +63,7 @@ graph "a graph: of all" (%x: f32[n, 3, 8, 8], %m: bool[in, s], %seq: seq<optiona
     region else() {
       return
     }
+  foreign{domain="", op_type="T", opset=1, node=bytes"", names=["a", "b"], f=[1.0, inf], i=[1, n], types=(f32[], ?)}
   return %z as "scores:0", %r, %q
 }
 """
@@ -79,10 +80,10 @@ def test_types_and_defaults_may_be_left_out() -> None:
     short = parse_graph("graph f(%x: f32[n, 4]) { %y = gelu(%x) ; approximate is none\n return %y }")
     full = parse_graph('graph g(%a: f32[n,4]) { %b = gelu(%a){approximate="none"} : f32[n, 4] return %b }')
     assert equal(short, full) is None
-    assert 'approximate' not in print_graph(full)
+    assert "approximate" not in print_graph(full)
 
 
-@pytest.mark.parametrize("name", [n for n in DTYPES])
+@pytest.mark.parametrize("name", list(DTYPES))
 def test_constants_of_every_dtype(name: str) -> None:
     dtype = DTYPES[name]
     if dtype is STRING:
@@ -160,7 +161,7 @@ def test_encodings_round_trip() -> None:
         ("graph g() {\n  %c = f32[4] sparse<4:2, axis=0> 1\n return %c }", 2, 15, "not an n:m sparsity"),
         ("symbol n in 4..2\ngraph g() { return }", 1, 8, "symbol n: empty range"),
         ("graph g() { return } x", 1, 22, "expected the end of the text"),
-        ("graph g() {\n %y = foreign{node=bytes\"!\"} : ?\n return }", 2, 20, "not valid base64"),
+        ('graph g() {\n %y = foreign{node=bytes"!"} : ?\n return }', 2, 20, "not valid base64"),
         ("graph g(%x: f32[2]) { %y = fused(%x) return %y }", 1, 28, "the types of a fused body are given"),
         ("graph g(%x: f32[2]) { return %x", 1, 32, "expected ','"),
     ],
@@ -175,9 +176,7 @@ def test_errors_name_line_and_column(text: str, line: int, column: int, message:
 def test_context_marks_the_node() -> None:
     graph = parse_graph("graph g(%x: f32[2]) { %a = relu(%x) %b = neg(%a) %c = exp(%b) return %c }")
     node = list(graph.nodes)[1]
-    assert context(node, 1) == (
-        "  %a = relu(%x) : f32[2]\n> %b = neg(%a) : f32[2]\n  %c = exp(%b) : f32[2]"
-    )
+    assert context(node, 1) == ("  %a = relu(%x) : f32[2]\n> %b = neg(%a) : f32[2]\n  %c = exp(%b) : f32[2]")
 
 
 # -- random graphs ---------------------------------------------------------------------------------------------------

@@ -243,4 +243,8 @@ def test_errors_show_the_node_and_its_origin() -> None:
 
 
 def test_types_that_may_be_equal_are_accepted() -> None:
-    verify(parse_graph("graph g(%x: f32[n, 4], %u: f32[*]) { %a = relu(%x) : f32[7, m] %b = exp(%u) : f32[2] return %a, %b }"))
+    verify(
+        parse_graph(
+            "graph g(%x: f32[n, 4], %u: f32[*]) { %a = relu(%x) : f32[7, m] %b = exp(%u) : f32[2] return %a, %b }"
+        )
+    )
