@@ -1,4 +1,4 @@
-// Transposition of W x W tiles of 4-byte elements in registers.
+// Transposition of W x W tiles of 4-byte elements in registers, and reductions of several vectors at once.
 #pragma once
 
 #include <utility>
@@ -26,9 +26,33 @@ OPCEL_INLINE void exchange_all(vf (&t)[W]) {
   }
 }
 
+template <int R, int S, class Op>
+OPCEL_INLINE void reduce_pairs(vf (&t)[R], const Op& op) {
+  if constexpr (S < W) {
+    OPCEL_UNROLL
+    for (int i = 0; i < R; i += 2 * S) {
+      if (i + S < R) {
+        exchange<S>(t[i], t[i + S], std::make_integer_sequence<int, W>{});
+        t[i] = op(t[i], t[i + S]);
+      } else {
+        t[i] = op(t[i], swap<S>(t[i]));
+      }
+    }
+    reduce_pairs<R, 2 * S>(t, op);
+  }
+}
+
 }  // namespace detail
 
 // Lane j of t[i] becomes lane i of t[j].
 OPCEL_INLINE void transpose(vf (&t)[W]) { detail::exchange_all<1>(t); }
+
+// Lane r of the result is op over the lanes of t[r], r < R <= W; other lanes are unspecified. Changes t.
+template <int R, class Op>
+OPCEL_INLINE vf reduce_rows(vf (&t)[R], const Op& op) {
+  static_assert(R <= W);
+  detail::reduce_pairs<R, 1>(t, op);
+  return t[0];
+}
 
 }  // namespace opcel

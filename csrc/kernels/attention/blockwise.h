@@ -43,21 +43,19 @@ template <int D, int DV>
 struct AttentionBlock {
   static_assert(D % 4 == 0 && D >= 4 && D <= 256 && DV % 4 == 0 && DV >= 4 && DV <= 256, "head size");
   static constexpr int NV = 2;                  // vectors per tile
-  static constexpr int R = W == 16 ? 12 : 6;    // rows of a full tile
-  static constexpr int Low = R / 3;             // rows of a low tile
+  static constexpr int R = W == 16 ? 12 : W == 8 ? 6 : 4;  // rows of a full tile
+  static constexpr int Low = W == 16 ? 4 : 2;   // rows of a low tile
   static constexpr int Rows = 480;              // query rows that share a packing of k^T
-  static constexpr bool CopyV = DV % W != 0;
   static constexpr int VRow = round_up_to(DV, W);
-  // Keys: k^T and, where v needs padding, v's copy, in 64 and 96 KB.
-  static constexpr int Fit = CopyV ? 22528 / (D + VRow) : 16384 / D;
-  static constexpr int Keys = (Fit > 512 ? 512 : Fit) / (NV * W) * (NV * W);
+  static constexpr int Fit = 24576 / (D + VRow);  // keys: k^T and the copy of v in 96 KB
+  static constexpr int Keys = (Fit > 384 ? 384 : Fit) / (NV * W) * (NV * W);
   static constexpr int SRow = Keys + W;
 
   alignas(64) float kt[Keys * D];
-  alignas(64) float vt[CopyV ? Keys * VRow : 1];
+  alignas(64) float vt[Keys * VRow];
   alignas(64) float s[R * SRow];
   alignas(64) float q[R * D];
-  float top[Rows + R], sum[Rows + R], decay[R];
+  float top[Rows + W], sum[Rows + W], decay[W];
 };
 
 // acc += a b over k rows of b.
@@ -126,44 +124,71 @@ OPCEL_INLINE void attention_scores(const float* q, const float* kt, std::int64_t
   }
 }
 
-// One row of scores to exponentials. visible: keys that the row sees, count: keys that the tile's product reads, mask_count:
-// elements of the mask's row from here on.
-template <int Mask /* 0 none, 1 a row, 2 one value */>
-OPCEL_INLINE void attention_exponentials(float* s, std::int64_t count, std::int64_t visible, const float* mask,
-                                         std::int64_t mask_count, float& top, float& sum, float& decay) {
-  vf most = set(-__builtin_inff());
-  for (std::int64_t j = 0; j < count; j += W) {
-    vf v = load(s + j);
-    if constexpr (Mask == 1) v += j + W <= mask_count ? load(mask + j) : load_n(mask + j, static_cast<int>(mask_count - j));
-    if constexpr (Mask == 2) v += *mask;
-    if (j + W > visible) v = select(first_lanes(static_cast<int>(visible - j)), v, set(-__builtin_inff()));
-    if (Mask != 0 || j + W > visible) store(s + j, v);
-    most = max(most, v);
-  }
-  const float old = top, high = hmax(most);
-  const float now = old > high ? old : high;
-  // Nothing seen yet: subtract 0, so that exp(-inf) gives 0 and not NaN.
-  const float base = now == -__builtin_inff() ? 0.0f : now;
-  vf total{};
-  for (std::int64_t j = 0; j < count; j += W) {
-    const vf e = exp_nonpositive(load(s + j) - base);
-    store(s + j, e);
-    total += e;
-  }
-  top = now;
-  decay = exp_nonpositive(old - base);
-  sum = sum * decay + hsum(total);
-}
-
 struct AttentionTile {
   const float* v;
   std::int64_t v_row;
   float* y;
   std::int64_t y_s;
+  const float* mask;  // of the first row, from the block's first key on
+  std::int64_t m_q, mask_count;  // mask_count: elements of the mask's row from there on
   std::int64_t rows;
   std::int64_t count, held;  // keys of the block that some row sees, keys packed
+  std::int64_t visible, visible_step;  // keys that the first row sees (may be beyond the block, or negative), and a row more
   bool first, last;
 };
+
+struct AttentionMax {
+  OPCEL_INLINE vf operator()(vf a, vf b) const { return max(a, b); }
+};
+struct AttentionSum {
+  OPCEL_INLINE vf operator()(vf a, vf b) const { return a + b; }
+};
+
+// Scores to exponentials, with the rows' running maximum, sum and the factor by which what was summed before decays.
+template <int R, int SRow, int Mask /* 0 none, 1 a row, 2 one value */>
+OPCEL_INLINE void attention_exponentials(const AttentionTile& tile, float* scores, float* top, float* sum, float* decay) {
+  const vf low = set(-__builtin_inff());
+  vf most[R], total[R] = {};
+  OPCEL_UNROLL
+  for (int r = 0; r < R; ++r) {
+    float* s = scores + r * SRow;
+    const float* mask = tile.mask + least(r, tile.rows - 1) * tile.m_q;
+    const std::int64_t visible = least(tile.count, tile.visible + r * tile.visible_step);
+    most[r] = low;
+    std::int64_t j = 0;
+    for (; j + W <= visible; j += W) {
+      vf v = load(s + j);
+      if constexpr (Mask == 1) v += load(mask + j);
+      if constexpr (Mask == 2) v += *mask;
+      if constexpr (Mask != 0) store(s + j, v);
+      most[r] = max(most[r], v);
+    }
+    for (; j < tile.count; j += W) {
+      vf v = load(s + j);
+      if constexpr (Mask == 1) v += load_n(mask + j, static_cast<int>(least(W, tile.mask_count - j)));
+      if constexpr (Mask == 2) v += *mask;
+      v = select(first_lanes(static_cast<int>(visible - j)), v, low);
+      store(s + j, v);
+      most[r] = max(most[r], v);
+    }
+  }
+  const vf old = load(top), now = max(old, reduce_rows(most, AttentionMax{}));
+  // Nothing seen yet: subtract 0, so that exp(-inf) gives 0 and not NaN.
+  const vf base = select(now == low, vf{}, now), factor = exp_nonpositive(old - base);
+  OPCEL_UNROLL
+  for (int r = 0; r < R; ++r) {
+    float* s = scores + r * SRow;
+    const vf subtract = set(base[r]);
+    for (std::int64_t j = 0; j < tile.count; j += W) {
+      const vf e = exp_nonpositive(load(s + j) - subtract);
+      store(s + j, e);
+      total[r] += e;
+    }
+  }
+  store_n(top, now, R);
+  store_n(sum, fma(load(sum), factor, reduce_rows(total, AttentionSum{})), R);
+  store(decay, factor);
+}
 
 template <int R, int NV, int SRow>
 OPCEL_INLINE void attention_values(const AttentionTile& tile, const float* s, const float* decay, const float* sum, int col, int lanes) {
@@ -198,17 +223,17 @@ OPCEL_INLINE void attention_values(const AttentionTile& tile, const float* s, co
   }
 }
 
-// The keys from key0 on that this block holds, times the query rows [row, row + rows), rows <= R. `state`: the row's index in
-// top and sum.
+// One tile of query rows times the keys of the block. state: the first row's index in top and sum.
 template <int R, int D, int DV>
-__attribute__((noinline)) void attention_tile(const AttentionArgs& args, AttentionBlock<D, DV>& block, AttentionTile tile, const float* q,
-                                              const float* mask, std::int64_t row, std::int64_t state, std::int64_t key0) {
+__attribute__((noinline)) void attention_tile(AttentionBlock<D, DV>& block, const AttentionTile& tile, int mask_kind, const float* q,
+                                              std::int64_t q_s, float q_scale, std::int64_t state) {
   using Block = AttentionBlock<D, DV>;
   constexpr int NV = Block::NV, SRow = Block::SRow;
   for (int r = 0; r < R; ++r) {
-    const float* from = q + least(row + r, args.sq - 1) * args.q_s;
-    for (int d = 0; d < D; d += 4)
-      for (int i = 0; i < 4; ++i) block.q[r * D + d + i] = r < tile.rows ? from[d + i] * args.scale : 0.0f;
+    const float* from = q + least(r, tile.rows - 1) * q_s;
+    int d = 0;
+    for (; d + W <= D; d += W) store(block.q + r * D + d, load(from + d) * q_scale);
+    for (; d < D; ++d) block.q[r * D + d] = from[d] * q_scale;
   }
   std::int64_t j = 0;
   for (; j + (NV - 1) * W < tile.count; j += NV * W) attention_scores<R, NV, D, SRow>(block.q, block.kt + j * D, NV * W, block.s + j);
@@ -218,18 +243,12 @@ __attribute__((noinline)) void attention_tile(const AttentionArgs& args, Attenti
   }
   float* top = block.top + state;
   float* sum = block.sum + state;
-  for (int r = 0; r < tile.rows; ++r) {
-    std::int64_t visible = tile.count;
-    if (args.causal) visible = least(visible, args.past + row + r + 1 - key0);
-    if (visible < 0) visible = 0;
-    float* s = block.s + r * SRow;
-    if (!args.mask)
-      attention_exponentials<0>(s, tile.count, visible, nullptr, 0, top[r], sum[r], block.decay[r]);
-    else if (args.m_k)
-      attention_exponentials<1>(s, tile.count, visible, mask + (row + r) * args.m_q + key0, args.sk - key0, top[r], sum[r], block.decay[r]);
-    else
-      attention_exponentials<2>(s, tile.count, visible, mask + (row + r) * args.m_q, 0, top[r], sum[r], block.decay[r]);
-  }
+  if (mask_kind == 0)
+    attention_exponentials<R, SRow, 0>(tile, block.s, top, sum, block.decay);
+  else if (mask_kind == 1)
+    attention_exponentials<R, SRow, 1>(tile, block.s, top, sum, block.decay);
+  else
+    attention_exponentials<R, SRow, 2>(tile, block.s, top, sum, block.decay);
   int col = 0;
   for (; col + NV * W <= DV; col += NV * W) attention_values<R, NV, SRow>(tile, block.s, block.decay, sum, col, W);
   if constexpr (DV / W % NV != 0) {
@@ -272,29 +291,46 @@ void attention_tasks(const AttentionArgs& args, std::int64_t begin, std::int64_t
       for (std::int64_t key0 = 0; key0 < keys; key0 += Block::Keys) {
         const std::int64_t held = least(Block::Keys, keys - key0);
         detail::attention_pack_k<D, Block::NV>(k + key0 * args.k_s, args.k_s, held, block.kt);
-        if constexpr (Block::CopyV)
-          for (std::int64_t i = 0; i < held; ++i)
-            for (int d = 0; d < Block::VRow; ++d) block.vt[i * Block::VRow + d] = d < DV ? v[(key0 + i) * args.v_s + d] : 0.0f;
+        // A copy of v for its padding, and so that its rows, often pages apart, are read from there once.
+        const bool copied = DV % W != 0 || last - first > Block::R;
+        if (copied) {
+          for (std::int64_t i = 0; i < held; ++i) {
+            const float* from = v + (key0 + i) * args.v_s;
+            float* to = block.vt + i * Block::VRow;
+            int d = 0;
+            for (; d + W <= DV; d += W) store(to + d, load(from + d));
+            if constexpr (DV % W != 0) store(to + d, load_n(from + d, DV - d));
+          }
+        }
         for (std::int64_t row = first; row < last;) {
           const std::int64_t rest = last - row;
           const int height = rest > 2 * Block::Low ? Block::R : rest > 1 ? Block::Low : 1;
           const std::int64_t rows = least(height, rest), seen = visible(row + rows);
           if (seen > key0) {
-            const detail::AttentionTile tile{Block::CopyV ? block.vt : v + key0 * args.v_s,
-                                             Block::CopyV ? Block::VRow : args.v_s,
-                                             y + row * args.y_s,
-                                             args.y_s,
-                                             rows,
-                                             least(held, seen - key0),
-                                             held,
-                                             key0 == 0,
-                                             seen <= key0 + held};
+            detail::AttentionTile tile;
+            tile.v = copied ? block.vt : v + key0 * args.v_s;
+            tile.v_row = copied ? Block::VRow : args.v_s;
+            tile.y = y + row * args.y_s;
+            tile.y_s = args.y_s;
+            tile.mask = mask + row * args.m_q + key0 * args.m_k;
+            tile.m_q = args.m_q;
+            tile.mask_count = args.sk - key0;
+            tile.rows = rows;
+            tile.count = least(held, seen - key0);
+            tile.held = held;
+            tile.visible = visible(row + 1) - key0;
+            tile.visible_step = args.causal;
+            tile.first = key0 == 0;
+            tile.last = seen <= key0 + held;
+            const int mask_kind = !args.mask ? 0 : args.m_k ? 1 : 2;
+            const float* from = q + row * args.q_s;
+            const std::int64_t state = row - first;
             if (height == Block::R)
-              detail::attention_tile<Block::R>(args, block, tile, q, mask, row, row - first, key0);
+              detail::attention_tile<Block::R>(block, tile, mask_kind, from, args.q_s, args.scale, state);
             else if (height == Block::Low)
-              detail::attention_tile<Block::Low>(args, block, tile, q, mask, row, row - first, key0);
+              detail::attention_tile<Block::Low>(block, tile, mask_kind, from, args.q_s, args.scale, state);
             else
-              detail::attention_tile<1>(args, block, tile, q, mask, row, row - first, key0);
+              detail::attention_tile<1>(block, tile, mask_kind, from, args.q_s, args.scale, state);
           }
           row += rows;
         }
