@@ -17,6 +17,15 @@ struct Int {
   static constexpr int value = N;
 };
 
+// An epilogue that reads another tensor may have a const member `prefetch` that takes the coordinates `apply` takes before
+// `lanes`. A tile calls it for each of its vectors before it computes them, so that the reads hide behind the sums.
+template <class Epi, class... Coordinates>
+OPCEL_INLINE auto prefetch_epilogue(int, const Epi& epi, Coordinates... at) -> decltype(epi.prefetch(at...)) {
+  epi.prefetch(at...);
+}
+template <class Epi, class... Coordinates>
+OPCEL_INLINE void prefetch_epilogue(long, const Epi&, Coordinates...) {}
+
 // An axis cut by tiles of the given sizes, descending.
 template <int First, int... Rest>
 struct Cut {

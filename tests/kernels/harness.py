@@ -10,6 +10,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
 FLAGS: dict[str, list[str]] = {
@@ -20,7 +22,11 @@ FLAGS: dict[str, list[str]] = {
 WIDTH: dict[str, int] = {"avx512": 16, "avx2": 8, "baseline": 4}
 """Lanes of f32 (`opcel::W`) at each level."""
 
-_NEEDED = {"avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}, "avx2": {"avx2", "fma"}, "baseline": set()}
+_NEEDED: dict[str, set[str]] = {
+    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"},
+    "avx2": {"avx2", "fma"},
+    "baseline": set(),
+}
 
 
 def _cpu_flags() -> set[str]:
@@ -51,8 +57,8 @@ def _headers_digest() -> bytes:
 def build(source: str, isa: str) -> ctypes.CDLL:
     """The shared library compiled from `source` (C++17, includes relative to csrc/) with the flags of level `isa`.
 
-    Functions to call must be `extern "C"`. Libraries are kept in a per-user temporary folder, keyed by source, headers and
-    flags. Raises AssertionError with the compiler's messages if it rejects the source.
+    Functions to call must be `extern "C"`. Libraries are kept in a per-user temporary folder, keyed by source, headers
+    and flags. Raises AssertionError with the compiler's messages if it rejects the source.
     """
     flags = ["-std=c++17", "-O3", "-Wall", "-Wextra", "-Werror", "-fno-exceptions", "-fno-rtti", "-fPIC", *FLAGS[isa]]
     key = hashlib.sha256(_headers_digest() + repr((source, flags)).encode()).hexdigest()[:32]
@@ -69,3 +75,13 @@ def build(source: str, isa: str) -> ctypes.CDLL:
         partial.replace(library)
         text.unlink()
     return ctypes.CDLL(str(library))
+
+
+def pointers(*arrays: np.ndarray | None) -> ctypes.Array[ctypes.c_void_p]:
+    """A C array of the arrays' data pointers, null for None. The arrays must outlive it."""
+    return (ctypes.c_void_p * len(arrays))(*[None if array is None else array.ctypes.data for array in arrays])
+
+
+def integers(*values: int) -> ctypes.Array[ctypes.c_int64]:
+    """A C array of int64."""
+    return (ctypes.c_int64 * len(values))(*values)

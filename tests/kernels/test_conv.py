@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from harness import ISAS, WIDTH, build
+from harness import ISAS, WIDTH, build, integers, pointers
 
 BLOCKED = """
 #include "kernels/conv/blocked.h"
@@ -19,7 +19,8 @@ struct Epi {  // y + bias[channel] + 100 * n + y / 8 + x / 64
   }
 };
 extern "C" void conv(void* const* p, const int64_t* d, int64_t begin, int64_t end) {
-  ConvArgs a{(float*)p[0], d[0], d[1], d[2], (float*)p[1], (float*)p[2], d[3], d[4], d[5], d[6], d[7], d[8], d[9], d[10], d[11], d[12]};
+  ConvArgs a{(float*)p[0], d[0], d[1], d[2], (float*)p[1], (float*)p[2], d[3], d[4], d[5],
+             d[6], d[7], d[8], d[9], d[10], d[11], d[12], d[13]};
   conv_tasks<PARAMS>(a, Epi{(float*)p[3]}, begin, end < 0 ? conv_task_count<PARAM_NV>(a) : end);
 }
 """
@@ -34,7 +35,8 @@ struct Epi {
   }
 };
 extern "C" void conv(void* const* p, const int64_t* d, int64_t begin, int64_t end) {
-  DepthwiseArgs a{(float*)p[0], d[0], d[1], d[2], (float*)p[1], (float*)p[2], d[3], d[4], d[5], d[6], d[7], d[8], d[9], d[10]};
+  DepthwiseArgs a{(float*)p[0], d[0], d[1], d[2], (float*)p[1], (float*)p[2], d[3], d[4], d[5],
+                  d[6], d[7], d[8], d[9], d[10]};
   depthwise_tasks<PARAMS>(a, Epi{(float*)p[3]}, begin, end < 0 ? depthwise_task_count(a) : end);
 }
 """
@@ -43,7 +45,8 @@ REFERENCE = """
 #include "kernels/conv/reference.h"
 using namespace opcel;
 extern "C" void conv(void* const* p, const int64_t* d) {
-  ConvReferenceArgs a{(float*)p[0], (float*)p[1], (float*)p[2], (float*)p[3], d[0], d[1], d[2], d[3], {}, {}, {}, {}, {}, {}};
+  ConvReferenceArgs a{(float*)p[0], (float*)p[1], (float*)p[2], (float*)p[3], d[0], d[1], d[2], d[3],
+                      {}, {}, {}, {}, {}, {}};
   int64_t* to[] = {a.in, a.out, a.kernel, a.stride, a.dilation, a.pad};
   for (int i = 0; i < 18; ++i) to[i / 3][i % 3] = d[4 + i];
   int64_t tasks = conv_reference_task_count(a);
@@ -53,40 +56,46 @@ extern "C" void conv(void* const* p, const int64_t* d) {
 """
 
 
-def pointers(*arrays: np.ndarray | None) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(arrays))(*[None if a is None else a.ctypes.data for a in arrays])
-
-
-def integers(*values: int) -> ctypes.Array[ctypes.c_int64]:
-    return (ctypes.c_int64 * len(values))(*values)
-
-
-def convolve(x: np.ndarray, w: np.ndarray, groups: int, stride: Sequence[int], dilation: Sequence[int],
-             pads: Sequence[tuple[int, int]]) -> np.ndarray:
+def convolve(
+    x: np.ndarray,
+    w: np.ndarray,
+    groups: int,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+) -> np.ndarray:
     """Convolution of any spatial rank in float64, tap by tap."""
     x = np.pad(x.astype(np.float64), [(0, 0), (0, 0), *pads])
-    n, channels, *size = x.shape
+    n, _, *size = x.shape
     filters, per_group, *kernel = w.shape
     out = [(size[i] - (kernel[i] - 1) * dilation[i] - 1) // stride[i] + 1 for i in range(len(size))]
     y = np.zeros((n, groups, filters // groups, *out))
     grouped = x.reshape(n, groups, per_group, *size)
     weights = w.reshape(groups, filters // groups, per_group, *kernel).astype(np.float64)
     for tap in itertools.product(*map(range, kernel)):
-        window = tuple(slice(t * d, t * d + (o - 1) * s + 1, s) for t, d, o, s in zip(tap, dilation, out, stride, strict=True))
+        window = tuple(
+            slice(t * d, t * d + (o - 1) * s + 1, s) for t, d, o, s in zip(tap, dilation, out, stride, strict=True)
+        )
         y += np.einsum("ngc...,gfc->ngf...", grouped[(..., *window)], weights[(..., *tap)])
     return y.reshape(n, filters, *out)
 
 
 def blocked(x: np.ndarray, width: int, halo: Sequence[tuple[int, int]]) -> np.ndarray:
     """[n, c, h, w] to [n, c / width, h, w, width] inside a zero halo."""
-    n, c, h, w = x.shape
+    n, c = x.shape[:2]
     x = np.pad(x, [(0, 0), (0, -c % width), *halo])
     return np.ascontiguousarray(x.reshape(n, -1, width, *x.shape[2:]).transpose(0, 1, 3, 4, 2))
 
 
 def epilogue(y: np.ndarray, bias: np.ndarray) -> np.ndarray:
     n, _, h, w = y.shape
-    return (y + bias[:, None, None] + 100 * np.arange(n)[:, None, None, None] + np.arange(h)[:, None] / 8 + np.arange(w) / 64)
+    return (
+        y
+        + bias[:, None, None]
+        + 100 * np.arange(n)[:, None, None, None]
+        + np.arange(h)[:, None] / 8
+        + np.arange(w) / 64
+    )
 
 
 def unblocked(y: np.ndarray, channels: int) -> np.ndarray:
@@ -94,15 +103,34 @@ def unblocked(y: np.ndarray, channels: int) -> np.ndarray:
     return y.transpose(0, 1, 4, 2, 3).reshape(n, cb * width, h, w)[:, :channels]
 
 
-def run_blocked(isa: str, n: int, groups: int, ic: int, oc: int, size: tuple[int, int], kernel: tuple[int, int],
-                stride: tuple[int, int], dilation: tuple[int, int], pad: int, nv: int, tile: str, planar: bool = False,
-                rows_per_task: int = 2) -> None:
+def run_blocked(
+    isa: str,
+    n: int,
+    groups: int,
+    ic: int,
+    oc: int,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    pad: int,
+    nv: int,
+    tile: str,
+    planar: bool = False,
+    rows_per_task: int = 2,
+    panels_per_task: int = 1,
+) -> None:
     """ic, oc: channels of one group, in units of W for a blocked input."""
     width = WIDTH[isa]
     cb = 1 if planar else width
     ic, oc = (ic if planar else ic * width), oc * width
-    lib = build(BLOCKED.replace("PARAM_NV", str(nv)).replace(
-        "PARAMS", f"{cb}, {kernel[0]}, {kernel[1]}, {stride[0]}, {stride[1]}, {dilation[0]}, {dilation[1]}, {nv}, {tile}"), isa)
+    lib = build(
+        BLOCKED.replace("PARAM_NV", str(nv)).replace(
+            "PARAMS",
+            f"{cb}, {kernel[0]}, {kernel[1]}, {stride[0]}, {stride[1]}, {dilation[0]}, {dilation[1]}, {nv}, {tile}",
+        ),
+        isa,
+    )
     rng = np.random.default_rng(0)
     x = rng.normal(size=(n, groups * ic, *size)).astype(np.float32)
     w = rng.normal(size=(groups * oc, ic, *kernel)).astype(np.float32)
@@ -110,14 +138,15 @@ def run_blocked(isa: str, n: int, groups: int, ic: int, oc: int, size: tuple[int
     pads = [(pad, pad)] * 2
     xb = blocked(x, cb, pads)
     packed = np.ascontiguousarray(
-        w.reshape(groups, oc // (nv * width), nv * width, ic // cb, cb, *kernel).transpose(0, 1, 3, 5, 6, 4, 2))
+        w.reshape(groups, oc // (nv * width), nv * width, ic // cb, cb, *kernel).transpose(0, 1, 3, 5, 6, 4, 2)
+    )
     want = epilogue(convolve(x, w, groups, stride, dilation, pads), bias)
     oh, ow = want.shape[2:]
     y = np.full((n, groups * oc // width, oh, ow + 1, width), np.nan, np.float32)
     items = [s // 4 for s in xb.strides], [s // 4 for s in y.strides]
     p = pointers(xb, packed, y, bias)
-    d = integers(*items[0][:3], *items[1][:3], n, groups, oc // width, ic // cb, oh, ow, rows_per_task)
-    tasks = n * groups * (oc // width // nv) * -(-oh // rows_per_task)
+    d = integers(*items[0][:3], *items[1][:3], n, groups, oc // width, ic // cb, oh, ow, rows_per_task, panels_per_task)
+    tasks = n * groups * -(-(oc // width // nv) // panels_per_task) * -(-oh // rows_per_task)
     lib.conv(p, d, ctypes.c_int64(tasks // 2), ctypes.c_int64(-1))
     lib.conv(p, d, ctypes.c_int64(0), ctypes.c_int64(tasks // 2))
     assert np.isnan(y[:, :, :, ow]).all(), "wrote past the last pixel"
@@ -128,15 +157,100 @@ def run_blocked(isa: str, n: int, groups: int, ic: int, oc: int, size: tuple[int
 @pytest.mark.parametrize(
     "case",
     [
-        dict(n=2, groups=1, ic=2, oc=2, size=(5, 17), kernel=(3, 3), stride=(1, 1), dilation=(1, 1), pad=1, nv=2, tile="1, 4, 2, 1"),
-        dict(n=1, groups=1, ic=1, oc=2, size=(7, 7), kernel=(3, 3), stride=(1, 1), dilation=(1, 1), pad=1, nv=1, tile="2, 7, 1",
-             rows_per_task=7),
-        dict(n=1, groups=1, ic=1, oc=1, size=(9, 12), kernel=(3, 3), stride=(2, 2), dilation=(1, 1), pad=1, nv=1, tile="1, 6"),
-        dict(n=1, groups=3, ic=2, oc=4, size=(6, 5), kernel=(3, 2), stride=(1, 2), dilation=(2, 1), pad=2, nv=2, tile="1, 4, 1"),
-        dict(n=2, groups=1, ic=3, oc=2, size=(1, 23), kernel=(1, 1), stride=(1, 1), dilation=(1, 1), pad=0, nv=2, tile="1, 6, 4, 1"),
-        dict(n=1, groups=1, ic=1, oc=4, size=(5, 9), kernel=(1, 1), stride=(2, 2), dilation=(1, 1), pad=0, nv=4, tile="1, 3, 2, 1"),
-        dict(n=1, groups=1, ic=3, oc=2, size=(15, 14), kernel=(7, 7), stride=(2, 2), dilation=(1, 1), pad=3, nv=2, tile="1, 4, 2, 1",
-             planar=True),
+        dict(
+            n=2,
+            groups=1,
+            ic=2,
+            oc=2,
+            size=(5, 17),
+            kernel=(3, 3),
+            stride=(1, 1),
+            dilation=(1, 1),
+            pad=1,
+            nv=2,
+            tile="1, 4, 2, 1",
+        ),
+        dict(
+            n=1,
+            groups=1,
+            ic=1,
+            oc=2,
+            size=(7, 7),
+            kernel=(3, 3),
+            stride=(1, 1),
+            dilation=(1, 1),
+            pad=1,
+            nv=1,
+            tile="2, 7, 1",
+            rows_per_task=7,
+        ),
+        dict(
+            n=1,
+            groups=1,
+            ic=1,
+            oc=1,
+            size=(9, 12),
+            kernel=(3, 3),
+            stride=(2, 2),
+            dilation=(1, 1),
+            pad=1,
+            nv=1,
+            tile="1, 6",
+        ),
+        dict(
+            n=1,
+            groups=3,
+            ic=2,
+            oc=6,
+            size=(6, 5),
+            kernel=(3, 2),
+            stride=(1, 2),
+            dilation=(2, 1),
+            pad=2,
+            nv=2,
+            tile="1, 4, 1",
+            panels_per_task=2,
+        ),
+        dict(
+            n=2,
+            groups=1,
+            ic=3,
+            oc=2,
+            size=(1, 23),
+            kernel=(1, 1),
+            stride=(1, 1),
+            dilation=(1, 1),
+            pad=0,
+            nv=2,
+            tile="1, 6, 4, 1",
+        ),
+        dict(
+            n=1,
+            groups=1,
+            ic=1,
+            oc=4,
+            size=(5, 9),
+            kernel=(1, 1),
+            stride=(2, 2),
+            dilation=(1, 1),
+            pad=0,
+            nv=4,
+            tile="1, 3, 2, 1",
+        ),
+        dict(
+            n=1,
+            groups=1,
+            ic=3,
+            oc=2,
+            size=(15, 14),
+            kernel=(7, 7),
+            stride=(2, 2),
+            dilation=(1, 1),
+            pad=3,
+            nv=2,
+            tile="1, 4, 2, 1",
+            planar=True,
+        ),
     ],
     ids=["3x3", "3x3-two-rows", "3x3-stride", "groups-dilation", "1x1", "1x1-stride", "stem"],
 )
@@ -155,8 +269,14 @@ def test_blocked(isa: str, case: dict) -> None:
         ((1, 3), (1, 3), (1, 1), 0, (2, 40)),
     ],
 )
-def test_depthwise(isa: str, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int], pad: int,
-                   size: tuple[int, int]) -> None:
+def test_depthwise(
+    isa: str,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    pad: int,
+    size: tuple[int, int],
+) -> None:
     width = WIDTH[isa]
     params = ", ".join(map(str, (*kernel, *stride, *dilation)))
     lib = build(DEPTHWISE.replace("PARAMS", params), isa)
@@ -189,8 +309,9 @@ def test_depthwise(isa: str, kernel: tuple[int, int], stride: tuple[int, int], d
         (3, 1, [1, 2, 3], [1, 1, 2], [(1, 1), (0, 0), (4, 4)], True),
     ],
 )
-def test_reference(rank: int, groups: int, stride: list[int], dilation: list[int], pads: list[tuple[int, int]],
-                   has_bias: bool) -> None:
+def test_reference(
+    rank: int, groups: int, stride: list[int], dilation: list[int], pads: list[tuple[int, int]], has_bias: bool
+) -> None:
     lib = build(REFERENCE, ISAS[-1])
     rng = np.random.default_rng(rank)
     size, kernel = [6, 7, 9][-rank:], [2, 3, 3][-rank:]
@@ -204,6 +325,25 @@ def test_reference(rank: int, groups: int, stride: list[int], dilation: list[int
     front, zero = [1] * (3 - rank), [0] * (3 - rank)
     out = list(want.shape[2:])
     begin = [low for low, _ in pads]
-    lib.conv(pointers(x, w, bias if has_bias else None, y),
-             integers(2, 6, 12, groups, *front, *size, *front, *out, *front, *kernel, *front, *stride, *front, *dilation, *zero, *begin))
+    lib.conv(
+        pointers(x, w, bias if has_bias else None, y),
+        integers(
+            2,
+            6,
+            12,
+            groups,
+            *front,
+            *size,
+            *front,
+            *out,
+            *front,
+            *kernel,
+            *front,
+            *stride,
+            *front,
+            *dilation,
+            *zero,
+            *begin,
+        ),
+    )
     np.testing.assert_allclose(y, want, rtol=2e-5, atol=1e-4)

@@ -4,7 +4,7 @@ import ctypes
 
 import numpy as np
 import pytest
-from harness import ISAS, WIDTH, build
+from harness import ISAS, WIDTH, build, integers, pointers
 
 ROWS = {"avx512": "14, 8, 4, 2, 1", "avx2": "6, 4, 2, 1", "baseline": "4, 2, 1"}
 
@@ -17,11 +17,15 @@ struct Epi {  // c + bias[col] + 100 * batch + row
   template <bool Tail> vf apply(vf v, int64_t batch, int64_t row, int64_t col, int lanes) const {
     return v + load_t<Tail>(bias + col, lanes) + set(100.0f * batch + row);
   }
+  void prefetch(int64_t, int64_t row, int64_t) const { reads[row]++; }
+  int64_t* reads;
 };
 extern "C" void gemm(void* const* p, const int64_t* d, int64_t begin, int64_t end) {
-  GemmArgs g{(float*)p[0], d[0], d[1], (float*)p[1], d[2], (float*)p[2], d[3], d[4], d[5], d[6], d[7], d[8], d[9], d[10]};
-  gemm_tasks<NV, ROWS>(g, Epi{(float*)p[3]}, begin, end < 0 ? gemm_task_count<NV>(g) : end);
+  GemmArgs g{(float*)p[0], d[0], d[1], (float*)p[1], d[2], (float*)p[2], d[3], d[4],
+             d[5], d[6], d[7], d[8], d[9], d[10]};
+  gemm_tasks<NV, ROWS>(g, Epi{(float*)p[3], (int64_t*)p[4]}, begin, end < 0 ? gemm_task_count<NV>(g) : end);
 }
+extern "C" int width() { return W; }
 extern "C" void pack(void* const* p, const int64_t* d) {
   PackArgs a{(float*)p[0], d[0], d[1], d[2], (float*)p[1], d[3], d[4], d[5], d[6]};
   pack_b_tasks<NV>(a, 0, pack_b_task_count<NV>(a));
@@ -41,14 +45,6 @@ def library(isa: str, nv: int = 2, rows: str = "") -> ctypes.CDLL:
     return build(SOURCE.replace("NV", str(nv)).replace("ROWS", rows or ROWS[isa]), isa)
 
 
-def pointers(*arrays: np.ndarray) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(arrays))(*[a.ctypes.data for a in arrays])
-
-
-def integers(*values: int) -> ctypes.Array[ctypes.c_int64]:
-    return (ctypes.c_int64 * len(values))(*values)
-
-
 def pack_columns(b: np.ndarray, nr: int) -> np.ndarray:
     """[batch, k, n] to [batch, ceil(n / nr), k, nr]."""
     batch, k, n = b.shape
@@ -57,7 +53,9 @@ def pack_columns(b: np.ndarray, nr: int) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(batch, k, padded.shape[2] // nr, nr).transpose(0, 2, 1, 3))
 
 
-def run(lib: ctypes.CDLL, nr: int, shape: tuple[int, int, int, int], rows: int, panels: int, whole: bool = True) -> np.ndarray:
+def run(
+    lib: ctypes.CDLL, nr: int, shape: tuple[int, int, int, int], rows: int, panels: int, whole: bool = True
+) -> np.ndarray:
     """C with a guard column on the right, computed in one call or task by task in reverse."""
     batch, m, n, k = shape
     rng = np.random.default_rng(m * 1000 + n)
@@ -66,7 +64,8 @@ def run(lib: ctypes.CDLL, nr: int, shape: tuple[int, int, int, int], rows: int, 
     bias = rng.normal(size=n).astype(np.float32)
     c = np.full((batch, m, n + 1), np.nan, np.float32)
     packed = pack_columns(b, nr)
-    p = pointers(a, packed, c, bias)
+    reads = np.zeros(m, np.int64)
+    p = pointers(a, packed, c, bias, reads)
     d = integers(m * (k + 3), k + 3, packed[0].size, m * (n + 1), n + 1, batch, m, n, k, rows, panels)
     if whole:
         lib.gemm(p, d, ctypes.c_int64(0), ctypes.c_int64(-1))
@@ -76,6 +75,7 @@ def run(lib: ctypes.CDLL, nr: int, shape: tuple[int, int, int, int], rows: int, 
             lib.gemm(p, d, ctypes.c_int64(task), ctypes.c_int64(task + 1))
     want = np.matmul(a[:, :, :k].astype(np.float64), b) + bias
     want += 100 * np.arange(batch)[:, None, None] + np.arange(m)[None, :, None]
+    assert (reads == packed.shape[0] * packed.shape[1] * (nr // lib.width())).all(), "each vector is announced once"
     assert np.isnan(c[:, :, n]).all(), "wrote past the last column"
     np.testing.assert_allclose(c[:, :, :n], want, rtol=1e-5, atol=2e-5 * k**0.5)
     return c[:, :, :n].copy()
@@ -106,6 +106,15 @@ def test_few_rows(isa: str, nv: int, rows: str) -> None:
     for m in (1, 2, 3, 4):
         for n, k in ((1, 3), (64, 64), (100, 77), (5, 257)):
             run(lib, nr, (1, m, n, k), rows=m, panels=100)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_two_heights_one_apart_cut_exactly(isa: str) -> None:
+    """ceil(m / tallest) tiles of h or h - 1 rows, h = ceil(m / tiles), cover any m without smaller tiles."""
+    for height in (3, 4):
+        lib = library(isa, 1, f"{height}, {height - 1}")
+        for m in (m for m in range(1, 40) if -(-m // -(-m // 4)) == height):
+            run(lib, WIDTH[isa], (1, m, 5, 3), rows=m, panels=9)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -66,6 +66,14 @@ struct Conv {
   template <int PH, int PW, class Epi>
   static __attribute__((noinline)) void tile(const ConvArgs& args, const float* x, const float* w, const Epi& epi,
                                              const ConvPlace& at) {
+    OPCEL_UNROLL
+    for (int p = 0; p < PH; ++p) {
+      OPCEL_UNROLL
+      for (int q = 0; q < PW; ++q) {
+        OPCEL_UNROLL
+        for (int j = 0; j < NV; ++j) prefetch_epilogue(0, epi, at.n, at.cb + j, at.y + p, at.x + q);
+      }
+    }
     vf acc[PH][PW][NV] = {};
     const std::int64_t x_row = args.x_row;
     for (std::int64_t icb = args.icb; icb > 0; --icb, x += args.x_cb) {

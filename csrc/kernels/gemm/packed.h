@@ -95,6 +95,11 @@ template <int NV, int U, bool Streams, int R, class Epi>
 __attribute__((noinline)) void gemm_tile(const float* a_first, std::int64_t a_row, const float* b, std::int64_t k, float* c,
                                          std::int64_t c_row, const Epi& epi, const GemmPlace& at) {
   constexpr int Steps = U > 4 ? U : 4;
+  OPCEL_UNROLL
+  for (int r = 0; r < R; ++r) {
+    OPCEL_UNROLL
+    for (int j = 0; j < NV; ++j) prefetch_epilogue(0, epi, at.batch, at.row + r, at.col + j * W);
+  }
   vf acc[U][R][NV] = {};
   RowPointers<R> a(a_first, a_row);
   for (std::int64_t i = k / Steps; i > 0; --i) gemm_steps<R, NV, U, Streams, Steps>(acc, a, b);
