@@ -19,7 +19,7 @@ from opcel_compiler.ir.layout import Layout
 from opcel_compiler.ir.program import Buffer, Kernel, Program, Step, View, whole
 from opcel_compiler.ir.types import F32, TensorType
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
-from opcel_compiler.schedule.split import split_epilogue
+from opcel_compiler.ir.program_split import split_epilogue
 
 TASKS = 16
 """Tasks per kernel that are aimed at: enough to even out threads that run at different speeds."""

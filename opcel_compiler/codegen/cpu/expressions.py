@@ -11,6 +11,7 @@ from opcel_compiler.ir.dims import Call, Dim, Expr, Symbol
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.types import BOOL, DTYPES, DType, TensorType
+from opcel_compiler.targets.kernels import kernel_table
 
 CTYPES: dict[DType, str] = {
     DTYPES["f32"]: "float", DTYPES["f64"]: "double", DTYPES["bool"]: "bool",
@@ -58,63 +59,29 @@ def literal(value: float | int | bool, dtype: DType) -> str:
     return f"UINT64_C({v})" if v >= 1 << 63 else f"INT64_C({v})"
 
 
-VECTOR: dict[str, str] = {
-    "neg": "-{0}", "abs": "abs({0})", "exp": "exp({0})", "log": "log({0})", "sqrt": "sqrt({0})",
-    "reciprocal": "reciprocal({0})", "erf": "erf({0})", "tanh": "tanh({0})", "sigmoid": "sigmoid({0})",
-    "relu": "max(vf{{}}, {0})", "floor": "floor({0})", "ceil": "ceil({0})", "round": "round_even({0})",
-    "sin": "sin({0})", "cos": "cos({0})", "softplus": "softplus({0})", "silu": "silu({0})",
-    "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "pow": "pow({0}, {1})",
-    "min": "select({0} != {0}, {0}, min({0}, {1}))", "max": "select({0} != {0}, {0}, max({0}, {1}))",
-    "equal": "{0} == {1}", "less": "{0} < {1}", "less_equal": "{0} <= {1}", "and": "{0} & {1}", "or": "{0} | {1}",
-    "xor": "{0} ^ {1}", "not": "~{0}", "where": "select({0}, {1}, {2})", "is_nan": "{0} != {0}",
-}  # fmt: skip
-"""f32 operators on vectors; bool values are lane masks."""
-
-SCALAR: dict[str, str] = {
-    "neg": "-{0}", "abs": "scalar::abs({0})", "exp": "exp({0})", "log": "log({0})", "sqrt": "std::sqrt({0})",
-    "reciprocal": "1 / {0}", "erf": "erf({0})", "tanh": "tanh({0})", "sigmoid": "sigmoid({0})",
-    "relu": "({0} < 0 ? 0 : {0})", "floor": "std::floor({0})", "ceil": "std::ceil({0})",
-    "round": "std::nearbyint({0})", "sign": "scalar::sign({0})", "sin": "sin({0})", "cos": "cos({0})",
-    "softplus": "softplus({0})", "silu": "silu({0})", "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}",
-    "div": "scalar::div<T>({0}, {1})", "pow": "scalar::pow<T>({0}, {1})", "min": "scalar::min<T>({0}, {1})",
-    "max": "scalar::max<T>({0}, {1})", "equal": "{0} == {1}", "less": "{0} < {1}", "less_equal": "{0} <= {1}",
-    "and": "{0} && {1}", "or": "{0} || {1}", "xor": "{0} != {1}", "not": "!{0}", "where": "{0} ? {1} : {2}",
-    "is_nan": "{0} != {0}", "is_inf": "{0} - {0} != 0 && {0} == {0}",
-}  # fmt: skip
-
-WITH_ATTRS = frozenset({"cast", "gelu", "leaky_relu", "elu", "hard_sigmoid", "mod"})
-ONLY_F32 = frozenset(
-    {"exp", "log", "erf", "tanh", "sigmoid", "sin", "cos", "softplus", "silu", "gelu", "elu"}
-)
-"""Operators that csrc/base/vmath.h has in f32 alone."""
-
-
-def elementwise_ops() -> frozenset[str]:
-    """The elementwise operators that CPU code can be generated for."""
-    return frozenset(SCALAR) | WITH_ATTRS
-
-
 def _operator(node: Node, args: list[str], vector: bool) -> str:
-    a = node.attrs
-    f32 = (lambda x: f"set({literal(x, DTYPES['f32'])})") if vector else (lambda x: literal(x, DTYPES["f32"]))
-    if node.op == "gelu":
-        return f"gelu_{'erf' if a['approximate'] == 'none' else 'tanh'}({args[0]})"
-    if node.op == "cast":
-        to, source = a["dtype"], node.operand(0).tensor.dtype
-        return args[0] if to == source else f"scalar::cast<{CTYPES[to]}>({args[0]})"
-    if node.op == "mod":
-        return f"scalar::{'fmod' if a['fmod'] else 'mod'}<T>({args[0]}, {args[1]})"
-    x = args[0]
-    choose = (lambda c, p, q: f"select({c}, {p}, {q})") if vector else (lambda c, p, q: f"({c} ? {p} : {q})")
-    zero = "vf{}" if vector else "0"
-    if node.op == "leaky_relu":
-        return choose(f"{x} < {zero}", f"{x} * {f32(a['alpha'])}", x)
-    if node.op == "elu":
-        return choose(f"{x} < {zero}", f"{f32(a['alpha'])} * (exp({x}) - 1.0f)", x)
-    if node.op == "hard_sigmoid":
-        line = f"{f32(a['alpha'])} * {x} + {f32(a['beta'])}"
-        return f"min({f32(1)}, max({f32(0)}, {line}))" if vector else f"scalar::min<float>(1, scalar::max<float>(0, {line}))"
-    return (VECTOR if vector else SCALAR)[node.op].format(*args)
+    """The C++ expression of one elementwise node."""
+    entry = kernel_table().elementwise[node.op]
+    if node.op == "cast" and node.attrs["dtype"] == node.operand(0).tensor.dtype:
+        return args[0]
+    if vector and node.op in ("min", "max"):
+        constant = next((i for i, v in enumerate(node.operands) if v is not None and v.constant is not None), None)
+        if constant is not None:
+            return f"{node.op}({args[constant]}, {args[1 - constant]})"
+    text = entry.vector if vector else entry.scalar
+    assert text is not None
+    return text.format(*args, **{k: _attribute(v, vector) for k, v in node.attrs.items()})
+
+
+def _attribute(value: object, vector: bool) -> str:
+    if isinstance(value, DType):
+        return CTYPES[value]
+    if isinstance(value, bool):
+        return "fmod" if value else "mod"
+    if isinstance(value, (int, float)):
+        text = literal(value, DTYPES["f32"])
+        return f"set({text})" if vector else text
+    return {"none": "erf"}.get(str(value), str(value))
 
 
 def vectorizable(body: Graph) -> bool:
@@ -130,7 +97,7 @@ def vectorizable(body: Graph) -> bool:
         if node.op == "constant":
             if dtype(node.result) != f32:
                 return False
-        elif node.op not in VECTOR and node.op not in ("gelu", "leaky_relu", "elu", "hard_sigmoid"):
+        elif kernel_table().elementwise[node.op].vector is None:
             return False
         elif any(dtype(v) not in (f32, BOOL) for v in (*node.operands, node.result)):
             return False

@@ -33,3 +33,13 @@ define(
     results=-1,
     traits="opaque control",
 )
+
+define(
+    "external",
+    "A region that another engine runs, with the reason why; made by placement",
+    "xs*",
+    _not_inferred("an external region"),
+    attrs=(AttrDef("reason", "str"),),
+    results=-1,
+    traits="opaque control",
+)

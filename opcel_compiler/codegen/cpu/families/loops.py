@@ -226,7 +226,7 @@ def emit_arg(kernel: Kernel, target: Target) -> KernelUnit:
 
 
 EMITTERS = {
-    "elementwise": emit_elementwise, **dict.fromkeys(REDUCTIONS, emit_reduce), "dims": emit_dims, "range": emit_range,
+    "elementwise": emit_elementwise, **dict.fromkeys(REDUCTIONS, emit_reduce), "dims": emit_dims, "range_": emit_range,
     "arg_max": emit_arg, "arg_min": emit_arg,
 }  # fmt: skip
 

@@ -1,0 +1,86 @@
+"""The artifact's folder: written under a temporary name beside its place, put there by renaming."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from opcel_compiler.errors import OpcelError
+
+FORMAT = 1
+MANIFEST, REPORT, BUILD = "manifest.json", "report.json", "build.json"
+
+
+class OutputError(OpcelError):
+    """The place for an artifact cannot be written, or holds something that is not an artifact."""
+
+    exit_code = 4
+
+
+def check_output(output: Path) -> None:
+    """Raise OutputError when an artifact cannot be put at `output`; a folder that is no artifact is never replaced."""
+    if output.exists() and not (output / MANIFEST).is_file() and not _is_empty(output):
+        raise OutputError(f"{output} exists and is not a compiled model; remove it or choose another output")
+    parent = output.resolve().parent
+    if not parent.is_dir():
+        raise OutputError(f"the folder {parent} does not exist; make it or choose another output")
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"the folder {parent} cannot be written; choose another output")
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+@contextlib.contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """A folder to write an artifact into; on success it takes the place of `output`, on failure nothing is left."""
+    check_output(output)
+    final = output.resolve()
+    work = final.parent / f".{final.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        work.mkdir(mode=0o755)
+        yield work
+        _swap(work, final)
+    except OSError as error:
+        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _swap(work: Path, final: Path) -> None:
+    if not final.exists():
+        os.rename(work, final)
+        return
+    old = final.parent / f".{final.name}.{secrets.token_hex(4)}.old"
+    os.rename(final, old)
+    try:
+        os.rename(work, final)
+    except OSError:
+        os.rename(old, final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON with a stable form."""
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    h = hashlib.sha256()
+    while block := file.read(1 << 20):
+        h.update(block)
+    return h.hexdigest()

@@ -1,0 +1,201 @@
+"""Proof that an artifact computes what its model says: sample inputs, reference engines, error bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opcel_compiler.errors import OpcelError
+from opcel_compiler.ir.dims import symbols_of
+from opcel_compiler.ir.graph import Graph, Value
+from opcel_compiler.ir.interpret import run as interpret
+from opcel_compiler.ir.types import TensorType
+
+Feeds = Mapping[str, np.ndarray]
+SIZES = (3, 7, 5, 2, 11, 13)
+"""What symbolic sizes are bound to in sample inputs, one after another, within their ranges."""
+
+
+class ProofError(OpcelError):
+    """The compiled model is outside its bound, or no reference could run it."""
+
+    exit_code = 6
+
+
+@dataclass(frozen=True)
+class Bound:
+    """|error| ≤ absolute + relative·|reference| for every element, and ‖error‖₂ ≤ norm·‖reference‖₂ per output."""
+
+    absolute: float = 1e-4
+    relative: float = 1e-3
+    norm: float = 1e-4
+
+    def __str__(self) -> str:
+        return f"|err| <= {self.absolute:g} + {self.relative:g}*|ref|, relative L2 <= {self.norm:g}"
+
+
+@dataclass(frozen=True)
+class OutputError_:
+    """How far one output is from the reference; integers and booleans must be equal."""
+
+    name: str
+    max_abs: float
+    relative_l2: float
+    within: bool
+
+
+@dataclass
+class Proof:
+    """The stamp of an artifact."""
+
+    status: str
+    reference: str = ""
+    bound: str = ""
+    outputs: list[OutputError_] = field(default_factory=list)
+    reason: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        rows = [{"name": o.name, "max_abs": o.max_abs, "relative_l2": o.relative_l2} for o in self.outputs]
+        out: dict[str, Any] = {"status": self.status, "reference": self.reference, "bound": self.bound, "outputs": rows}
+        return {**out, "reason": self.reason} if self.reason else out
+
+
+def compare(name: str, got: np.ndarray, want: np.ndarray, bound: Bound) -> OutputError_:
+    """Measure one output against the reference. NaNs and infinities must be in the same places."""
+    if got.shape != want.shape or got.dtype != want.dtype:
+        return OutputError_(name, float("inf"), float("inf"), False)
+    if not np.issubdtype(want.dtype, np.floating) and want.dtype.kind != "V":
+        same = bool(np.array_equal(got, want))
+        return OutputError_(name, 0.0 if same else float("inf"), 0.0 if same else float("inf"), same)
+    g, w = got.astype(np.float64), want.astype(np.float64)
+    finite = np.isfinite(w)
+    same = bool(np.array_equal(g[~finite], w[~finite], equal_nan=True))
+    diff = np.abs(g[finite] - w[finite])
+    largest = float(diff.max(initial=0.0))
+    norm = float(np.sqrt(np.sum(np.square(w[finite]))))
+    l2 = float(np.sqrt(np.sum(np.square(diff)))) / norm if norm else float(np.sqrt(np.sum(np.square(diff))))
+    within = same and bool(np.all(diff <= bound.absolute + bound.relative * np.abs(w[finite]))) and l2 <= bound.norm
+    return OutputError_(name, largest if same else float("inf"), l2, within)
+
+
+# -- sample inputs -----------------------------------------------------------------------------------------------------
+
+
+def sample_inputs(graph: Graph, names: Sequence[str], seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
+    """Seeded random inputs for a graph, keyed by `names`: normal floats, integers valid as indices where they index,
+    else zeros and ones that begin with one. `sizes` gives the values of symbols; the others come from SIZES."""
+    rng = np.random.default_rng(seed)
+    chosen = dict(sizes or {})
+    for value in graph.inputs:
+        if isinstance(value.type, TensorType) and value.type.shape is not None:
+            for dim in value.type.shape:
+                for s in symbols_of(dim):
+                    if s.name not in chosen:
+                        size = SIZES[len(chosen) % len(SIZES)]
+                        chosen[s.name] = min(max(size, s.lo), s.hi if s.hi is not None else size)
+    limits = index_limits(graph)
+    return {n: _sample(v, rng, chosen, limits.get(v)) for n, v in zip(names, graph.inputs, strict=True)}
+
+
+def _sample(value: Value, rng: np.random.Generator, sizes: Mapping[str, int], limit: int | None) -> np.ndarray:
+    from opcel_compiler.ir.dims import evaluate  # noqa: PLC0415
+
+    t = value.tensor
+    shape = tuple(evaluate(d, sizes) for d in t.dims)
+    if t.dtype.is_float:
+        return rng.standard_normal(shape).astype(t.dtype.numpy)
+    if t.dtype.kind == "s":
+        return np.full(shape, "a", object)
+    if limit is not None:
+        return rng.integers(0, max(1, limit), shape).astype(t.dtype.numpy)
+    bits = rng.integers(0, 2, shape)
+    if bits.ndim:
+        bits[..., :1] = 1
+    else:
+        bits = np.ones_like(bits)
+    return bits.astype(t.dtype.numpy)
+
+
+FOLLOWED = frozenset({"cast", "reshape", "transpose", "expand", "slice", "concat", "where", "fused"})
+
+
+def index_limits(graph: Graph) -> dict[Value, int]:
+    """The size of the smallest axis that each integer graph input is used to index, where there is one."""
+    out: dict[Value, int] = {}
+    for start in graph.inputs:
+        if not (isinstance(start.type, TensorType) and start.type.dtype.is_integer):
+            continue
+        seen: set[Value] = {start}
+        stack = [start]
+        while stack:
+            v = stack.pop()
+            for node in v.users:
+                if node.op in ("gather", "gather_elements") and node.operands[1] is v:
+                    size = node.operand(0).tensor.dims[node.attrs["axis"]]
+                    if isinstance(size, int):
+                        out[start] = min(size, out.get(start, size))
+                elif node.op in FOLLOWED:
+                    new = [r for r in node.results if r not in seen]
+                    seen.update(new)
+                    stack += new
+    return out
+
+
+# -- references --------------------------------------------------------------------------------------------------------
+
+
+def reference_outputs(model: Any, graph: Graph, names: Sequence[str], outputs: Sequence[str], feeds: Feeds) -> tuple[str, list[np.ndarray]]:
+    """(engine, outputs) of the strongest reference that runs the model: ONNX Runtime without optimizations, else the
+    ONNX reference evaluator, else the interpreter. Raises ProofError when none does."""
+    attempts: list[tuple[str, Callable[[], list[np.ndarray]]]] = [
+        ("ONNX Runtime, optimizations off", lambda: _onnxruntime(model, outputs, feeds)),
+        ("ONNX reference evaluator", lambda: _onnx_reference(model, outputs, feeds)),
+        ("OPCEL interpreter", lambda: _interpreter(graph, names, feeds)),
+    ]
+    reasons = []
+    for engine, attempt in attempts:
+        try:
+            return engine, attempt()
+        except Exception as error:  # each engine has its own exceptions; the next one is tried
+            reasons.append(f"{engine}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+    raise ProofError(
+        "no reference could run the model on the sample inputs, so nothing can be proved. "
+        f"{'; '.join(reasons)}. Give valid inputs with --inputs, or use --no-proof"
+    )
+
+
+def _onnxruntime(model: Any, outputs: Sequence[str], feeds: Feeds) -> list[np.ndarray]:
+    import onnxruntime as ort  # noqa: PLC0415
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    source = str(model) if isinstance(model, (str, Path)) else model if isinstance(model, bytes) else model.SerializeToString()
+    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return [np.asarray(v) for v in session.run(list(outputs), dict(feeds))]
+
+
+def _onnx_reference(model: Any, outputs: Sequence[str], feeds: Feeds) -> list[np.ndarray]:
+    from opcel_compiler.frontend.reference import evaluate_onnx  # noqa: PLC0415
+
+    return evaluate_onnx(model, outputs, feeds)
+
+
+def _interpreter(graph: Graph, names: Sequence[str], feeds: Feeds) -> list[np.ndarray]:
+    got = interpret(graph, {v.name: feeds[n] for n, v in zip(names, graph.inputs, strict=True)})
+    return list(got.values())
+
+
+def prove(
+    runnable: Callable[[Feeds], Mapping[str, np.ndarray]], want: Iterable[tuple[str, np.ndarray]], feeds: Feeds,
+    reference: str, bound: Bound,
+) -> Proof:  # fmt: skip
+    """Run and compare. The proof's status is `proved` only when every output is within the bound."""
+    got = runnable(feeds)
+    rows = [compare(name, np.asarray(got[name]), value, bound) for name, value in want]
+    status = "proved" if all(r.within for r in rows) else "refuted"
+    return Proof(status, reference, str(bound), rows)

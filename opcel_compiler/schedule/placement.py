@@ -1,0 +1,107 @@
+"""Which nodes the target runs itself, and which go to another engine in regions cut as large as they can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from opcel_compiler.ir.graph import Graph, Node, Value
+
+Reason = Callable[[Node], "str | None"]
+"""Why the target cannot run a node, or None."""
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A node that the target cannot run, by its origin in the model, and why."""
+
+    op: str
+    origin: tuple[str, ...]
+    reason: str
+
+
+def place(graph: Graph, reason: Reason) -> list[Fallback]:
+    """Wrap what the target cannot run into `external` nodes, as few as dependencies allow; returns why, by node.
+
+    Each external region is convex: no path leaves it and comes back.
+    """
+    reasons = {node: why for node in graph.nodes if (why := reason(node)) is not None}
+    depth: dict[Node, int] = {}
+    for node in graph.nodes:
+        before = [depth[v.producer] for v in _operands(node) if v.producer is not None]
+        sources = [v.producer for v in _operands(node) if v.producer is not None]
+        level = 0
+        for source, d in zip(sources, before, strict=True):
+            crossing = (source in reasons) != (node in reasons)
+            level = max(level, d + 1 if crossing else d)
+        if node in reasons and level % 2 == 0:
+            level += 1
+        if node not in reasons and level % 2 == 1:
+            level += 1
+        depth[node] = level
+    groups: dict[int, list[Node]] = {}
+    for node in graph.nodes:
+        if node in reasons:
+            groups.setdefault(depth[node], []).append(node)
+    for group in groups.values():
+        _wrap(graph, group, "; ".join(dict.fromkeys(reasons[n] for n in group)))
+    return [Fallback(_label(n), n.origin, why) for n, why in reasons.items()]
+
+
+def _label(node: Node) -> str:
+    return str(node.attrs["op_type"]) if node.op == "foreign" else node.op
+
+
+def _operands(node: Node) -> list[Value]:
+    return [v for v in node.operands if v is not None]
+
+
+def _wrap(graph: Graph, group: Sequence[Node], reason: str) -> None:
+    """Replace `group` by one `external` node placed after everything it needs; later users move behind it."""
+    inside = set(group)
+    inputs = dict.fromkeys(v for n in group for v in _operands(n) if v.producer not in inside)
+    outputs = [r for n in group for r in n.results if any(u not in inside for u, _ in r.uses)]
+
+    def build(parent: Node) -> Sequence[Graph]:
+        body = Graph("region", parent)
+        known: dict[Value, Value] = {v: body.add_input(v.name, v.type) for v in inputs}
+        for node in group:
+            copy = body.add(
+                node.op, [None if v is None else known[v] for v in node.operands], node.attrs, origin=node.origin,
+                names=[r.name for r in node.results], types=[r.type for r in node.results],
+            )  # fmt: skip
+            known.update(zip(node.results, copy.results, strict=True))
+        for v in outputs:
+            body.add_output(known[v])
+        return [body]
+
+    node = graph.add(
+        "external", list(inputs), {"reason": reason}, origin=[o for n in group for o in n.origin],
+        names=[v.name for v in outputs], types=[v.type for v in outputs], regions=build,
+    )  # fmt: skip
+    for old, new in zip(outputs, node.results, strict=True):
+        old.replace_with(new)
+    for old in reversed(group):
+        graph.erase(old)
+    _sort(graph)
+
+
+def _sort(graph: Graph) -> None:
+    """Restore a valid order, moving as few nodes as a stable topological sort does."""
+    done: set[Node] = set()
+    order: list[Node] = []
+    pending = list(graph.nodes)
+    while pending:
+        later = []
+        for node in pending:
+            ready = all(v.producer is None or v.producer in done or v.producer.graph is not graph for v in _operands(node))
+            if ready:
+                done.add(node)
+                order.append(node)
+            else:
+                later.append(node)
+        if len(later) == len(pending):
+            raise ValueError("the graph has a cycle")
+        pending = later
+    for node in order:
+        graph.move(node, None)

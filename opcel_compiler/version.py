@@ -1,0 +1,3 @@
+"""The compiler's version."""
+
+VERSION = "0.1.0"

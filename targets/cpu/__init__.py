@@ -1,0 +1,1 @@
+"""CPUs: their descriptions, and what their kernels can take."""

@@ -1,0 +1,111 @@
+"""What CPU kernels can take, as predicates on Graph nodes."""
+
+from __future__ import annotations
+
+from opcel_compiler.ir.graph import Node
+from opcel_compiler.ir.types import TensorType
+from opcel_compiler.targets.constraints import Constraint
+from opcel_compiler.targets.kernels import kernel_table
+
+ARITHMETIC = frozenset("f32 f64 i8 i16 i32 i64 u8 u16 u32 u64 bool".split())
+
+
+def cpu_constraints() -> tuple[Constraint, ...]:
+    """The constraints of the CPU's kernels beyond those of the target's description."""
+    checks = (kernel_exists, element_type, constant_pad, filters, head_size, gather_index, batch_axes, pool_axes)
+    return tuple(Constraint(check.__name__.replace("_", "-"), check) for check in checks)
+
+
+def _name(node: Node) -> str:
+    if node.op == "foreign":
+        domain = node.attrs["domain"]
+        return f"{domain}::{node.attrs['op_type']}" if domain else str(node.attrs["op_type"])
+    return node.op
+
+
+def kernel_exists(node: Node) -> str | None:
+    """The operator has a CPU kernel."""
+    table = kernel_table()
+    if node.op in table.elementwise or node.op in table.operators or node.op == "fused":
+        return None
+    return f"{_name(node)} has none"
+
+
+def element_type(node: Node) -> str | None:
+    """The element types are ones that the operator's kernel computes with."""
+    table = kernel_table()
+    if node.op in table.elementwise:
+        allowed = table.elementwise[node.op].dtypes or ("arithmetic",)
+        values = [v for v in (*node.operands, *node.results) if v is not None]
+        if node.op != "where" and not ({"equal", "less", "less_equal", "cast", "is_nan", "is_inf"} & {node.op}):
+            values = values[:1]
+    elif node.op in table.operators:
+        allowed = table.operators[node.op].dtypes
+        values = [v for v in node.operands if v is not None][:1]
+    else:
+        return None
+    for v in values:
+        if not isinstance(v.type, TensorType):
+            continue
+        dtype = v.type.dtype
+        if "any" in allowed and dtype.kind != "s" and dtype.bits >= 8:
+            continue
+        if not ("arithmetic" in allowed and dtype.name in ARITHMETIC or dtype.name in allowed):
+            return f"%{v.name} is {dtype}; {node.op} takes {', '.join(allowed)}"
+    return None
+
+
+def constant_pad(node: Node) -> str | None:
+    """A pad fills with a constant."""
+    if node.op != "pad":
+        return None
+    if node.attrs["mode"] != "constant":
+        return f"its mode is {node.attrs['mode']}"
+    if any(type(p) is int and p < 0 for p in node.attrs["pads"]):
+        return "a pad is negative"
+    return None
+
+
+def filters(node: Node) -> str | None:
+    """A convolution has one to three spatial axes and no negative pads."""
+    if node.op != "conv":
+        return None
+    rank = len(node.operand(0).tensor.dims) - 2
+    if not 1 <= rank <= 3:
+        return f"it has {rank}"
+    return "a pad is negative" if any(p < 0 for p in node.attrs["pads"]) else None
+
+
+def head_size(node: Node) -> str | None:
+    """Attention's head sizes are constant multiples of 4 up to 256."""
+    if node.op != "attention":
+        return None
+    for i in (0, 2):
+        size = node.operand(i).tensor.dims[-1]
+        if not (isinstance(size, int) and size % 4 == 0 and 0 < size <= 256):
+            return f"one is {size}"
+    return None
+
+
+def gather_index(node: Node) -> str | None:
+    """A gather's indices are i32 or i64."""
+    if node.op != "gather":
+        return None
+    dtype = node.operand(1).tensor.dtype.name
+    return None if dtype in ("i32", "i64") else f"they are {dtype}"
+
+
+def batch_axes(node: Node) -> str | None:
+    """A matrix product has at most 6 batch axes."""
+    if node.op != "matmul":
+        return None
+    rank = len(node.result.tensor.dims) - 2
+    return None if rank <= 6 else f"it has {rank}"
+
+
+def pool_axes(node: Node) -> str | None:
+    """A pool has at most 6 spatial axes, and its window stays within what ceil_mode false would give."""
+    if node.op not in ("max_pool", "avg_pool"):
+        return None
+    rank = len(node.operand(0).tensor.dims) - 2
+    return None if rank <= 6 else f"it has {rank}"
