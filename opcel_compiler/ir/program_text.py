@@ -34,6 +34,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, MutableMapping, Sequence
+from itertools import islice
 from typing import Any
 
 from opcel_compiler.ir import compare
@@ -46,7 +47,7 @@ from opcel_compiler.ir.program_parse import parse_program
 from opcel_compiler.ir.text import MAX_ELEMENTS, _Printer
 from opcel_compiler.ir.types import DType
 
-__all__ = ["ParseError", "equal_programs", "parse_program", "print_program", "program_symbols"]
+__all__ = ["ParseError", "equal_programs", "parse_program", "print_program", "program_symbols", "step_text"]
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.]+\Z")
 
@@ -92,7 +93,11 @@ def _name(buffer: Buffer) -> str:
 
 
 def view_text(view: View) -> str:
-    if view == whole(view.buffer):
+    try:
+        covers = view == whole(view.buffer)
+    except (IndexError, ValueError, ZeroDivisionError):
+        covers = False
+    if covers:
         return _name(view.buffer)
     shape, strides = (", ".join(map(str, dims)) for dims in (view.shape, view.strides))
     return f"{_name(view.buffer)}[{shape}]:[{strides}]:[{view.offset}]"
@@ -103,6 +108,13 @@ def index_text(index: Index, axes: Sequence[Axis]) -> str:
         return "*"
     terms = [axes[a].name if f == 1 else f"{f}*{axes[a].name}" for a, f in index.terms]
     return " + ".join([*terms, *([str(index.base)] if index.base or not terms else [])])
+
+
+def step_text(step: Kernel | Region) -> str:
+    """The head of a step and the views that it reads and writes, for messages."""
+    printer = _ProgramPrinter(None, MAX_ELEMENTS)
+    lines = printer.kernel(step) if isinstance(step, Kernel) else printer.region(step)
+    return "\n".join(islice(lines, 3))
 
 
 class _ProgramPrinter(_Printer):

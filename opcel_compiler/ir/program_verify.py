@@ -1,0 +1,252 @@
+"""The invariants of a Program.
+
+ 1. Interface: the inputs are all the buffers of kind `input`, the outputs all those of kind `output`, each once.
+ 2. Names: no two buffers have the same name.
+ 3. Data: a weight has data of its dtype and number of elements, no other buffer has data or a packing.
+ 4. Layouts: the order is a permutation, the block is positive and of an existing axis, a halo gives two non-negative
+    widths for each axis, none on the blocked one.
+ 5. Pads: the pad value of floats is 0, that of other elements is one of their dtype.
+ 6. Views: a view has a stride for each axis, and on a blocked buffer the buffer's axes.
+ 7. Bounds: a view whose shape, strides and offset are integers lies inside its buffer.
+ 8. Bodies: the body is a valid graph, it has an input and an output for each view, and the anchor is one of its nodes.
+ 9. Types: a view has the dtype of what the body takes or gives there, and its shape, as far as that can be decided.
+10. Domains: axes have distinct names; there are no maps, or one for each view with an index for each of its axes, whose
+    terms are axes of the kernel, each once.
+11. Tiles: an extent for each axis, positive and no larger than that of the level outside it or the axis.
+12. Order: what a step reads is an input, a weight, or written by an earlier step.
+13. Writes: no step writes an input or a weight.
+14. Outputs: every output is written.
+15. Aliases: what a step writes overlaps neither what it reads nor its other writes; an elementwise kernel may write
+    just what it reads.
+16. Regions: they are numbered 0, 1, … in order, and each has a reason.
+17. Symbols: a symbol has the same range wherever it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from opcel_compiler.errors import OpcelError
+from opcel_compiler.ir.analysis import symbol_places, symbols_in
+from opcel_compiler.ir.dims import Symbol, equal
+from opcel_compiler.ir.program import Buffer, Kernel, Program, Region, View
+from opcel_compiler.ir.program_text import step_text
+from opcel_compiler.ir.types import TensorType
+from opcel_compiler.ir.verify import VerifyError, compatible, verify
+
+EXACT_OVERLAP = 1 << 16
+"""Up to so many elements two views of a buffer are compared element by element; above by the ranges they span."""
+
+
+class ProgramVerifyError(OpcelError):
+    """A Program breaks an invariant: its number is `invariant`; the message shows the step."""
+
+    def __init__(self, invariant: int, message: str, step: Kernel | Region | None = None) -> None:
+        where = "" if step is None else f"\n{step_text(step)}"
+        super().__init__(f"the program breaks invariant {invariant}: {message}{where}")
+        self.invariant = invariant
+        self.step = step
+
+
+def verify_program(program: Program) -> None:
+    """Raise ProgramVerifyError for the first broken invariant. The numbers are those of this module's text."""
+    _interface(program)
+    _symbols(program)
+    for buffer in program.buffers:
+        _buffer(buffer)
+    written: set[Buffer] = set()
+    regions = 0
+    for step in program.steps:
+        for view in step.views:
+            _view(view, step)
+        if isinstance(step, Kernel):
+            _body(step)
+            _domain(step)
+        else:
+            if step.index != regions or not step.reason:
+                raise ProgramVerifyError(16, f"region {step.index} is the one numbered {regions}, with a reason", step)
+            regions += 1
+        for view in step.inputs:
+            if view.buffer.kind in ("temp", "output") and view.buffer not in written:
+                raise ProgramVerifyError(12, f"{view.buffer!r} is read before anything writes it", step)
+        for view in step.outputs:
+            if view.buffer.kind in ("input", "weight"):
+                raise ProgramVerifyError(13, f"{view.buffer!r} is written", step)
+            written.add(view.buffer)
+        _aliases(step)
+    for buffer in program.outputs:
+        if buffer not in written:
+            raise ProgramVerifyError(14, f"{buffer!r} is never written")
+
+
+def _interface(program: Program) -> None:
+    for kind, listed in (("input", program.inputs), ("output", program.outputs)):
+        found = [b for b in program.buffers if b.kind == kind]
+        if len(set(listed)) != len(listed) or set(found) != set(listed):
+            raise ProgramVerifyError(
+                1, f"the {kind}s are {', '.join(b.name for b in listed)}, those of kind {kind} "
+                f"{', '.join(b.name for b in found)}",
+            )  # fmt: skip
+    seen: set[str] = set()
+    for b in program.buffers:
+        if b.name in seen:
+            raise ProgramVerifyError(2, f"two buffers are named {b.name}")
+        seen.add(b.name)
+
+
+def _symbols(program: Program) -> None:
+    def places() -> Iterator[Any]:
+        for b in program.buffers:
+            yield b.type
+        for step in program.steps:
+            for v in step.views:
+                yield (v.shape, v.strides, v.offset)
+            if isinstance(step, Kernel):
+                yield tuple(a.extent for a in step.axes)
+                yield from step.tiles.values()
+                yield from (item for _, item in symbol_places(step.body))
+
+    known: dict[str, Symbol] = {}
+    for item in places():
+        for s in symbols_in(item):
+            if known.setdefault(s.name, s) != s:
+                first = known[s.name]
+                raise ProgramVerifyError(17, f"symbol {s.name} has the ranges {_range(first)} and {_range(s)}")
+
+
+def _range(s: Symbol) -> str:
+    return f"{s.lo}..{'' if s.hi is None else s.hi}"
+
+
+def _buffer(b: Buffer) -> None:
+    if (b.data is None) == (b.kind == "weight") or (b.packing and b.kind != "weight"):
+        raise ProgramVerifyError(3, f"{b!r}: a weight has data, other buffers have neither data nor a packing")
+    if b.data is not None and (b.data.dtype != b.type.dtype or equal(b.type.size, b.data.array.size) is not True):
+        raise ProgramVerifyError(3, f"{b!r} has data of type {b.data.type}")
+    layout, rank = b.layout, len(b.type.dims)
+    if layout.order and sorted(layout.order) != list(range(rank)):
+        raise ProgramVerifyError(4, f"{b!r}: the order is no permutation of {rank} axes")
+    if layout.block < 1 or (layout.block > 1 and not 0 <= layout.block_axis < rank):
+        raise ProgramVerifyError(4, f"{b!r}: no axis of {rank} can be blocked so")
+    if layout.halo:
+        bad = len(layout.halo) != rank or any(w < 0 for pair in layout.halo for w in pair)
+        if bad or (layout.block > 1 and any(layout.halo[layout.block_axis])):
+            raise ProgramVerifyError(4, f"{b!r}: the halo does not fit {rank} axes, the blocked one without a halo")
+    if b.type.dtype.kind not in "iu":
+        if layout.pad_value != 0:
+            raise ProgramVerifyError(5, f"{b!r}: pads of {b.type.dtype} are 0")
+    elif not np.array(layout.pad_value).astype(b.type.dtype.numpy) == layout.pad_value:
+        raise ProgramVerifyError(5, f"{b!r}: {layout.pad_value} is no {b.type.dtype}")
+
+
+def _view(v: View, step: Kernel | Region) -> None:
+    blocked = v.buffer.layout.block > 1
+    if len(v.shape) != len(v.strides) or (blocked and len(v.shape) != len(v.buffer.type.dims)):
+        raise ProgramVerifyError(6, f"a view of {v.buffer!r} has shape {v.shape} and strides {v.strides}", step)
+    span, size = _span(v), v.buffer.elements
+    if span is not None and isinstance(size, int) and not (span[0] >= 0 and span[1] < size):
+        raise ProgramVerifyError(7, f"a view of {v.buffer!r} spans {span[0]}..{span[1]} of {size} elements", step)
+
+
+def _steps(v: View) -> list[np.ndarray] | None:
+    """The offsets of each axis' elements; None unless all is integers."""
+    layout, out = v.buffer.layout, []
+    for axis, (extent, stride) in enumerate(zip(v.shape, v.strides, strict=True)):
+        if not (isinstance(extent, int) and isinstance(stride, int)):
+            return None
+        at = np.arange(extent)
+        if layout.block > 1 and axis == layout.block_axis:
+            out.append(at // layout.block * stride + at % layout.block)
+        else:
+            out.append(at * stride)
+    return out
+
+
+def _span(v: View) -> tuple[int, int] | None:
+    """The lowest and highest element of a static view that is not empty."""
+    steps = _steps(v)
+    if steps is None or not isinstance(v.offset, int) or not all(len(s) for s in steps):
+        return None
+    return v.offset + sum(int(s.min()) for s in steps), v.offset + sum(int(s.max()) for s in steps)
+
+
+def _body(k: Kernel) -> None:
+    try:
+        verify(k.body)
+    except VerifyError as e:
+        raise ProgramVerifyError(8, str(e), k) from e
+    if len(k.body.inputs) != len(k.inputs) or len(k.body.outputs) != len(k.outputs):
+        counts = f"{len(k.body.inputs)} inputs and {len(k.body.outputs)} outputs"
+        raise ProgramVerifyError(
+            8, f"the body has {counts}, the kernel reads {len(k.inputs)}, writes {len(k.outputs)}", k
+        )
+    if k.anchor is not None and k.anchor.graph is not k.body:
+        raise ProgramVerifyError(8, f"the anchor {k.anchor!r} is not a node of the body", k)
+    for view, value in zip(k.views, (*k.body.inputs, *k.body.outputs), strict=True):
+        if not compatible(value.type, TensorType(view.dtype, view.shape)):
+            raise ProgramVerifyError(9, f"{value!r} stands for a view of shape {view.shape} of {view.buffer!r}", k)
+
+
+def _domain(k: Kernel) -> None:
+    names = [a.name for a in k.axes]
+    if len(set(names)) != len(names) or any(a.kind not in ("parallel", "reduce") for a in k.axes):
+        raise ProgramVerifyError(10, "axes have distinct names and are parallel or reduce", k)
+    if k.maps and len(k.maps) != len(k.views):
+        raise ProgramVerifyError(10, f"{len(k.maps)} maps for {len(k.views)} views", k)
+    for view, access in zip(k.views, k.maps, strict=False):
+        if len(access) != len(view.shape):
+            raise ProgramVerifyError(10, f"{len(access)} indices for a view of rank {len(view.shape)}", k)
+        for index in access:
+            used = [a for a, _ in index.terms]
+            bad = any(not 0 <= a < len(k.axes) for a in used) or any(f == 0 for _, f in index.terms)
+            if bad or len(set(used)) != len(used) or (index.whole and (index.terms or index.base)):
+                raise ProgramVerifyError(10, f"{index} is no index over {', '.join(names) or 'no axes'}", k)
+    outer = tuple(a.extent for a in k.axes)
+    for level, tile in k.tiles.items():
+        if len(tile) != len(k.axes):
+            raise ProgramVerifyError(11, f"the tile of {level} has {len(tile)} extents for {len(k.axes)} axes", k)
+        for axis, inner, limit in zip(k.axes, tile, outer, strict=True):
+            over = inner - limit
+            if (isinstance(inner, int) and inner < 1 and limit != 0) or (isinstance(over, int) and over > 0):
+                raise ProgramVerifyError(11, f"the tile of {level} is {inner} along {axis.name}, inside {limit}", k)
+        outer = tile
+
+
+def _aliases(step: Kernel | Region) -> None:
+    elementwise = isinstance(step, Kernel) and step.anchor is None
+    for i, out in enumerate(step.outputs):
+        for other in step.inputs:
+            if other.buffer is out.buffer and not (elementwise and other == out) and _overlap(other, out):
+                raise ProgramVerifyError(15, f"what is read of {out.buffer!r} overlaps what is written", step)
+        for other in step.outputs[:i]:
+            if other.buffer is out.buffer and _overlap(other, out):
+                raise ProgramVerifyError(15, f"two results overlap in {out.buffer!r}", step)
+
+
+def _overlap(a: View, b: View) -> bool:
+    """Whether two views of a buffer surely share an element."""
+    if a == b:
+        return a.shape.count(0) == 0
+    spans = _span(a), _span(b)
+    if spans[0] is None or spans[1] is None or spans[0][1] < spans[1][0] or spans[1][1] < spans[0][0]:
+        return False
+    if max(_count(a), _count(b)) > EXACT_OVERLAP:
+        return False
+    return bool(np.intersect1d(_elements(a), _elements(b)).size)
+
+
+def _count(v: View) -> int:
+    return int(np.prod([d for d in v.shape if isinstance(d, int)]))
+
+
+def _elements(v: View) -> np.ndarray:
+    out = np.array([v.offset])
+    for step in _steps(v) or []:
+        out = (out[:, None] + step).reshape(-1)
+    return out
+
+
+__all__ = ["ProgramVerifyError", "verify_program"]
