@@ -159,8 +159,7 @@ def _write_node(w: Writer, node: Node, final: dict[Value, str]) -> None:
         w.nodes[-1].output[0] = name
     else:
         w.nodes.append(helper.make_node("Identity", [made], [name]))
-    for i, proto in enumerate(w.nodes[first:]):
-        proto.name = node.origin[0] if not i and node.origin else ""
+    w.label(first, node.origin)
     w.define(result, name)
 
 
@@ -193,6 +192,7 @@ def _write_foreign(w: Writer, node: Node, xs: list[str], final: dict[Value, str]
             w.define(result, proto.output[i])
     proto.domain = "" if proto.domain in DEFAULT_DOMAINS else proto.domain
     w.nodes.append(proto)
+    w.label(len(w.nodes) - 1, node.origin)
 
 
 def _model(

@@ -34,6 +34,7 @@ class Writer:
         self.asked: dict[str, str] = {}
         self._ask = ask
         self._taken = set(reserved)
+        self._node_names: set[str] = set()
         self._names: dict[Value, str] = {}
         self._sources: dict[str, tuple[str, int, int, int]] = {}
         self._dims: dict[Dim, str] = {}
@@ -49,6 +50,16 @@ class Writer:
             name = f"{base}_{n}"
         self._taken.add(name)
         return name
+
+    def label(self, first: int, origin: Sequence[str]) -> None:
+        """Name the nodes from index `first` on after the origin of the node that they write."""
+        for proto in self.nodes[first:]:
+            base, n = (proto.name if proto.name else origin[0] if origin else ""), 0
+            proto.name = base
+            while base and proto.name in self._node_names:
+                n += 1
+                proto.name = f"{base}_{n}"
+            self._node_names.add(proto.name)
 
     def reserve(self, names: Iterable[str]) -> None:
         self._taken.update(names)
