@@ -7,9 +7,9 @@ from typing import Any
 
 import networkx as nx
 
-from opcel_compiler.ir.dims import Expr, Symbol, symbols_of
+from opcel_compiler.ir.dims import Dim, Expr, Symbol, symbols_of
 from opcel_compiler.ir.graph import Graph, Node, Value
-from opcel_compiler.ir.types import MapType, OptionalType, SequenceType, TensorType, Type
+from opcel_compiler.ir.types import MapType, OptionalType, SequenceType, TensorType
 
 
 def symbols_in(item: Any) -> Iterator[Symbol]:
@@ -119,6 +119,12 @@ def post_dominators(graph: Graph) -> dict[Node, Node | None]:
     return _immediate(view.reverse(), ends)
 
 
-def types_of(values: Iterable[Value | None]) -> list[Type | None]:
-    """The types of operands, None where one is absent."""
-    return [None if v is None else v.type for v in values]
+def flops(node: Node) -> Dim:
+    """The multiplies and adds of a node, one each, with those of its regions (a region that may run several times or
+    not at all counts once)."""
+    types = [None if v is None else v.type for v in node.operands]
+    out = node.definition.flops(types, [v.type for v in node.results], node.attrs)
+    for region in node.regions:
+        for inner in region.nodes:
+            out = out + flops(inner)
+    return out

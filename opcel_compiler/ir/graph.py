@@ -243,7 +243,9 @@ class Graph:
         self._link(node, before)
         return node
 
-    def constant(self, data: Constant, *, before: Node | None = None, origin: Iterable[str] = (), name: str = "c") -> Value:
+    def constant(
+        self, data: Constant, *, before: Node | None = None, origin: Iterable[str] = (), name: str = "c"
+    ) -> Value:
         return self.add("constant", (), {"value": data}, before=before, origin=origin, names=[name]).result
 
     def _link(self, node: Node, before: Node | None) -> None:

@@ -12,6 +12,7 @@ from opcel_compiler.ir.analysis import dependences
 from opcel_compiler.ir.dims import Dim, Symbol, evaluate, substitute, symbols_of
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.opdef import AttrDef
+from opcel_compiler.ir.ops.foreign import BODIES
 from opcel_compiler.ir.text import print_node
 from opcel_compiler.ir.types import TensorType
 
@@ -28,10 +29,11 @@ def run(
 ) -> dict[str, np.ndarray]:
     """The outputs of `graph`, by output name, for `feeds` by input name.
 
-    Symbols take their values from the shapes of the feeds; a value is dropped after its last use. `observe` sees each
-    node, also those of regions, with its results. `foreign(node, operands)` computes the opaque nodes; without it they
-    are refused. Raises InterpretError for a feed that is missing, unknown or of another type, for a shape that
-    contradicts the graph's types, and for what NumPy refuses.
+    Symbols take their values from the shapes of the feeds; a value is dropped after its last use. An output may share
+    the memory of a feed or a constant. `observe` sees each node, also those of regions, with its results.
+    `foreign(node, operands)` computes the nodes of operator `foreign`; without it they are refused. Raises
+    InterpretError for a feed that is missing, unknown or of another type, for a shape that contradicts the graph's
+    types, and for what NumPy refuses.
     """
     names = [v.name for v in graph.inputs]
     for name in feeds:
@@ -145,15 +147,15 @@ class _Run:
 
     def node(self, node: Node, env: dict[Value, np.ndarray]) -> Sequence[np.ndarray]:
         operands = [None if v is None else env[v] for v in node.operands]
-        if "opaque" in node.definition.traits:
-            if self.foreign is None:
-                raise InterpretError(f"there is nothing to run the operator of another domain in\n  {print_node(node)}")
-            return tuple(self.foreign(node, operands))
-        if node.op == "fused":
+        if node.op in BODIES:
             body = node.regions[0]
             inner = {v: a for v, a in zip(body.inputs, operands, strict=True) if a is not None}
             self.graph(body, inner)
             return tuple(inner[v] for v in body.outputs)
+        if "opaque" in node.definition.traits:
+            if self.foreign is None:
+                raise InterpretError(f"there is nothing to run the operator of another domain in\n  {print_node(node)}")
+            return tuple(self.foreign(node, operands))
         return evaluate_node(node, operands, self.symbols)
 
 

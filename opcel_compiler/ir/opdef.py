@@ -28,7 +28,7 @@ class InferenceError(OpcelError):
 
 @dataclass(frozen=True)
 class AttrDef:
-    """One attribute: `kind` is int, float, bool, str, bytes, dtype, type, constant, ints, floats, strs, dims or types."""
+    """An attribute. `kind` is int, float, bool, str, bytes, dtype, type, constant, ints, floats, strs, dims, types."""
 
     name: str
     kind: str
@@ -141,7 +141,8 @@ def define(
     if unknown := kinds - TRAITS:
         raise ValueError(f"operator {name!r}: unknown traits {sorted(unknown)}")
     flops = flops or (_one_per_result if "elementwise" in kinds else lambda *_: 0)
-    op = OpDef(name, summary, tuple(operands.split()), {a.name: a for a in attrs}, results, infer, evaluate, flops, kinds)
+    names = {a.name: a for a in attrs}
+    op = OpDef(name, summary, tuple(operands.split()), names, results, infer, evaluate, flops, kinds)
     _REGISTRY[name] = op
     return op
 

@@ -183,7 +183,7 @@ def print_elements(dtype: DType, flat: np.ndarray) -> list[str]:
     if dtype.kind == "b":
         return ["true" if v else "false" for v in flat]
     if dtype.kind in "iu":
-        return [str(int(v)) for v in flat]
+        return [str(int(v)) if v == v else "nan" for v in flat]
     usual = np.array(np.nan).astype(flat.dtype).tobytes() if flat.size else b""
     out = []
     for v in flat:

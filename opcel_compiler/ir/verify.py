@@ -10,8 +10,8 @@
  8. Types: a result's type is what inference gives, or may be: the same dtype, rank and no dim provably different.
  9. Symbols: a symbol has the same range wherever it stands.
 10. Constants: data has the NumPy dtype of its element type, and its encoding fits its shape and holds.
-11. Regions: only operators of the trait `control` have them, each knows its node; `fused` has one, which takes the
-    operands, returns the results and uses nothing else.
+11. Regions: only operators of the trait `control` have them, each knows its node; `fused` and `external` have one,
+    which takes the operands, returns the results and uses nothing else.
 12. Outputs: each has a name, and no two the same.
 13. Unknown types: only an opaque node takes or makes a value of unknown type.
 """
@@ -28,6 +28,7 @@ from opcel_compiler.ir.dims import Symbol, equal
 from opcel_compiler.ir.encodings import Constant, Grouped, Sparse
 from opcel_compiler.ir.graph import Graph, Node, Use, Value
 from opcel_compiler.ir.opdef import InferenceError, OpDef, op_def
+from opcel_compiler.ir.ops.foreign import BODIES
 from opcel_compiler.ir.text import context
 from opcel_compiler.ir.types import MapType, OptionalType, SequenceType, TensorType, Type, UnknownType
 
@@ -167,7 +168,7 @@ class _Verifier:
         for at in (*node.operands, *node.results):
             if at is not None and isinstance(at.type, UnknownType) and not opaque and not node.regions:
                 self.fail(13, f"%{at.name} is of unknown type, {node.op} is not opaque", node)
-        if node.regions or node.op == "fused":
+        if node.regions or node.op in BODIES:
             self.regions(node, definition, known)
         elif not opaque and "control" not in definition.traits:
             self.types(node, definition)
@@ -201,9 +202,9 @@ class _Verifier:
         for region in node.regions:
             if region.parent is not node:
                 self.fail(11, f"region {region.name} does not know its node", node)
-        if node.op == "fused":
+        if node.op in BODIES:
             if len(node.regions) != 1:
-                self.fail(11, f"fused has {len(node.regions)} regions, not 1", node)
+                self.fail(11, f"{node.op} has {len(node.regions)} regions, not 1", node)
             body = node.regions[0]
             for what, ours, theirs in (("takes", node.operands, body.inputs), ("returns", node.results, body.outputs)):
                 if [None if v is None else v.type for v in ours] != [v.type for v in theirs]:

@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.ir.analysis import as_networkx, captured, dominators, graph_symbols, post_dominators, reachable
+from opcel_compiler.ir.analysis import (
+    as_networkx,
+    captured,
+    dominators,
+    flops,
+    graph_symbols,
+    post_dominators,
+    reachable,
+)
 from opcel_compiler.ir.compare import equal
 from opcel_compiler.ir.dims import Symbol
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node
+from opcel_compiler.ir.interpret import run
 from opcel_compiler.ir.opdef import InferenceError
 from opcel_compiler.ir.text import parse_graph
 from opcel_compiler.ir.types import F32, tensor
@@ -145,6 +154,23 @@ def test_dependences_and_dominators() -> None:
     assert reachable(view.reverse(copy=False), [n["c"]]) == {n["c"], n["a"]}
     assert dominators(graph) == {n["a"]: None, n["b"]: n["a"], n["c"]: n["a"], n["d"]: n["a"]}
     assert post_dominators(graph) == {n["d"]: None, n["b"]: n["d"], n["c"]: n["d"], n["a"]: None}
+
+
+def test_flops_count_regions() -> None:
+    graph = parse_graph("""
+        graph g(%x: f32[n, 4]) {
+          %f = external(%x){reason="none"} : f32[n, 4]
+            region r(%p: f32[n, 4]) {
+              %q = exp(%p)
+              %r = neg(%q)
+              return %r
+            }
+          return %f
+        }""")
+    verify(graph)
+    assert str(flops(next(graph.nodes))) == "8*n"
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_array_equal(run(graph, {"x": x})["f"], -np.exp(x))
 
 
 def test_symbols_of_a_graph() -> None:

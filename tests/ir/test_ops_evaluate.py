@@ -235,6 +235,8 @@ def numpy_only() -> list[tuple[str, Arrays, dict[str, Any], np.ndarray]]:
         ("rms_norm", [x[:1]], {"axis": 0, "epsilon": 0.0}, np.array([-1], np.float32)),
         ("cast", [np.array([1.7, -2.5], np.float32)], {"dtype": DTYPES["i4"]}, np.array([1, -2], ml_dtypes.int4)),
         ("cast", [np.array([1, -2], ml_dtypes.int4)], {"dtype": F32}, np.array([1, -2], np.float32)),
+        ("cast", [WILD[-5:-2]], {"dtype": DTYPES["f8e4m3fn"]}, np.array([np.nan, 448, -448], ml_dtypes.float8_e4m3fn)),
+        ("cast", [np.array([1000.0, 0.3])], {"dtype": DTYPES["f4e2m1"]}, np.array([6, 0.5], ml_dtypes.float4_e2m1fn)),
         ("cast", [x], {"dtype": BF16}, x.astype(ml_dtypes.bfloat16)),
         ("cast", [np.array(["1.5", "-2"], object)], {"dtype": F32}, np.array([1.5, -2], np.float32)),
         ("cast", [np.array([1, -2])], {"dtype": DTYPES["string"]}, np.array(["1", "-2"], object)),
@@ -250,6 +252,8 @@ NUMPY_ONLY = numpy_only()
 def test_against_written_results(op: str, arrays: Arrays, attrs: dict[str, Any], expected: np.ndarray) -> None:
     actual = ours(op, arrays, attrs)
     assert actual.dtype == expected.dtype and actual.shape == expected.shape
+    if dtype_of(actual).is_float:
+        actual, expected = actual.astype(np.float64), expected.astype(np.float64)
     np.testing.assert_array_equal(actual, expected)
 
 

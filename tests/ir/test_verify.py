@@ -186,6 +186,11 @@ def _(g: Graph, n: dict[str, Node]) -> None:
     n["f"].regions = ()
 
 
+@breaks(11, "external has 0 regions")
+def _(g: Graph, n: dict[str, Node]) -> None:
+    g.add("external", [], {"reason": "none"}, types=[])
+
+
 @breaks(11, "the body takes other types")
 def _(g: Graph, n: dict[str, Node]) -> None:
     n["f"].regions[0].inputs[0].type = tensor(F32, 1, 4)

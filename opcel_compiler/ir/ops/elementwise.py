@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from opcel_compiler.ir.opdef import Arrays, AttrDef, Attrs, InferenceError, Operands, define
@@ -127,12 +128,15 @@ def _cast(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
         return (np.asarray(widen(x) != 0),)
     if dtype.kind in "iu" and dtype.bits < 8:
         x = widen(x).astype(np.int32)
+    if dtype.kind == "f" and dtype.bits <= 8 and dtype.name != "f8e8m0":
+        high = ml_dtypes.finfo(dtype.numpy).max.astype(np.float32)  # type: ignore[no-untyped-call]
+        x = np.clip(widen(x), -high, high)
     return (x.astype(dtype.numpy, copy=False),)
 
 
 define(
     "cast",
-    "The value in another dtype: floats to integers cut toward 0, non-zero to true",
+    "The value in another dtype: floats to integers cut toward 0, non-zero to true, floats of 8 bits or less saturate",
     "x",
     lambda operands, attrs: (TensorType(attrs["dtype"], tensor_of(operands, 0).shape),),
     quiet(_cast),

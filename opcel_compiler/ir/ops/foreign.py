@@ -15,6 +15,9 @@ def _not_inferred(what: str) -> Callable[[Operands, Attrs], tuple[Type, ...]]:
     return infer
 
 
+BODIES = frozenset({"fused", "external"})
+"""The operators whose one region takes the operands and returns the results."""
+
 define(
     "fused",
     "One region computed as a whole; its inputs are the operands, its outputs the results",
