@@ -1,4 +1,4 @@
-"""Lets the tests of this folder import its helper modules by name: pytest's importlib mode adds no folder to the path."""
+"""Lets the tests of this folder import its helper modules by name: the importlib mode of pytest adds no path."""
 
 from __future__ import annotations
 
