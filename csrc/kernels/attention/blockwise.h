@@ -148,20 +148,19 @@ struct AttentionSum {
 template <int R, int SRow, int Mask /* 0 none, 1 a row, 2 one value */>
 OPCEL_INLINE void attention_exponentials(const AttentionTile& tile, float* scores, float* top, float* sum, float* decay) {
   const vf low = set(-__builtin_inff());
-  vf most[R], total[R] = {};
-  OPCEL_UNROLL
+  vf per_row[R];
   for (int r = 0; r < R; ++r) {
     float* s = scores + r * SRow;
     const float* mask = tile.mask + least(r, tile.rows - 1) * tile.m_q;
     const std::int64_t visible = least(tile.count, tile.visible + r * tile.visible_step);
-    most[r] = low;
+    vf most = low;
     std::int64_t j = 0;
     for (; j + W <= visible; j += W) {
       vf v = load(s + j);
       if constexpr (Mask == 1) v += load(mask + j);
       if constexpr (Mask == 2) v += *mask;
       if constexpr (Mask != 0) store(s + j, v);
-      most[r] = max(most[r], v);
+      most = max(most, v);
     }
     for (; j < tile.count; j += W) {
       vf v = load(s + j);
@@ -169,24 +168,27 @@ OPCEL_INLINE void attention_exponentials(const AttentionTile& tile, float* score
       if constexpr (Mask == 2) v += *mask;
       v = select(first_lanes(static_cast<int>(visible - j)), v, low);
       store(s + j, v);
-      most[r] = max(most[r], v);
+      most = max(most, v);
     }
+    per_row[r] = most;
   }
-  const vf old = load(top), now = max(old, reduce_rows(most, AttentionMax{}));
+  const vf old = load(top), now = max(old, reduce_rows(per_row, AttentionMax{}));
   // Nothing seen yet: subtract 0, so that exp(-inf) gives 0 and not NaN.
   const vf base = select(now == low, vf{}, now), factor = exp_nonpositive(old - base);
-  OPCEL_UNROLL
+  float subtract[W];
+  store(subtract, base);
   for (int r = 0; r < R; ++r) {
     float* s = scores + r * SRow;
-    const vf subtract = set(base[r]);
+    vf total = {};
     for (std::int64_t j = 0; j < tile.count; j += W) {
-      const vf e = exp_nonpositive(load(s + j) - subtract);
+      const vf e = exp_nonpositive(load(s + j) - subtract[r]);
       store(s + j, e);
-      total[r] += e;
+      total += e;
     }
+    per_row[r] = total;
   }
   store_n(top, now, R);
-  store_n(sum, fma(load(sum), factor, reduce_rows(total, AttentionSum{})), R);
+  store_n(sum, fma(load(sum), factor, reduce_rows(per_row, AttentionSum{})), R);
   store(decay, factor);
 }
 
