@@ -1,0 +1,1 @@
+"""Measurements of compiled models against other engines. Not part of the installed package."""
