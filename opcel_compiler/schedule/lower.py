@@ -176,7 +176,8 @@ class Lowering:
         for i, value in enumerate(body.inputs):
             inputs[i] = self._suited(inputs[i], value, anchor)
         outputs = [self._result(r, anchor) for r in node.results]
-        self.emit(anchor.op if anchor is not None else "elementwise", body, inputs, outputs, anchor)
+        family = anchor.op if anchor is not None else "dims" if node.op == "dims" else "elementwise"
+        self.emit(family, body, inputs, outputs, anchor)
         self.views.update(zip(node.results, outputs, strict=True))
 
     def _suited(self, view: View, value: Value, anchor: Node | None) -> View:

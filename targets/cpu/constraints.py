@@ -88,9 +88,11 @@ def head_size(node: Node) -> str | None:
 
 
 def gather_index(node: Node) -> str | None:
-    """A gather's indices are i32 or i64."""
-    if node.op != "gather":
+    """A gather's indices are i32 or i64, and the length of index tuples is constant."""
+    if node.op not in ("gather", "gather_elements", "gather_nd"):
         return None
+    if node.op == "gather_nd" and not isinstance(node.operand(1).tensor.dims[-1], int):
+        return f"it is {node.operand(1).tensor.dims[-1]}"
     dtype = node.operand(1).tensor.dtype.name
     return None if dtype in ("i32", "i64") else f"they are {dtype}"
 

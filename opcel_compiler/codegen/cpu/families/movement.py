@@ -99,4 +99,68 @@ def emit_gather(kernel: Kernel, target: Target) -> KernelUnit:
     )  # fmt: skip
 
 
-EMITTERS = {"copy": emit_copy, "relayout": emit_relayout, "gather": emit_gather}
+def emit_gather_nd(kernel: Kernel, target: Target) -> KernelUnit:
+    """Slices of a dense operand at index tuples: [batch..., n..., r] indices into the axes after the batch axes."""
+    anchor = kernel.anchor
+    assert anchor is not None
+    unit = KernelUnit(fallible=True)
+    inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
+    x, indices, y = inputs[anchor.operand(0)], inputs[anchor.operand(1)], kernel.outputs[0]
+    batch: int = anchor.attrs["batch_dims"]
+    depth = indices.shape[-1]
+    assert isinstance(depth, int)
+    size = (x.dtype.bits + 7) // 8
+    source, index, out = unit.pointer(x, "char"), unit.pointer(indices, CTYPES[indices.dtype]), unit.pointer(y, "char", const=False)
+    inner = unit.integer(product(x.shape[batch + depth :]) * size)
+    per_batch = unit.integer(product(indices.shape[batch:-1]))
+    stride = unit.integer(product(x.shape[batch:]) * size)
+    unit.tasks = product(indices.shape[:-1])
+    lines = [
+        f"  for (int64_t t = begin; t < end; ++t) {{\n    const auto* at = {index} + t * {depth};",
+        "    int64_t offset = 0;\n    bool inside = true;",
+    ]  # fmt: skip
+    for i in range(depth):
+        extent = unit.integer(x.shape[batch + i])
+        lines.append(f"    {{\n      int64_t i = at[{i}];\n      i += i < 0 ? {extent} : 0;")
+        lines.append(f"      inside = inside && i >= 0 && i < {extent};\n      offset = offset * {extent} + i;\n    }}")
+    lines.append(f"    char* to = {out} + t * {inner};")
+    lines.append(f"    if (inside) std::memcpy(to, {source} + t / {per_batch} * {stride} + offset * {inner}, {inner});")
+    lines.append(
+        f"    else {{\n      std::memset(to, 0, {inner});\n"
+        f"      __atomic_store_n(static_cast<int32_t*>(p[{len(unit.pointers)}]), 1, __ATOMIC_RELAXED);\n    }}\n  }}\n"
+    )
+    return unit.finish(["kernels/movement/copy.h"], "", "\n".join(lines))
+
+
+def emit_gather_elements(kernel: Kernel, target: Target) -> KernelUnit:
+    """One element per index, at the index's own place but for one axis."""
+    anchor = kernel.anchor
+    assert anchor is not None
+    unit = KernelUnit(fallible=True)
+    inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
+    x, indices, y = inputs[anchor.operand(0)], inputs[anchor.operand(1)], kernel.outputs[0]
+    axis: int = anchor.attrs["axis"]
+    ctype = f"uint{(x.dtype.bits + 7) // 8 * 8}_t"
+    source, index = unit.pointer(x, ctype), unit.pointer(indices, CTYPES[indices.dtype])
+    out = unit.pointer(y, ctype, const=False)
+    count, chunk = product(y.shape), MAX_TASK_WORK // 8
+    unit.tasks = ceildiv(count, chunk)
+    extent = unit.integer(x.shape[axis])
+    lines = [
+        f"  const int64_t last = end * {chunk} < {(n := unit.integer(count))} ? end * {chunk} : {n};",
+        f"  for (int64_t t = begin * {chunk}; t < last; ++t) {{\n    int64_t rest = t, offset = 0, i = {index}[t];",
+        f"    i += i < 0 ? {extent} : 0;",
+    ]  # fmt: skip
+    for a in reversed(range(len(y.shape))):
+        step = unit.integer(x.strides[a])
+        if a == axis:
+            lines.append(f"    offset += i * {step};")
+        else:
+            lines.append(f"    offset += rest % {unit.integer(y.shape[a])} * {step};")
+        lines.append(f"    rest /= {unit.integer(y.shape[a])};")
+    lines.append(f"    const bool inside = i >= 0 && i < {extent};\n    {out}[t] = inside ? {source}[offset] : {ctype}(0);")
+    lines.append(f"    if (!inside) __atomic_store_n(static_cast<int32_t*>(p[{len(unit.pointers)}]), 1, __ATOMIC_RELAXED);\n  }}\n")
+    return unit.finish(["base/vec.h"], "", "\n".join(lines))
+
+
+EMITTERS = {"gather_elements": emit_gather_elements, "gather_nd": emit_gather_nd, "copy": emit_copy, "relayout": emit_relayout, "gather": emit_gather}
