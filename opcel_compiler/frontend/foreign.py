@@ -97,6 +97,8 @@ class Typing:
         out = []
         for name in node.output:
             found = self._read(local[name], ranges, origin) if name in local else UnknownType()
+            if isinstance(found, TensorType) and found.shape is None and node.op_type in ("Reshape", "ConstantOfShape"):
+                found = TensorType(found.dtype, _rank_of_target(operands[-1]))
             if top and name and not _complete(found):
                 found = _merge(found, self._declared_type(name, origin))
                 if isinstance(found, UnknownType):
@@ -181,6 +183,15 @@ class Typing:
 
 
 _OPEN: Dim = parse_dim("opcel_open_dim")
+
+
+def _rank_of_target(target: Value | None) -> tuple[Dim, ...] | None:
+    """Open dims, as many as a shape operand of known length has entries."""
+    if target is not None and isinstance(target.type, TensorType) and target.type.shape is not None:
+        (count,) = target.type.shape or (0,)
+        if isinstance(count, int):
+            return (_OPEN,) * count
+    return None
 
 
 def _complete(t: Type) -> bool:

@@ -78,6 +78,7 @@ def import_model(model: str | Path | bytes | ModelProto, *, name: str | None = N
                     f"the dimension {n.symbol} would have to be at most {n.hi}, which never holds"
                 ) from None
             limits[n.symbol.name] = Symbol(n.symbol.name, n.symbol.lo, n.hi)
+    weights.release()
     return Imported(
         graph,
         tuple(v.name for v in inputs),

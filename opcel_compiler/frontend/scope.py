@@ -262,7 +262,7 @@ class Scope:
                 absent.add(name)
             else:
                 inner._values[name] = value
-        given = {a.name: a for a in f.attribute_proto} | {a.name: a for a in node.attribute}
+        given = {a.name: a for a in (*_defaults(node, self.opsets), *f.attribute_proto, *node.attribute)}
         inner.add_nodes((_bound(n, given, absent) for n in f.node), f.output)
         return [inner.value(name, f"function {f.name}") for name in f.output[: len(node.output)]]
 
@@ -325,6 +325,15 @@ class Scope:
         }
         results = iter(self.builder.add("foreign", operands, attrs, origin, types=kept).results)
         return [next(results) if name else None for name in node.output]
+
+
+def _defaults(node: NodeProto, opsets: Mapping[str, int]) -> list[AttributeProto]:
+    """The values that the standard gives the attributes of an operator, where the node has none."""
+    version = opsets.get(_domain(node.domain))
+    if version is None or not onnx.defs.has(node.op_type, node.domain):
+        return []
+    schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+    return [a.default_value for a in schema.attributes.values() if a.default_value.name]
 
 
 def _label(node: NodeProto, i: int) -> str:

@@ -37,6 +37,12 @@ class Weights:
         self._folder = folder
         self._files: dict[str, memoryview] = {}
 
+    def release(self) -> None:
+        """Let go of the mapped pages that were read so far; views of them stay valid and read them anew."""
+        for view in (self._data, *self._files.values()):
+            if view is not None and isinstance(view.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                view.obj.madvise(mmap.MADV_DONTNEED)
+
     def constant(self, t: TensorProto, where: str) -> Constant:
         """The data of `t`. Raises ModelError, naming `where`, when it is absent, short, broken or outside."""
         dtype = dtype_from(t.data_type, where)

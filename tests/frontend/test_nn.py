@@ -1,0 +1,162 @@
+"""Contractions, windows and normalisations against ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from onnx_harness import check, floats, one_node
+
+IMAGE = floats(1, 4, 7, 8)
+
+
+@pytest.mark.parametrize("shapes", [((2, 3), (3, 4)), ((5, 2, 3), (3, 4)), ((2, 1, 2, 3), (4, 3, 2)), ((3,), (3, 4))])
+def test_matmul(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    feeds = {"a": floats(*shapes[0]), "b": floats(*shapes[1], seed=1)}
+    check(one_node("MatMul", feeds, 13), feeds)
+
+
+@pytest.mark.parametrize(
+    "attrs", [{}, {"transA": 1, "transB": 1, "alpha": 0.5, "beta": 2.0}, {"transB": 1, "beta": 0.0}]
+)
+@pytest.mark.parametrize("opset", [7, 11, 13])
+def test_gemm(attrs: dict[str, Any], opset: int) -> None:
+    a, b = floats(2, 3), floats(3, 4, seed=1)
+    feeds = {
+        "a": a.T.copy() if attrs.get("transA") else a,
+        "b": b.T.copy() if attrs.get("transB") else b,
+        "c": floats(4, seed=2),
+    }
+    check(one_node("Gemm", feeds, opset, **attrs), feeds)
+
+
+def test_gemm_without_bias() -> None:
+    feeds = {"a": floats(2, 3), "b": floats(3, 4, seed=1)}
+    check(one_node("Gemm", feeds, 13), feeds)
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {},
+        {"pads": [1, 0, 1, 2], "strides": [2, 1]},
+        {"dilations": [2, 2]},
+        {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+        {"auto_pad": "SAME_LOWER", "strides": [2, 3]},
+        {"auto_pad": "VALID", "kernel_shape": [3, 2]},
+    ],
+)
+def test_conv(attrs: dict[str, Any]) -> None:
+    weights = {"w": floats(6, 4, 3, 2, seed=1), "b": floats(6, seed=2)}
+    check(one_node("Conv", {"x": IMAGE}, 11, constants=weights, **attrs), {"x": IMAGE}, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_conv_of_other_ranks(rank: int) -> None:
+    x = floats(2, 4, *[5] * rank)
+    weights = {"w": floats(2, 2, *[3] * rank, seed=1)}
+    check(one_node("Conv", {"x": x}, 13, constants=weights, group=2), {"x": x}, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {},
+        {"strides": [2, 3], "pads": [1, 0, 0, 1], "output_padding": [1, 0]},
+        {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
+        {"strides": [2, 2], "auto_pad": "SAME_LOWER"},
+        {"strides": [2, 2], "output_shape": [15, 16]},
+        {"dilations": [2, 1]},
+    ],
+)
+def test_conv_transpose(attrs: dict[str, Any]) -> None:
+    weights = {"w": floats(4, 3, 3, 2, seed=1), "b": floats(3, seed=2)}
+    check(one_node("ConvTranspose", {"x": IMAGE}, 11, constants=weights, **attrs), {"x": IMAGE}, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("op_type", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {"kernel_shape": [2, 2]},
+        {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 1]},
+        {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1},
+        {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"},
+        {"kernel_shape": [3, 2], "strides": [3, 2], "auto_pad": "SAME_LOWER"},
+    ],
+)
+def test_pools(op_type: str, attrs: dict[str, Any]) -> None:
+    check(one_node(op_type, {"x": IMAGE}, 11, **attrs), {"x": IMAGE})
+
+
+def test_pool_variants() -> None:
+    attrs: dict[str, Any] = {"kernel_shape": [2, 2], "pads": [1, 1, 1, 1]}
+    check(one_node("AveragePool", {"x": IMAGE}, 11, count_include_pad=1, **attrs), {"x": IMAGE})
+    check(one_node("MaxPool", {"x": IMAGE}, 12, dilations=[2, 3], kernel_shape=[2, 2]), {"x": IMAGE})
+    check(one_node("MaxPool", {"x": IMAGE}, 12, outputs=2, kernel_shape=[2, 2]), {"x": IMAGE}, foreign=["MaxPool"])
+
+
+@pytest.mark.parametrize("op_type", ["GlobalAveragePool", "GlobalMaxPool"])
+def test_global_pools(op_type: str) -> None:
+    check(one_node(op_type, {"x": IMAGE}, 7), {"x": IMAGE})
+
+
+@pytest.mark.parametrize("opset", [7, 9, 14, 15])
+@pytest.mark.parametrize("rank", [2, 4])
+def test_batch_normalization(opset: int, rank: int) -> None:
+    x = IMAGE if rank == 4 else floats(3, 4)
+    constants = {k: floats(4, seed=i, low=0.5) for i, k in enumerate(("s", "b", "m", "v"))}
+    model = one_node("BatchNormalization", {"x": x}, opset, constants=constants, epsilon=1e-3)
+    check(model, {"x": x}, rtol=1e-4, atol=1e-5)
+
+
+def test_instance_normalization() -> None:
+    constants = {"s": floats(4, seed=1), "b": floats(4, seed=2)}
+    check(one_node("InstanceNormalization", {"x": IMAGE}, 7, constants=constants), {"x": IMAGE}, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+def test_group_normalization(opset: int) -> None:
+    count = 2 if opset < 21 else 4
+    constants = {"s": floats(count, seed=1), "b": floats(count, seed=2)}
+    model = one_node("GroupNormalization", {"x": IMAGE}, opset, constants=constants, num_groups=2)
+    check(model, {"x": IMAGE}, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_normalization(axis: int, bias: bool) -> None:
+    x = floats(2, 3, 4)
+    constants = {"s": floats(*x.shape[axis:], seed=1)}
+    if bias:
+        constants["b"] = floats(*x.shape[axis:], seed=2)
+    check(one_node("LayerNormalization", {"x": x}, 17, constants=constants, axis=axis), {"x": x}, rtol=1e-4, atol=1e-5)
+
+
+def test_layer_normalization_with_statistics_is_inlined_or_opaque() -> None:
+    x = floats(2, 3, 4)
+    model = one_node("LayerNormalization", {"x": x}, 17, constants={"s": floats(4, seed=1)}, outputs=2)
+    check(model, {"x": x}, rtol=1e-4, atol=1e-5)
+
+
+def test_rms_normalization() -> None:
+    x = floats(2, 3, 4)
+    model = one_node("RMSNormalization", {"x": x}, 23, constants={"s": floats(4, seed=1)})
+    check(model, {"x": x}, rtol=1e-4, atol=1e-5)
+
+
+def test_mean_variance_normalization_by_its_body() -> None:
+    check(one_node("MeanVarianceNormalization", {"x": IMAGE}, 13), {"x": IMAGE}, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("equation", ["ij,jk->ik", "bhqd,bhkd->bhqk", "bij,jk->kbi", "i,j->ij", "bi,bi->b"])
+def test_einsum(equation: str) -> None:
+    size = dict(zip("bhqdkij", (2, 3, 4, 5, 6, 7, 8), strict=True))
+    left, right = equation.split("->")[0].split(",")
+    feeds = {"a": floats(*(size[k] for k in left)), "b": floats(*(size[k] for k in right), seed=1)}
+    check(one_node("Einsum", feeds, 12, equation=equation), feeds, rtol=1e-4, atol=1e-5)
+
+
+def test_einsum_of_one_operand_stays_opaque() -> None:
+    feeds = {"a": floats(3, 3)}
+    check(one_node("Einsum", feeds, 12, equation="ii->i"), feeds, foreign=["Einsum"])
