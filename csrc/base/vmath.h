@@ -63,8 +63,8 @@ OPCEL_INLINE vf exp_polynomial(vf r) {
 }
 
 OPCEL_INLINE vf exp2_polynomial(vf r) {
-  return polynomial(r, set(0x1.417284p-13f), 0x1.5f0976p-10f, 0x1.3b2ddap-7f, 0x1.c6af7ap-5f, 0x1.ebfbdcp-3f, 0x1.62e43p-1f,
-                    1.0f);
+  return polynomial(r, set(0x1.417284p-13f), 0x1.5f0976p-10f, 0x1.3b2ddap-7f, 0x1.c6af7ap-5f, 0x1.ebfbdcp-3f,
+                    0x1.62e43p-1f, 1.0f);
 }
 
 // 2^-q for q >= 0, 0 above 126, NaN for NaN.
@@ -76,8 +76,9 @@ OPCEL_INLINE vf exp2_minus(vf q) {
 
 // The normal distribution's upper tail, 1 - Phi(t) = 2^-q(t), for t >= 0.
 OPCEL_INLINE vf normal_tail(vf t) {
-  return exp2_minus(polynomial(t, set(0x1.c73870p-26f), -0x1.a73b48p-21f, 0x1.52eac8p-17f, -0x1.28e7dcp-14f, 0x1.0eb2fp-12f,
-                               0x1.94c452p-15f, -0x1.cb5f5ap-8f, 0x1.adf54ep-5f, 0x1.d63a34p-2f, 0x1.26aedep+0f, 1.0f));
+  return exp2_minus(polynomial(t, set(0x1.c73870p-26f), -0x1.a73b48p-21f, 0x1.52eac8p-17f, -0x1.28e7dcp-14f,
+                               0x1.0eb2fp-12f, 0x1.94c452p-15f, -0x1.cb5f5ap-8f, 0x1.adf54ep-5f, 0x1.d63a34p-2f,
+                               0x1.26aedep+0f, 1.0f));
 }
 
 typedef double vd __attribute__((vector_size(4 * W)));
@@ -122,7 +123,8 @@ OPCEL_INLINE vf sine(vf x) {
   r = fma(n, set(-0x1.68c234p-39f), r);
   const vf u = r * r;
   const vf s = fma(r * u, polynomial(u, set(-0x1.9954a8p-13f), 0x1.11077ap-7f, -0x1.555546p-3f), r);
-  const vf c = fma(u * u, polynomial(u, set(0x1.99e0ecp-16f), -0x1.6c0c1ap-10f, 0x1.55554ap-5f), fma(u, set(-0.5f), set(1.0f)));
+  const vf c =
+      fma(u * u, polynomial(u, set(0x1.99e0ecp-16f), -0x1.6c0c1ap-10f, 0x1.55554ap-5f), fma(u, set(-0.5f), set(1.0f)));
   const vi quadrant = as_int(rounded) + (Cosine ? 1 : 0);
   vf y = select((quadrant & 1) != 0, c, s);
   y = as_float(as_int(y) ^ ((quadrant & 2) << 30));
@@ -160,8 +162,8 @@ OPCEL_INLINE vf log(vf x) {
   const vi bits = as_int(select(denormal, x * 0x1p23f, x)) - kSqrtHalf;
   const vf e = to_float((bits >> 23) + (denormal & -23));
   const vf f = as_float((bits & 0x7fffff) + kSqrtHalf) - 1.0f, u = f * f;
-  const vf q = detail::polynomial(f, set(-0x1.38c974p-4f), 0x1.055eaep-3f, -0x1.0d8246p-3f, 0x1.22d93p-3f, -0x1.54728ap-3f,
-                                  0x1.99a01cp-3f, -0x1.000226p-2f, 0x1.555554p-2f);
+  const vf q = detail::polynomial(f, set(-0x1.38c974p-4f), 0x1.055eaep-3f, -0x1.0d8246p-3f, 0x1.22d93p-3f,
+                                  -0x1.54728ap-3f, 0x1.99a01cp-3f, -0x1.000226p-2f, 0x1.555554p-2f);
   vf y = fma(f * u, q, e * detail::kLn2Low);
   y = fma(u, set(-0.5f), y) + f;
   y = fma(e, set(detail::kLn2High), y);
@@ -172,7 +174,8 @@ OPCEL_INLINE vf log(vf x) {
 
 OPCEL_INLINE vf tanh(vf x) {
   const auto [rounded, r] = detail::reduce_ln2(2.0f * min(set(10.0f), abs(x)));
-  const vf q = detail::polynomial(r, set(0x1.6b9caap-10f), 0x1.12256p-7f, 0x1.5556f2p-5f, 0x1.5554b4p-3f, 0x1.fffffep-2f);
+  const vf q =
+      detail::polynomial(r, set(0x1.6b9caap-10f), 0x1.12256p-7f, 0x1.5556f2p-5f, 0x1.5554b4p-3f, 0x1.fffffep-2f);
   const vf s = detail::power_of_two(rounded);
   const vf e = fma(s, fma(r * r, q, r), s - 1.0f);  // exp(2|x|) - 1
   return copysign(e / (e + 2.0f), x);
@@ -197,8 +200,8 @@ OPCEL_INLINE vf softplus(vf x) {
 
 OPCEL_INLINE vf erf(vf x) {
   const vf t = abs(x), u = x * x;
-  const vf g = detail::polynomial(u, set(-0x1.8bb296p-16f), -0x1.00e4f8p-11f, 0x1.3cab2p-8f, -0x1.b4e07p-6f, 0x1.cdfd3p-4f,
-                                  -0x1.81262ep-2f, 0x1.20dd74p+0f);
+  const vf g = detail::polynomial(u, set(-0x1.8bb296p-16f), -0x1.00e4f8p-11f, 0x1.3cab2p-8f, -0x1.b4e07p-6f,
+                                  0x1.cdfd3p-4f, -0x1.81262ep-2f, 0x1.20dd74p+0f);
   const vf tail = fma(set(-2.0f), detail::normal_tail(t * 0x1.6a09e6p+0f), set(1.0f));
   return select(t < 1.0f, x * g, copysign(tail, x));
 }
@@ -219,16 +222,17 @@ OPCEL_INLINE vf gelu_tanh(vf x) {
 OPCEL_INLINE vf sin(vf x) { return detail::sine<false>(x); }
 OPCEL_INLINE vf cos(vf x) { return detail::sine<true>(x); }
 
-// x to the power y with every special case of C's powf: 1 for y = 0 or x = 1 even if the other is NaN, NaN for finite x < 0
-// and y not an integer, the sign of x kept for odd y.
+// x to the power y with every special case of C's powf: 1 for y = 0 or x = 1 even if the other is NaN, NaN for finite x
+// < 0 and y not an integer, the sign of x kept for odd y.
 OPCEL_INLINE vf pow(vf x, vf y) {
   const vf a = abs(x);
   detail::vh a_half[2], y_half[2];
   __builtin_memcpy(a_half, &a, sizeof a);
   __builtin_memcpy(y_half, &y, sizeof y);
   for (int i = 0; i < 2; ++i)
-    a_half[i] = __builtin_convertvector(detail::power_d(__builtin_convertvector(a_half[i], detail::vd),
-                                                        __builtin_convertvector(y_half[i], detail::vd)), detail::vh);
+    a_half[i] = __builtin_convertvector(
+        detail::power_d(__builtin_convertvector(a_half[i], detail::vd), __builtin_convertvector(y_half[i], detail::vd)),
+        detail::vh);
   vf z;
   __builtin_memcpy(&z, a_half, sizeof z);
   z = select(a == 0.0f, select(y < 0.0f, set(detail::kInf), vf{}), z);

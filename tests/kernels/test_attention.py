@@ -14,7 +14,8 @@ def source(d: int, dv: int) -> str:
     return f"""
 #include "kernels/attention/blockwise.h"
 using namespace opcel;
-extern "C" void attention(const float* q, const float* k, const float* v, const float* mask, float* y, const long* s, float scale, bool causal) {{
+extern "C" void attention(const float* q, const float* k, const float* v, const float* mask, float* y, const long* s,
+                          float scale, bool causal) {{
   AttentionArgs a{{q, k, v, mask, y, s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12],
                   s[13], s[14], s[15], s[16], s[17], s[18], s[19], s[20], scale, causal, s[21], s[22]}};
   attention_tasks<{d}, {dv}>(a, 0, attention_task_count(a));
@@ -48,7 +49,9 @@ def strides(x: np.ndarray) -> list[int]:
     return [s // 4 for s in x.strides[:3]]
 
 
-def run(isa: str, case: Case, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None, scale: float = 0.3) -> np.ndarray:
+def run(
+    isa: str, case: Case, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None, scale: float = 0.3
+) -> np.ndarray:
     dv = case.dv or case.d
     y = tensor(np.random.default_rng(0), case, case.heads, case.sq, dv, pad=4)
     outside = y.base if y.base is not None else y
@@ -59,8 +62,8 @@ def run(isa: str, case: Case, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask:
     if mask is not None:
         mask = np.broadcast_to(mask, (case.batch, case.heads, case.sq, case.sk))
         m = [s // 4 for s in mask.strides]
-    numbers = [*strides(q), *strides(k), *strides(v), *m, *strides(y), case.batch, case.heads, case.kv_heads, case.sq, case.sk]
-    numbers += [case.past, case.per_task]
+    numbers = [*strides(q), *strides(k), *strides(v), *m, *strides(y), case.batch, case.heads, case.kv_heads]
+    numbers += [case.sq, case.sk, case.past, case.per_task]
     build(source(case.d, dv), isa).attention(
         *(ctypes.c_void_p(None if x is None else x.ctypes.data) for x in (q, k, v, mask, y)),
         (ctypes.c_long * len(numbers))(*numbers),
@@ -71,9 +74,11 @@ def run(isa: str, case: Case, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask:
     return y
 
 
-def reference(case: Case, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None, scale: float = 0.3) -> np.ndarray:
+def reference(
+    case: Case, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None, scale: float = 0.3
+) -> np.ndarray:
     repeat = case.heads // case.kv_heads
-    q, k, v = q.astype(np.float64), np.repeat(k.astype(np.float64), repeat, 1), np.repeat(v.astype(np.float64), repeat, 1)
+    q, k, v = q.astype(np.float64), *(np.repeat(x.astype(np.float64), repeat, 1) for x in (k, v))
     s = q @ k.swapaxes(2, 3) * scale
     if mask is not None:
         s = s + mask
@@ -81,7 +86,8 @@ def reference(case: Case, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.
         s = np.where(np.arange(case.sk) <= case.past + np.arange(case.sq)[:, None], s, -np.inf)
     with np.errstate(all="ignore"):
         p = np.exp(s - s.max(-1, keepdims=True))
-        return p / p.sum(-1, keepdims=True) @ v
+        out: np.ndarray = p / p.sum(-1, keepdims=True) @ v
+    return out
 
 
 def inputs(case: Case, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -109,9 +115,7 @@ CASES = [
     Case(128, 13, 129),
     Case(4, 9, 530),
     Case(20, 17, 23, causal=True),
-    Case(40, 29, 410),
     Case(80, 12, 250, dv=24),
-    Case(32, 14, 65, dv=96),
 ]
 
 
@@ -123,7 +127,9 @@ def test_attention(isa: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("case", [Case(64, 35, 600), Case(64, 35, 77, interleaved=True, causal=True, past=42), Case(20, 3, 19)], ids=str)
+@pytest.mark.parametrize(
+    "case", [Case(64, 35, 600), Case(64, 35, 77, interleaved=True, causal=True, past=42), Case(20, 3, 19)], ids=str
+)
 @pytest.mark.parametrize("shape", ["full", "batch-key", "query-key", "query", "key"])
 @pytest.mark.parametrize("masked", [-np.inf, np.finfo(np.float32).min, -1e4])
 def test_mask(isa: str, case: Case, shape: str, masked: float) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ SOURCE = """
 #include "kernels/movement/gather.h"
 #include "kernels/movement/relayout.h"
 using namespace opcel;
-extern "C" void copy(const void* x, void* y, long bytes, long axes, const long* size, const long* xs, const long* ys, long tasks, long begin, long end) {
+extern "C" void copy(const void* x, void* y, long bytes, long axes, const long* size, const long* xs, const long* ys,
+                     long tasks, long begin, long end) {
   CopyArgs a{}; a.x = x; a.y = y; a.axes = axes; a.tasks = tasks;
   for (long i = 0; i < axes; ++i) { a.size[i] = size[i]; a.x_stride[i] = xs[i]; a.y_stride[i] = ys[i]; }
   if (bytes == 1) copy_tasks<1>(a, begin, end);
@@ -21,10 +24,12 @@ extern "C" void copy(const void* x, void* y, long bytes, long axes, const long* 
   if (bytes == 4) copy_tasks<4>(a, begin, end);
   if (bytes == 8) copy_tasks<8>(a, begin, end);
 }
-extern "C" int gather(const void* x, const void* index, void* y, long outer, long axis, long count, long inner, bool wide, long per_task) {
+extern "C" int gather(const void* x, const void* index, void* y, long outer, long axis, long count, long inner,
+                      bool wide, long per_task) {
   std::int32_t error = 0;
   GatherArgs a{x, index, y, outer, axis, count, inner, &error, per_task};
-  if (wide) gather_tasks<std::int64_t>(a, 0, gather_task_count(a)); else gather_tasks<std::int32_t>(a, 0, gather_task_count(a));
+  if (wide) gather_tasks<std::int64_t>(a, 0, gather_task_count(a));
+  else gather_tasks<std::int32_t>(a, 0, gather_task_count(a));
   return error;
 }
 extern "C" void relayout(const float* x, float* y, const long* s, int kind) {
@@ -48,18 +53,23 @@ def copy(isa: str, x: np.ndarray, y: np.ndarray, tasks: int) -> None:
     """y[...] = x, both strided views of one shape, as `tasks` tasks in three calls."""
     cuts = sorted({0, tasks // 3, tasks // 2, tasks})
     size = x.itemsize
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in itertools.pairwise(cuts):
         build(SOURCE, isa).copy(
-            pointer(x), pointer(y), *map(ctypes.c_long, (size, x.ndim)), numbers(list(x.shape)),
-            numbers([s // size for s in x.strides]), numbers([s // size for s in y.strides]), *map(ctypes.c_long, (tasks, begin, end)),
-        )  # fmt: skip
+            pointer(x),
+            pointer(y),
+            *map(ctypes.c_long, (size, x.ndim)),
+            numbers(list(x.shape)),
+            numbers([s // size for s in x.strides]),
+            numbers([s // size for s in y.strides]),
+            *map(ctypes.c_long, (tasks, begin, end)),
+        )
 
 
 def elements(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (*shape, np.dtype(dtype).itemsize), np.uint8).view(dtype)[..., 0]
 
 
-VIEWS = {
+VIEWS: dict[str, Callable[[str], np.ndarray]] = {
     "scalar": (lambda dtype: elements((), dtype)),
     "contiguous": (lambda dtype: elements((3, 50, 7), dtype)),
     "transposed": (lambda dtype: elements((37, 131), dtype).T),
@@ -120,7 +130,9 @@ def blocked(x: np.ndarray, width: int) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(n, -1, width, h, w).transpose(0, 1, 3, 4, 2))
 
 
-def relayout(isa: str, kind: int, x: np.ndarray, y: np.ndarray, shape: tuple[int, ...], halo: tuple[int, ...], rows: int) -> None:
+def relayout(
+    isa: str, kind: int, x: np.ndarray, y: np.ndarray, shape: tuple[int, ...], halo: tuple[int, ...], rows: int
+) -> None:
     strides = [s // 4 for a in (x, y) for s in a.strides[:3]]
     build(SOURCE, isa).relayout(pointer(x), pointer(y), numbers([*strides, *shape, *halo, rows]), ctypes.c_int(kind))
 
@@ -128,7 +140,7 @@ def relayout(isa: str, kind: int, x: np.ndarray, y: np.ndarray, shape: tuple[int
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("shape", IMAGES)
 @pytest.mark.parametrize("halo", HALOS)
-def test_to_blocked_and_to_planar_zero_what_is_padding(isa: str, shape: tuple[int, ...], halo: tuple[int, int, int, int]) -> None:
+def test_padding_is_zeroed(isa: str, shape: tuple[int, ...], halo: tuple[int, int, int, int]) -> None:
     x = np.random.default_rng(1).normal(0, 1, shape).astype(np.float32)
     top, left, bottom, right = halo
     around = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
@@ -156,17 +168,27 @@ def test_from_blocked_reads_behind_the_halo(isa: str, shape: tuple[int, ...], ha
         assert (y[..., -2:] == -77).all()
 
 
+def gather(isa: str, x: np.ndarray, index: np.ndarray, y: np.ndarray, per_task: int) -> int:
+    """Gathers x [outer, axis, inner] along its middle axis into y; the error flag."""
+    outer, axis, inner = x.shape
+    numbers = map(ctypes.c_long, (outer, axis, len(index), inner * x.itemsize))
+    wide = ctypes.c_bool(index.dtype == np.int64)
+    return int(
+        build(SOURCE, isa).gather(pointer(x), pointer(index), pointer(y), *numbers, wide, ctypes.c_long(per_task))
+    )
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("index_type", [np.int32, np.int64])
-@pytest.mark.parametrize(("inner", "dtype"), [(1, "u1"), (1, "u2"), (1, "u4"), (1, "u8"), (3, "u1"), (40, "u4"), (5, "u8")])
+@pytest.mark.parametrize(
+    ("inner", "dtype"), [(1, "u1"), (1, "u2"), (1, "u4"), (1, "u8"), (3, "u1"), (40, "u4"), (5, "u8")]
+)
 def test_gather(isa: str, inner: int, dtype: str, index_type: type[np.signedinteger]) -> None:
     x = elements((3, 11, inner), dtype)
     index = np.random.default_rng(4).integers(-11, 11, 23).astype(index_type)
     for per_task in (1, 10, 1000):
         y = np.zeros((3, 23, inner), dtype)
-        arguments = map(ctypes.c_long, (3, 11, 23, inner * x.itemsize))
-        wide = ctypes.c_bool(index_type is np.int64)
-        error = build(SOURCE, isa).gather(pointer(x), pointer(index), pointer(y), *arguments, wide, ctypes.c_long(per_task))
+        error = gather(isa, x, index, y, per_task)
         assert error == 0
         np.testing.assert_array_equal(y, np.take(x, index, axis=1))
 
@@ -177,8 +199,7 @@ def test_gather_reports_an_index_out_of_range(isa: str, bad: int) -> None:
     x = elements((2, 11, 6), "u4")
     index = np.array([1, bad, 2], np.int32)
     y = np.full((2, 3, 6), 77, "u4")
-    arguments = map(ctypes.c_long, (2, 11, 3, 24))
-    error = build(SOURCE, isa).gather(pointer(x), pointer(index), pointer(y), *arguments, ctypes.c_bool(False), ctypes.c_long(2))
+    error = gather(isa, x, index, y, 2)
     assert error == 1
     np.testing.assert_array_equal(y[:, 1], 0)
     np.testing.assert_array_equal(y[:, [0, 2]], x[:, [1, 2]])
@@ -186,7 +207,6 @@ def test_gather_reports_an_index_out_of_range(isa: str, bad: int) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_gather_of_nothing(isa: str) -> None:
-    x, index, y = elements((2, 11, 6), "u4"), np.zeros(1, np.int32), np.full(1, 77, "u4")
-    arguments = map(ctypes.c_long, (2, 11, 0, 24))
-    assert build(SOURCE, isa).gather(pointer(x), pointer(index), pointer(y), *arguments, ctypes.c_bool(False), ctypes.c_long(2)) == 0
+    x, index, y = elements((2, 11, 6), "u4"), np.zeros(0, np.int32), np.full(1, 77, "u4")
+    assert gather(isa, x, index, y, 2) == 0
     assert y[0] == 77

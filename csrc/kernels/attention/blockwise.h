@@ -1,10 +1,11 @@
 // Attention, y = softmax(scale q k^T + mask) v, block by block of keys with a running softmax.
 //
-// A task takes some query rows of one head. Per block of keys it packs k^T once, then takes the rows tile by tile through
-// scores, exponentials and the product with v; a tile's scores stay in the first-level cache. The blocks and the order of
-// summation depend on the shape alone, so results don't depend on how query rows are spread over tasks.
+// A task takes some query rows of one head. Per block of keys it packs k^T once, then takes the rows tile by tile
+// through scores, exponentials and the product with v; a tile's scores stay in the first-level cache. The blocks and
+// the order of summation depend on the shape alone, so results don't depend on how query rows are spread over tasks.
 //
-// A row whose keys are all masked by -inf (or hidden by causality) is NaN, as in softmax. Scratch is on the stack, < 128 KB.
+// A row whose keys are all masked by -inf (or hidden by causality) is NaN, as in softmax. Scratch is on the stack, <
+// 128 KB.
 #pragma once
 
 #include "base/tiling.h"
@@ -42,10 +43,10 @@ constexpr int round_up_to(int n, int unit) { return (n + unit - 1) / unit * unit
 template <int D, int DV>
 struct AttentionBlock {
   static_assert(D % 4 == 0 && D >= 4 && D <= 256 && DV % 4 == 0 && DV >= 4 && DV <= 256, "head size");
-  static constexpr int NV = 2;                  // vectors per tile
+  static constexpr int NV = 2;                             // vectors per tile
   static constexpr int R = W == 16 ? 12 : W == 8 ? 6 : 4;  // rows of a full tile
-  static constexpr int Low = W == 16 ? 4 : 2;   // rows of a low tile
-  static constexpr int Rows = 480;              // query rows that share a packing of k^T
+  static constexpr int Low = W == 16 ? 4 : 2;              // rows of a low tile
+  static constexpr int Rows = 480;                         // query rows that share a packing of k^T
   static constexpr int VRow = round_up_to(DV, W);
   static constexpr int Fit = 24576 / (D + VRow);  // keys: k^T and the copy of v in 96 KB
   static constexpr int Keys = (Fit > 384 ? 384 : Fit) / (NV * W) * (NV * W);
@@ -60,7 +61,8 @@ struct AttentionBlock {
 
 // acc += a b over k rows of b.
 template <int R, int NV, int ARow>
-OPCEL_INLINE void attention_product(vf (&acc)[R][NV], const float* a, const float* b, std::int64_t b_row, std::int64_t k) {
+OPCEL_INLINE void attention_product(vf (&acc)[R][NV], const float* a, const float* b, std::int64_t b_row,
+                                    std::int64_t k) {
   constexpr int Steps = 4;
   const auto step = [&](int i) __attribute__((always_inline)) {
     vf panel[NV];
@@ -129,11 +131,12 @@ struct AttentionTile {
   std::int64_t v_row;
   float* y;
   std::int64_t y_s;
-  const float* mask;  // of the first row, from the block's first key on
+  const float* mask;             // of the first row, from the block's first key on
   std::int64_t m_q, mask_count;  // mask_count: elements of the mask's row from there on
   std::int64_t rows;
   std::int64_t count, held;  // keys of the block that some row sees, keys packed
-  std::int64_t visible, visible_step;  // keys that the first row sees (may be beyond the block, or negative), and a row more
+  std::int64_t visible,
+      visible_step;  // keys that the first row sees (may be beyond the block, or negative), and a row more
   bool first, last;
 };
 
@@ -146,7 +149,8 @@ struct AttentionSum {
 
 // Scores to exponentials, with the rows' running maximum, sum and the factor by which what was summed before decays.
 template <int R, int SRow, int Mask /* 0 none, 1 a row, 2 one value */>
-OPCEL_INLINE void attention_exponentials(const AttentionTile& tile, float* scores, float* top, float* sum, float* decay) {
+OPCEL_INLINE void attention_exponentials(const AttentionTile& tile, float* scores, float* top, float* sum,
+                                         float* decay) {
   const vf low = set(-__builtin_inff());
   vf per_row[R];
   for (int r = 0; r < R; ++r) {
@@ -193,7 +197,8 @@ OPCEL_INLINE void attention_exponentials(const AttentionTile& tile, float* score
 }
 
 template <int R, int NV, int SRow>
-OPCEL_INLINE void attention_values(const AttentionTile& tile, const float* s, const float* decay, const float* sum, int col, int lanes) {
+OPCEL_INLINE void attention_values(const AttentionTile& tile, const float* s, const float* decay, const float* sum,
+                                   int col, int lanes) {
   vf acc[R][NV] = {};
   if (!tile.first) {
     OPCEL_UNROLL
@@ -227,8 +232,8 @@ OPCEL_INLINE void attention_values(const AttentionTile& tile, const float* s, co
 
 // One tile of query rows times the keys of the block. state: the first row's index in top and sum.
 template <int R, int D, int DV>
-__attribute__((noinline)) void attention_tile(AttentionBlock<D, DV>& block, const AttentionTile& tile, int mask_kind, const float* q,
-                                              std::int64_t q_s, float q_scale, std::int64_t state) {
+__attribute__((noinline)) void attention_tile(AttentionBlock<D, DV>& block, const AttentionTile& tile, int mask_kind,
+                                              const float* q, std::int64_t q_s, float q_scale, std::int64_t state) {
   using Block = AttentionBlock<D, DV>;
   constexpr int NV = Block::NV, SRow = Block::SRow;
   for (int r = 0; r < R; ++r) {
@@ -238,7 +243,8 @@ __attribute__((noinline)) void attention_tile(AttentionBlock<D, DV>& block, cons
     for (; d < D; ++d) block.q[r * D + d] = from[d] * q_scale;
   }
   std::int64_t j = 0;
-  for (; j + (NV - 1) * W < tile.count; j += NV * W) attention_scores<R, NV, D, SRow>(block.q, block.kt + j * D, NV * W, block.s + j);
+  for (; j + (NV - 1) * W < tile.count; j += NV * W)
+    attention_scores<R, NV, D, SRow>(block.q, block.kt + j * D, NV * W, block.s + j);
   if (j < tile.count) {
     const std::int64_t width = tile.held > j + W ? NV * W : W;
     attention_scores<R, 1, D, SRow>(block.q, block.kt + j * D, width, block.s + j);
@@ -262,8 +268,8 @@ __attribute__((noinline)) void attention_tile(AttentionBlock<D, DV>& block, cons
 
 }  // namespace detail
 
-// Tasks [begin, end) of attention_task_count(args): batch, head, then groups of q_per_task query rows, the last fastest.
-// D: head size of q and k, DV: of v and y; multiples of 4 up to 256.
+// Tasks [begin, end) of attention_task_count(args): batch, head, then groups of q_per_task query rows, the last
+// fastest. D: head size of q and k, DV: of v and y; multiples of 4 up to 256.
 template <int D, int DV = D>
 void attention_tasks(const AttentionArgs& args, std::int64_t begin, std::int64_t end) {
   using Block = detail::AttentionBlock<D, DV>;

@@ -1,8 +1,8 @@
 // Strided copies of up to 8 axes: transposes, slices, broadcasts, concatenations.
 //
-// Axes of size 1 vanish and axes that are contiguous to each other in both operands merge. What remains is copied run by run
-// if the last axis is contiguous in both, in transposed tiles if 4-byte elements are contiguous along different axes, and
-// element by element otherwise.
+// Axes of size 1 vanish and axes that are contiguous to each other in both operands merge. What remains is copied run
+// by run if the last axis is contiguous in both, in transposed tiles if 4-byte elements are contiguous along different
+// axes, and element by element otherwise.
 #pragma once
 
 #include <cstring>
@@ -90,7 +90,8 @@ inline void copy_offsets(const CopyPlan& plan, int axes, std::int64_t index, std
 
 // y[i * y_row + j] = x[j * x_row + i] for i < rows, j < cols.
 template <class T>
-inline void copy_transposed(const T* x, std::int64_t x_row, T* y, std::int64_t y_row, std::int64_t rows, std::int64_t cols) {
+inline void copy_transposed(const T* x, std::int64_t x_row, T* y, std::int64_t y_row, std::int64_t rows,
+                            std::int64_t cols) {
   std::int64_t i = 0;
   if constexpr (sizeof(T) == 4) {
     const float* from = reinterpret_cast<const float*>(x);
@@ -123,7 +124,9 @@ void copy_tasks(const CopyArgs& args, std::int64_t begin, std::int64_t end) {
   T* y = static_cast<T*>(args.y);
   detail::CopyPlan plan = detail::plan_copy(args);
   if (plan.elements == 0) return;
-  const auto share = [&](std::int64_t units, std::int64_t task) { return units / args.tasks * task + units % args.tasks * task / args.tasks; };
+  const auto share = [&](std::int64_t units, std::int64_t task) {
+    return units / args.tasks * task + units % args.tasks * task / args.tasks;
+  };
   std::int64_t from, to;
   const detail::CopyAxis inner = plan.axis[plan.axes - 1];
 

@@ -54,11 +54,16 @@ void gather_tasks(const GatherArgs& args, std::int64_t begin, std::int64_t end) 
   const std::int64_t last = detail::least(args.outer * args.count, end * args.slices_per_task);
   if (first >= last) return;
   switch (args.inner_bytes) {  // single elements without a call of memcpy
-    case 1: return detail::gather_slices<Index>(args, first, last, 1);
-    case 2: return detail::gather_slices<Index>(args, first, last, 2);
-    case 4: return detail::gather_slices<Index>(args, first, last, 4);
-    case 8: return detail::gather_slices<Index>(args, first, last, 8);
-    default: return detail::gather_slices<Index>(args, first, last, args.inner_bytes);
+    case 1:
+      return detail::gather_slices<Index>(args, first, last, 1);
+    case 2:
+      return detail::gather_slices<Index>(args, first, last, 2);
+    case 4:
+      return detail::gather_slices<Index>(args, first, last, 4);
+    case 8:
+      return detail::gather_slices<Index>(args, first, last, 8);
+    default:
+      return detail::gather_slices<Index>(args, first, last, args.inner_bytes);
   }
 }
 

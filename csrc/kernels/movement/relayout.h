@@ -1,5 +1,5 @@
-// Between the plain layout [n][c][h][w] and the blocked one [n][ceil(c / W)][h][w][W] of f32, and from the plain layout to one
-// with a halo, [n][c][h][w] with border. Channels past c and the halo are written as zero.
+// Between the plain layout [n][c][h][w] and the blocked one [n][ceil(c / W)][h][w][W] of f32, and from the plain layout
+// to one with a halo, [n][c][h][w] with border. Channels past c and the halo are written as zero.
 #pragma once
 
 #include <cstring>
@@ -11,8 +11,8 @@ namespace opcel {
 
 // Strides in elements. Adjacent pixels of a row are 1 (plain) or W (blocked) elements apart.
 struct RelayoutArgs {
-  const float* x;  // first pixel of the image; of a blocked source too, behind its halo
-  float* y;        // first pixel of the halo, which is the image where there is none
+  const float* x;                // first pixel of the image; of a blocked source too, behind its halo
+  float* y;                      // first pixel of the halo, which is the image where there is none
   std::int64_t x_n, x_c, x_row;  // x_c, y_c: from channel to channel (plain) or block to block (blocked)
   std::int64_t y_n, y_c, y_row;
   std::int64_t n, c, h, w;
@@ -23,12 +23,14 @@ struct RelayoutArgs {
 namespace detail {
 
 template <class Row>
-OPCEL_INLINE void relayout_rows(const RelayoutArgs& args, std::int64_t slabs, std::int64_t begin, std::int64_t end, const Row& row) {
+OPCEL_INLINE void relayout_rows(const RelayoutArgs& args, std::int64_t slabs, std::int64_t begin, std::int64_t end,
+                                const Row& row) {
   const std::int64_t rows = args.top + args.h + args.bottom, groups = ceil_div(rows, args.rows_per_task);
   for (std::int64_t task = begin; task < end; ++task) {
     const std::int64_t slab = task / groups % slabs, n = task / groups / slabs;
     const std::int64_t last = least(rows, (task % groups + 1) * args.rows_per_task);
-    for (std::int64_t r = task % groups * args.rows_per_task; r < last; ++r) row(n, slab, r - args.top, args.y + n * args.y_n + slab * args.y_c + r * args.y_row);
+    for (std::int64_t r = task % groups * args.rows_per_task; r < last; ++r)
+      row(n, slab, r - args.top, args.y + n * args.y_n + slab * args.y_c + r * args.y_row);
   }
 }
 
@@ -36,7 +38,9 @@ OPCEL_INLINE std::int64_t relayout_task_count(const RelayoutArgs& args, std::int
   return args.n * slabs * ceil_div(args.top + args.h + args.bottom, args.rows_per_task);
 }
 
-OPCEL_INLINE void zero(float* y, std::int64_t count) { std::memset(y, 0, static_cast<std::size_t>(count) * sizeof(float)); }
+OPCEL_INLINE void zero(float* y, std::int64_t count) {
+  std::memset(y, 0, static_cast<std::size_t>(count) * sizeof(float));
+}
 
 }  // namespace detail
 
@@ -48,53 +52,55 @@ inline std::int64_t to_planar_task_count(const RelayoutArgs& args) { return deta
 
 // Plain to blocked with halo. Tasks: batch, channel block, row group, the last fastest.
 inline void to_blocked_tasks(const RelayoutArgs& args, std::int64_t begin, std::int64_t end) {
-  detail::relayout_rows(args, detail::ceil_div(args.c, W), begin, end, [&](std::int64_t n, std::int64_t block, std::int64_t row, float* y) {
-    if (row < 0 || row >= args.h) return detail::zero(y, (args.left + args.w + args.right) * W);
-    detail::zero(y, args.left * W);
-    y += args.left * W;
-    const float* x = args.x + n * args.x_n + block * W * args.x_c + row * args.x_row;
-    const int channels = static_cast<int>(detail::least(W, args.c - block * W));
-    for (std::int64_t i = 0; i < args.w; i += W) {
-      const int pixels = static_cast<int>(detail::least(W, args.w - i));
-      vf t[W];
-      OPCEL_UNROLL
-      for (int l = 0; l < W; ++l) {
-        if (l < channels)
-          t[l] = pixels == W ? load(x + l * args.x_c + i) : load_n(x + l * args.x_c + i, pixels);
-        else
-          t[l] = vf{};
-      }
-      transpose(t);
-      OPCEL_UNROLL
-      for (int l = 0; l < W; ++l)
-        if (l < pixels) store(y + (i + l) * W, t[l]);
-    }
-    detail::zero(y + args.w * W, args.right * W);
-  });
+  detail::relayout_rows(args, detail::ceil_div(args.c, W), begin, end,
+                        [&](std::int64_t n, std::int64_t block, std::int64_t row, float* y) {
+                          if (row < 0 || row >= args.h) return detail::zero(y, (args.left + args.w + args.right) * W);
+                          detail::zero(y, args.left * W);
+                          y += args.left * W;
+                          const float* x = args.x + n * args.x_n + block * W * args.x_c + row * args.x_row;
+                          const int channels = static_cast<int>(detail::least(W, args.c - block * W));
+                          for (std::int64_t i = 0; i < args.w; i += W) {
+                            const int pixels = static_cast<int>(detail::least(W, args.w - i));
+                            vf t[W];
+                            OPCEL_UNROLL
+                            for (int l = 0; l < W; ++l) {
+                              if (l < channels)
+                                t[l] = pixels == W ? load(x + l * args.x_c + i) : load_n(x + l * args.x_c + i, pixels);
+                              else
+                                t[l] = vf{};
+                            }
+                            transpose(t);
+                            OPCEL_UNROLL
+                            for (int l = 0; l < W; ++l)
+                              if (l < pixels) store(y + (i + l) * W, t[l]);
+                          }
+                          detail::zero(y + args.w * W, args.right * W);
+                        });
 }
 
 // Blocked to plain, without halo in y (top .. right are 0). Tasks as to_blocked_tasks.
 inline void from_blocked_tasks(const RelayoutArgs& args, std::int64_t begin, std::int64_t end) {
-  detail::relayout_rows(args, detail::ceil_div(args.c, W), begin, end, [&](std::int64_t n, std::int64_t block, std::int64_t row, float*) {
-    const float* x = args.x + n * args.x_n + block * args.x_c + row * args.x_row;
-    float* y = args.y + n * args.y_n + block * W * args.y_c + row * args.y_row;
-    const int channels = static_cast<int>(detail::least(W, args.c - block * W));
-    for (std::int64_t i = 0; i < args.w; i += W) {
-      const int pixels = static_cast<int>(detail::least(W, args.w - i));
-      vf t[W];
-      OPCEL_UNROLL
-      for (int l = 0; l < W; ++l) t[l] = l < pixels ? load(x + (i + l) * W) : vf{};
-      transpose(t);
-      OPCEL_UNROLL
-      for (int l = 0; l < W; ++l) {
-        if (l >= channels) continue;
-        if (pixels == W)
-          store(y + l * args.y_c + i, t[l]);
-        else
-          store_n(y + l * args.y_c + i, t[l], pixels);
-      }
-    }
-  });
+  detail::relayout_rows(args, detail::ceil_div(args.c, W), begin, end,
+                        [&](std::int64_t n, std::int64_t block, std::int64_t row, float*) {
+                          const float* x = args.x + n * args.x_n + block * args.x_c + row * args.x_row;
+                          float* y = args.y + n * args.y_n + block * W * args.y_c + row * args.y_row;
+                          const int channels = static_cast<int>(detail::least(W, args.c - block * W));
+                          for (std::int64_t i = 0; i < args.w; i += W) {
+                            const int pixels = static_cast<int>(detail::least(W, args.w - i));
+                            vf t[W];
+                            OPCEL_UNROLL
+                            for (int l = 0; l < W; ++l) t[l] = l < pixels ? load(x + (i + l) * W) : vf{};
+                            transpose(t);
+                            OPCEL_UNROLL
+                            for (int l = 0; l < W; ++l) {
+                              if (l >= channels) continue;
+                              if (pixels == W)
+                                store(y + l * args.y_c + i, t[l]);
+                              else
+                                store_n(y + l * args.y_c + i, t[l], pixels);
+                            }
+                          }
+                        });
 }
 
 // Plain to plain with a halo. Tasks: batch, channel, row group, the last fastest.
@@ -102,7 +108,8 @@ inline void to_planar_tasks(const RelayoutArgs& args, std::int64_t begin, std::i
   detail::relayout_rows(args, args.c, begin, end, [&](std::int64_t n, std::int64_t c, std::int64_t row, float* y) {
     if (row < 0 || row >= args.h) return detail::zero(y, args.left + args.w + args.right);
     detail::zero(y, args.left);
-    std::memcpy(y + args.left, args.x + n * args.x_n + c * args.x_c + row * args.x_row, static_cast<std::size_t>(args.w) * sizeof(float));
+    std::memcpy(y + args.left, args.x + n * args.x_n + c * args.x_c + row * args.x_row,
+                static_cast<std::size_t>(args.w) * sizeof(float));
     detail::zero(y + args.left + args.w, args.right);
   });
 }

@@ -1,7 +1,7 @@
 // Layer normalization and RMS normalization over rows.
 //
-// Layer norm: (x - mean) / sqrt(variance + epsilon) * gamma + beta, variance of the differences from the mean (two passes,
-// so that a large mean costs no accuracy). RMS norm: x / sqrt(mean of squares + epsilon) * gamma.
+// Layer norm: (x - mean) / sqrt(variance + epsilon) * gamma + beta, variance of the differences from the mean (two
+// passes, so that a large mean costs no accuracy). RMS norm: x / sqrt(mean of squares + epsilon) * gamma.
 #pragma once
 
 #include "base/vmath.h"
@@ -21,7 +21,8 @@ struct NormArgs {
 namespace detail {
 
 template <bool Center, bool Gamma, bool Beta, class Pro, class Epi>
-OPCEL_INLINE void normalize_rows(const NormArgs& args, const Pro& pro, const Epi& epi, std::int64_t begin, std::int64_t end) {
+OPCEL_INLINE void normalize_rows(const NormArgs& args, const Pro& pro, const Epi& epi, std::int64_t begin,
+                                 std::int64_t end) {
   constexpr int U = 4;
   const std::int64_t n = args.row.n, last = least(args.row.rows, end * args.row.rows_per_task);
   const float per_element = 1.0f / static_cast<float>(n);

@@ -1,7 +1,8 @@
-// Reductions of f32 over the last axis, x[outer][n] -> y[outer], and over a middle one, x[outer][n][inner] -> y[outer][inner].
+// Reductions of f32 over the last axis, x[outer][n] -> y[outer], and over a middle one, x[outer][n][inner] ->
+// y[outer][inner].
 //
-// A NaN anywhere gives NaN, for max and min too. Empty (n = 0): the operation's identity, NaN for the mean. The order of
-// summation depends on n, inner and W alone.
+// A NaN anywhere gives NaN, for max and min too. Empty (n = 0): the operation's identity, NaN for the mean. The order
+// of summation depends on n, inner and W alone.
 #pragma once
 
 #include "kernels/rows/row.h"
@@ -13,7 +14,7 @@ enum class Reduction { sum, mean, max, min, product, sum_squares };
 struct ReduceArgs {
   float* y;  // dense
   std::int64_t outer, n, inner;
-  std::int64_t outputs_per_task;  // last axis: of `outer`; middle axis: of `inner`. Best a multiple of W (last) or 8 W (middle)
+  std::int64_t outputs_per_task;  // last axis: of `outer`, best a multiple of W; middle: of `inner`, best of 8 W
 };
 
 namespace detail {
@@ -67,10 +68,12 @@ struct Reducer {
 
 }  // namespace detail
 
-inline std::int64_t reduce_last_task_count(const ReduceArgs& args) { return detail::ceil_div(args.outer, args.outputs_per_task); }
+inline std::int64_t reduce_last_task_count(const ReduceArgs& args) {
+  return detail::ceil_div(args.outer, args.outputs_per_task);
+}
 
-// Over the last axis (inner is not read). pro.load has the coordinates (outer index, index along n); epi.apply sees the results
-// as one row: row 0, col = outer index.
+// Over the last axis (inner is not read). pro.load has the coordinates (outer index, index along n); epi.apply sees the
+// results as one row: row 0, col = outer index.
 template <Reduction R, class Pro, class Epi>
 void reduce_last_tasks(const ReduceArgs& args, const Pro& pro, const Epi& epi, std::int64_t begin, std::int64_t end) {
   constexpr int U = 4;
@@ -82,7 +85,8 @@ void reduce_last_tasks(const ReduceArgs& args, const Pro& pro, const Epi& epi, s
       detail::Reducer<R> acc[U];
       detail::for_row<U>(args.n, [&](auto tail, int u, std::int64_t col, int lanes) __attribute__((always_inline)) {
         constexpr bool Tail = decltype(tail)::value;
-        acc[u].add(detail::keep_lanes<Tail>(pro.template load<Tail>(first + i, col, lanes), detail::Reducer<R>::identity, lanes));
+        acc[u].add(detail::keep_lanes<Tail>(pro.template load<Tail>(first + i, col, lanes),
+                                            detail::Reducer<R>::identity, lanes));
       });
       OPCEL_UNROLL
       for (int u = 1; u < U; ++u) acc[0].join(acc[u]);
@@ -102,7 +106,8 @@ inline std::int64_t reduce_middle_task_count(const ReduceArgs& args) {
 namespace detail {
 
 template <Reduction R, int V, bool Tail, class Pro, class Epi>
-OPCEL_INLINE void reduce_columns(const ReduceArgs& args, const Pro& pro, const Epi& epi, std::int64_t outer, std::int64_t col, int lanes) {
+OPCEL_INLINE void reduce_columns(const ReduceArgs& args, const Pro& pro, const Epi& epi, std::int64_t outer,
+                                 std::int64_t col, int lanes) {
   Reducer<R> acc[V];
   for (std::int64_t i = 0; i < args.n; ++i) {
     OPCEL_UNROLL
@@ -111,7 +116,8 @@ OPCEL_INLINE void reduce_columns(const ReduceArgs& args, const Pro& pro, const E
   OPCEL_UNROLL
   for (int v = 0; v < V; ++v) {
     const std::int64_t at = col + v * W;
-    store_t<Tail>(args.y + outer * args.inner + at, epi.template apply<Tail>(acc[v].lanes(args.n), outer, at, lanes), lanes);
+    store_t<Tail>(args.y + outer * args.inner + at, epi.template apply<Tail>(acc[v].lanes(args.n), outer, at, lanes),
+                  lanes);
   }
 }
 

@@ -42,7 +42,8 @@ OPCEL_INLINE void softmax_row(float* y, std::int64_t row, std::int64_t n, const 
 }
 
 template <bool Log, class Pro, class Epi>
-OPCEL_INLINE void softmax_rows(const RowArgs& args, const Pro& pro, const Epi& epi, std::int64_t begin, std::int64_t end) {
+OPCEL_INLINE void softmax_rows(const RowArgs& args, const Pro& pro, const Epi& epi, std::int64_t begin,
+                               std::int64_t end) {
   const std::int64_t last = least(args.rows, end * args.rows_per_task);
   for (std::int64_t row = begin * args.rows_per_task; row < last; ++row)
     softmax_row<Log>(args.y + row * args.y_row, row, args.n, pro, epi);
