@@ -7,6 +7,7 @@ also answers "no" or "unknown" from the symbols' ranges.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -179,6 +180,19 @@ def _is_remainder(a: Dim, b: Dim) -> bool:
     return lo is not None and lo >= 0 and hi is not None and lo_b is not None and hi < lo_b
 
 
+def _shifted_quotient(dim: Dim) -> tuple[Dim, int] | None:
+    """(a, c) when `dim` is a // c + k, written as (a + k c) // c, with c > 0; ⌊⌊a / c⌋ / d⌋ is then ⌊a / (c d)⌋."""
+    terms = dict(_terms(dim))
+    shift = terms.pop((), 0)
+    if len(terms) == 1:
+        (mono, coeff), *_ = terms.items()
+        if coeff == 1 and len(mono) == 1 and isinstance(mono[0], Call) and mono[0].fn == "//":
+            a, c = mono[0].a, mono[0].b
+            if isinstance(c, int) and c > 0:
+                return a + shift * c, c
+    return None
+
+
 def floordiv(a: Dim, b: Dim) -> Dim:
     """⌊a / b⌋; where `b` may be 0, any expression that is right for every other value. Raises ZeroDivisionError when
     `b` is the constant 0."""
@@ -191,6 +205,8 @@ def floordiv(a: Dim, b: Dim) -> Dim:
         return quotient + rest // b
     if rest == 0 or _is_remainder(rest, b):
         return quotient
+    if isinstance(b, int) and b > 0 and (inner := _shifted_quotient(rest)):
+        return quotient + floordiv(inner[0], inner[1] * b)
     return quotient + Expr((((Call("//", rest, b),), 1),))
 
 
@@ -246,6 +262,39 @@ Bounds = tuple[int | None, int | None]
 
 def bounds(dim: Dim) -> Bounds:
     """An inclusive interval (lo, hi) that contains every value of `dim`; None means unbounded on that side."""
+    lo, hi = _sum_of_bounds(dim)
+    scale, expanded = _without_quotients(dim)
+    if expanded != dim:
+        other_lo, other_hi = bounds(expanded)
+        if other_lo is not None:
+            other_lo = -(-other_lo // scale)
+            lo = other_lo if lo is None else max(lo, other_lo)
+        if other_hi is not None:
+            other_hi = other_hi // scale
+            hi = other_hi if hi is None else min(hi, other_hi)
+    return lo, hi
+
+
+def _without_quotients(dim: Dim) -> tuple[int, Dim]:
+    """(s, s dim) for an s > 0 such that every term k (a // c), c a positive constant, can be written as
+    s k / c (a - a % c): quotients then cancel against what they divide."""
+    terms = _terms(dim)
+    found = [
+        mono[0].b if len(mono) == 1 and isinstance(mono[0], Call) and mono[0].fn == "//" else 0 for mono, _ in terms
+    ]
+    divisors = [c if isinstance(c, int) and c > 0 else 0 for c in found]
+    scale = math.lcm(*filter(None, divisors))
+    out: Dim = 0
+    for (mono, coeff), c in zip(terms, divisors, strict=True):
+        if c and isinstance(mono[0], Call):
+            a = mono[0].a
+            out = out + (a - mod(a, c)) * (coeff * scale // c)
+        else:
+            out = out + _build({mono: coeff * scale})
+    return scale, out
+
+
+def _sum_of_bounds(dim: Dim) -> Bounds:
     lo: int | None = 0
     hi: int | None = 0
     for mono, coeff in _terms(dim):

@@ -11,7 +11,7 @@ from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.analysis import dependences
 from opcel_compiler.ir.dims import Dim, Symbol, evaluate, substitute, symbols_of
 from opcel_compiler.ir.graph import Graph, Node, Value
-from opcel_compiler.ir.opdef import AttrDef
+from opcel_compiler.ir.opdef import AttrDef, InferenceError
 from opcel_compiler.ir.ops.foreign import BODIES
 from opcel_compiler.ir.text import print_node
 from opcel_compiler.ir.types import TensorType
@@ -75,7 +75,7 @@ def evaluate_node(
         return definition.evaluate(operands, bind_attrs(node.attrs, definition.attrs, symbols or {}))
     except KeyError as e:
         raise InterpretError(f"the symbol {e.args[0]} has no value, which is needed by\n  {print_node(node)}") from None
-    except (ValueError, IndexError, TypeError) as e:
+    except (InferenceError, ValueError, IndexError, TypeError) as e:
         raise InterpretError(f"{e}, in\n  {print_node(node)}") from e
 
 

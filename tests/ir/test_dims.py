@@ -121,6 +121,9 @@ N, S = symbol("n"), symbol("s", 1, 512)
         (dim_max(S, 1), "s"),
         (dim_max(S, N), "max(n, s)"),
         (floordiv(S, 513), "0"),
+        (floordiv(floordiv(N + 1, 2), 3), "((n + 1) // (6))"),
+        (floordiv(floordiv(N, 2) * 3 + floordiv(N, 4) + 2, 3), "((n) // (2)) + ((n + 8) // (12))"),
+        (dim_max(ceildiv(N, 2) * 2 - N + 1, 0), "-1*n + 2*((n + 1) // (2)) + 1"),
         (product([N, 3, S]), "3*n*s"),
         (0 - N, "-1*n"),
         (3 - N - 3, "-1*n"),
@@ -136,6 +139,22 @@ def test_equal_uses_ranges() -> None:
     assert equal(S, 513) is False
     assert equal(N, S) is None
     assert equal(N + 1, N) is False
+
+
+def test_bounds_of_what_rounding_up_adds() -> None:
+    assert bounds(ceildiv(N, 4) * 4 - N) == (0, 3)
+    assert bounds(N - floordiv(N, 3) * 3) == (0, 2)
+    assert bounds(ceildiv(N, 4) * 2 - ceildiv(N, 2)) == (0, 1)
+    assert bounds(N - floordiv(N, 3)) == (0, None)
+
+
+def test_same_padding_of_a_symbolic_size_stays_small() -> None:
+    size = N
+    for _ in range(5):
+        out = ceildiv(size, 2)
+        pad = dim_max((out - 1) * 2 + 3 - size, 0)
+        size = floordiv(size + pad - 3, 2) + 1
+        assert size == out
 
 
 def test_symbols_and_substitution() -> None:
