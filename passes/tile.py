@@ -10,7 +10,9 @@ from opcel_compiler.ir.access import ACCUMULATES, TileBytes, domain_text
 from opcel_compiler.ir.program import Kernel, Program
 from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.pass_ import Pass
+from opcel_compiler.rewrite.rule import Numerics
 from opcel_compiler.schedule.cost import domain, nominal_sizes, traffic
+from opcel_compiler.targets import Target
 
 Extents = tuple[int, ...]
 
@@ -21,7 +23,8 @@ class Tile(Pass):
 
     At each level the tile is the one that moves the fewest bytes into that level, of those whose operands fit:
     `double_buffer` keeps room for the next tile's inputs too. A kernel of which no tile fits keeps the tiles of the
-    outer levels and the reason is reported. Symbols count at their nominal size.
+    outer levels and the reason is reported. Symbols count at their nominal size. Where the pipeline forbids
+    reassociation, no sum is cut.
     """
 
     name: ClassVar[str] = "tile"
@@ -34,37 +37,43 @@ class Tile(Pass):
         if ctx.target is None:
             return
         known: dict[object, Extents | None] = {}
+        exact = Numerics.REASSOCIATES in ctx.forbidden
         for kernel in program.kernels:
+            node = kernel.anchor or next(iter(kernel.body.nodes), None)
+            if node is not None and not ctx.allows("tile", node):
+                continue
             if not kernel.maps:
                 kernel.axes, kernel.maps = domain(kernel)
-            measure = TileBytes(kernel, nominal_sizes(kernel))
-            fixed = _fixed(kernel)
-            kernel.tiles = {}
-            outer = measure.extents
-            for memory in ctx.target.memories[1:]:
-                key = (measure.signature, fixed, outer, memory.size)
-                if key not in known:
-                    known[key] = _search(measure, fixed, outer, memory.size, 2 if self.double_buffer else 1)
-                tile = known[key]
-                if tile is None:
-                    least = measure.footprint(_smallest(fixed, outer))
-                    reason = f"its smallest tile needs {least} bytes of {memory.name}, which holds {memory.size}"
-                    _refuse(ctx, kernel, reason)
-                    break
-                kernel.tiles[memory.name] = outer = tile
-            if kernel.tiles and kernel.anchor is not None:
-                ctx.changed(self.name, kernel.anchor)
+            reason = self._choose(kernel, ctx.target, _fixed(kernel, exact), known)
+            if node is not None and kernel.tiles:
+                ctx.changed("tile", node)
+            if node is not None and reason:
+                ctx.refuse("tile", node, f"{reason} ({domain_text(kernel.axes) or 'no axis can be cut'})")
+
+    def _choose(
+        self, kernel: Kernel, target: Target, fixed: frozenset[int], known: dict[object, Extents | None]
+    ) -> str | None:
+        """Set the tiles of a kernel; the reason why there is none for some memory, or None. `known` remembers."""
+        measure = TileBytes(kernel, nominal_sizes(kernel))
+        kernel.tiles = {}
+        outer = measure.extents
+        for memory in target.memories[1:]:
+            key = (measure.signature, fixed, outer, memory.size)
+            if key not in known:
+                known[key] = _search(measure, fixed, outer, memory.size, 2 if self.double_buffer else 1)
+            tile = known[key]
+            if tile is None:
+                least = measure.footprint(_smallest(fixed, outer))
+                return f"its smallest tile needs {least} bytes of {memory.name}, which holds {memory.size}"
+            kernel.tiles[memory.name] = outer = tile
+        return None
 
 
-def _refuse(ctx: PassContext, kernel: Kernel, reason: str) -> None:
-    node = kernel.anchor or next(iter(kernel.body.nodes), None)
-    if node is not None:
-        ctx.refuse("tile", node, f"{reason} ({domain_text(kernel.axes) or 'no axis can be cut'})")
-
-
-def _fixed(kernel: Kernel) -> frozenset[int]:
-    """The axes that must stay whole: reduce axes over which the anchor cannot combine partial results."""
-    if kernel.anchor is not None and kernel.anchor.op in ACCUMULATES:
+def _fixed(kernel: Kernel, exact: bool) -> frozenset[int]:
+    """The axes that must stay whole: reduce axes over which the anchor cannot combine partial results, or may not
+    because that sums in another order (`exact`)."""
+    op = kernel.anchor.op if kernel.anchor is not None else ""
+    if op in ("reduce_max", "reduce_min") or (op in ACCUMULATES and not exact):
         return frozenset()
     return frozenset(i for i, a in enumerate(kernel.axes) if a.kind == "reduce")
 
