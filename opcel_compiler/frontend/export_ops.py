@@ -178,7 +178,11 @@ def slice_(w: Writer, node: Node, xs: list[str]) -> str:
         if any(s != 1 for s in by) or not all(isinstance(d, int) for d in (*begin, *end)):
             raise ExportError(f"{w.where}: a slice with steps or symbolic bounds needs opset 10")
         return w.node("Slice", xs, starts=begin, ends=end, axes=axes)
-    return w.node("Slice", [xs[0], w.dims(begin), w.dims(end), w.ints(axes), w.ints(by)])
+    stop = w.dims(end)
+    if any(s < 0 and not isinstance(d, int) for d, s in zip(end, by, strict=True)):
+        # Going down to the first element ends before it, at -1, which ONNX takes as the last element.
+        stop = w.node("Where", [w.node("Less", [stop, w.ints([0])]), w.ints([INT64_MIN]), stop])
+    return w.node("Slice", [xs[0], w.dims(begin), stop, w.ints(axes), w.ints(by)])
 
 
 def _end(start: Dim, size: Dim, step: int) -> Dim:

@@ -332,7 +332,10 @@ def _defaults(node: NodeProto, opsets: Mapping[str, int]) -> list[AttributeProto
     version = opsets.get(_domain(node.domain))
     if version is None or not onnx.defs.has(node.op_type, node.domain):
         return []
-    schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+    except onnx.defs.SchemaError:
+        return []
     return [a.default_value for a in schema.attributes.values() if a.default_value.name]
 
 
