@@ -1,0 +1,38 @@
+"""The commands `opcel` and `opcel-compile`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from opcel_compiler.cli import compile as compile_command
+from opcel_compiler.cli import info, opt, run
+from opcel_compiler.cli.console import guarded
+from opcel_compiler.cli.options import Parser
+from opcel_compiler.version import VERSION
+
+__all__ = ["main", "main_compile"]
+
+COMMANDS = (compile_command, run, opt, info)
+EXIT_CODES = """\
+exit status: 0 done, 1 error, 2 wrong usage, 3 refused fallback, 4 output not writable, 6 outside the error bound,
+70 internal error, 130 interrupted. OPCEL_DEBUG=1 shows where an error was raised."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `opcel`; gives its exit status. Raises SystemExit for wrong usage and after --help."""
+    parser = Parser(prog="opcel", description="Compiles ONNX models into fast, checked, self-contained artifacts.")
+    parser.epilog = EXIT_CODES
+    parser.add_argument("--version", action="version", version=f"opcel {VERSION}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    for command in COMMANDS:
+        sub = commands.add_parser(command.NAME, help=command.SUMMARY, description=command.DESCRIPTION)
+        command.configure(sub)
+        sub.set_defaults(execute=command.execute)
+    args = parser.parse_args(argv)
+    return guarded(lambda: args.execute(args))
+
+
+def main_compile(argv: Sequence[str] | None = None) -> int:
+    """The command `opcel-compile`, which is `opcel compile`."""
+    return main([compile_command.NAME, *(sys.argv[1:] if argv is None else argv)])

@@ -1,0 +1,97 @@
+"""`opcel compile`: an ONNX model becomes an artifact."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from opcel_compiler.cli import options
+from opcel_compiler.cli.console import Progress, bytes_text, seconds_text, value_text, write_rows
+
+NAME = "compile"
+SUMMARY = "compile an ONNX model into an artifact"
+DESCRIPTION = """\
+Compiles an ONNX model into an artifact, a folder with native code and packed weights. Before the artifact is put in
+place it runs on sample inputs and is compared with the model; outside the error bound the command fails."""
+
+MAX_REASONS = 10
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
+    options.add_target(parser, "host", "what to compile for: host, a name of `opcel info --targets`, or a description")
+    parser.add_argument("--output", "-o", type=Path, metavar="OUT", help="the artifact (default: ./<model>.opcel)")
+    options.add_threads(parser)
+    options.add_pipeline(parser, "the target's own")
+    parser.add_argument(
+        "--fallback", choices=("allow", "warn", "error"), default="warn",
+        help="what to do with operators that only ONNX Runtime can run (default: warn)",
+    )  # fmt: skip
+    options.add_inputs(parser, "sample inputs for the proof (default: random ones)")
+    parser.add_argument("--no-proof", action="store_true", help="do not run and compare; the artifact says unproved")
+    options.add_json(parser, "the report")
+    options.add_quiet(parser)
+
+
+def execute(args: argparse.Namespace) -> int:
+    from opcel_compiler import driver
+    from opcel_compiler.cli.files import read_arrays
+    from opcel_compiler.codegen.artifact import check_output
+
+    output = args.output or Path(f"{args.model.stem}.opcel")
+    check_output(output)
+    start = time.perf_counter()
+    with warnings.catch_warnings(), Progress(not args.quiet, live_only=args.json) as progress:
+        warnings.simplefilter("ignore", driver.FallbackWarning)  # the summary tells the same
+        with driver.compile(
+            args.model, args.target, output, args.threads, pipeline=args.pipeline, fallback=args.fallback,
+            inputs=read_arrays(args.inputs) if args.inputs else None, proof=not args.no_proof, progress=progress,
+        ) as model:  # fmt: skip
+            report = model.report
+            signature = [(label, model.manifest[label]) for label in ("inputs", "outputs")]
+    if args.json:
+        print(json.dumps(report, indent=1))
+    elif not args.quiet:
+        target = report["target"]
+        write_rows([("compiled", f"{args.model} for {target['name']} ({target['id']})")])
+        write_rows((label, ", ".join(map(value_text, values))) for label, values in signature)
+        write_rows(report_rows(report, args.fallback == "warn"))
+        size = bytes_text(report["artifact"]["bytes"])
+        write_rows([("artifact", f"{output}, {size}"), ("time", seconds_text(time.perf_counter() - start))])
+    return 0
+
+
+def report_rows(report: Mapping[str, Any], reasons: bool = True) -> Iterator[tuple[str, str]]:
+    """What a report says of coverage, proof and memory; with `reasons` also why each node is not native."""
+    coverage, fallback = report["coverage"], report["fallback"]
+    text = f"{coverage['native_nodes']} native"
+    if coverage["fallback_nodes"]:
+        text += f", {coverage['fallback_nodes']} in ONNX Runtime"
+        native, other = coverage.get("native_macs"), coverage.get("fallback_macs")
+        if isinstance(native, int) and isinstance(other, int) and native + other:
+            text += f" ({native / (native + other):.1%} of the multiply-adds are native)"
+    yield "nodes", text
+    for entry in fallback[:MAX_REASONS] if reasons else ():
+        yield "", f"{entry['op']} ({', '.join(entry['origin'][:3]) or 'unnamed'}): {entry['reason']}"
+    if reasons and len(fallback) > MAX_REASONS:
+        yield "", f"and {len(fallback) - MAX_REASONS} more"
+    yield "proof", proof_text(report["proof"])
+    memory = report["memory"]
+    arena = memory["arena_bytes"]
+    arena_text = "an arena that depends on the shapes" if arena is None else f"{bytes_text(arena)} arena"
+    yield "memory", f"{bytes_text(memory['weights_bytes'])} weights, {arena_text}"
+
+
+def proof_text(proof: Mapping[str, Any]) -> str:
+    """One line about the proof: its status, the largest errors, the bound and the reference, or why there is none."""
+    if proof["status"] != "proved":
+        return f"{proof['status']}: {proof.get('reason') or 'no reason given'}"
+    worst = max((output["max_abs"] for output in proof["outputs"]), default=0.0)
+    norm = max((output["relative_l2"] for output in proof["outputs"]), default=0.0)
+    errors = f"largest error {worst:.2g}, relative L2 {norm:.2g}"
+    return f"proved against {proof['reference']}: {errors} (bound: {proof['bound']})"

@@ -1,0 +1,63 @@
+"""The options that several commands have, and the parser that reads them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from opcel_compiler.cli.console import printable
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line, like all other errors; an option's name is never guessed from a part."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**kwargs, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"opcel: error: {printable(message)}; see `{self.prog} --help`\n")
+        sys.exit(2)
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1. Raises ArgumentTypeError, which argparse turns into a message."""
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def size(text: str) -> tuple[str, int]:
+    """`name=value` with a size of at least 1."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=value")
+    return name.strip(), positive(value.strip())
+
+
+def add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--json", action="store_true", help=f"print {what} as JSON and nothing else")
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", "-q", action="store_true", help="print nothing but errors")
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    help_ = "threads to run with (default: one per usable CPU)"
+    parser.add_argument("--threads", type=positive, metavar="N", help=help_)
+
+
+def add_inputs(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--inputs", type=Path, metavar="X.npz", help=what)
+
+
+def add_target(parser: argparse.ArgumentParser, default: str | None, help_: str) -> None:
+    parser.add_argument("--target", default=default, metavar="TARGET", help=help_)
+
+
+def add_pipeline(parser: argparse.ArgumentParser, default: str) -> None:
+    help_ = f"passes to run, as `fold-constants{{max-bytes=4096}},fuse` (default: {default})"
+    parser.add_argument("--pipeline", metavar="TEXT", help=help_)
