@@ -328,17 +328,22 @@ def _atom_bounds(atom: Atom) -> Bounds:
 
 
 def _mul_bounds(a: Bounds, b: Bounds) -> Bounds:
-    if None not in a and None not in b:
-        corners = [x * y for x in a for y in b]  # type: ignore[operator]
-        return min(corners), max(corners)
-    (alo, ahi), (blo, bhi) = a, b
-    if alo is not None and alo >= 0 and blo is not None and blo >= 0:
-        return alo * blo, None
-    if ahi is not None and ahi <= 0 and blo is not None and blo >= 0:
-        return None, ahi * blo
-    if alo is not None and alo >= 0 and bhi is not None and bhi <= 0:
-        return None, alo * bhi
-    return None, None
+    corners = [_mul_ends(x, y) for x in _ends(a) for y in _ends(b)]
+    lo, hi = min(corners), max(corners)
+    return None if isinstance(lo, float) else lo, None if isinstance(hi, float) else hi
+
+
+def _ends(b: Bounds) -> tuple[int | float, int | float]:
+    """An interval with infinities, the only floats, for its open ends."""
+    return -math.inf if b[0] is None else b[0], math.inf if b[1] is None else b[1]
+
+
+def _mul_ends(x: int | float, y: int | float) -> int | float:
+    if x == 0 or y == 0:
+        return 0
+    if isinstance(x, int) and isinstance(y, int):
+        return x * y
+    return math.inf if (x > 0) == (y > 0) else -math.inf
 
 
 def equal(a: Dim, b: Dim) -> bool | None:
