@@ -53,8 +53,6 @@ def _plain_weights(m: Match) -> str | None:
         if data is not None and data.encoding != DENSE:
             return f"the weights are encoded as {data.encoding}"
     anchor = m.maker("anchor")
-    if anchor.op == "conv_transpose" and anchor.attrs["groups"] != 1:
-        return "a transposed convolution with groups"
     return "a matrix product with a vector" if anchor.op == "matmul" and m.array("w").ndim < 2 else None
 
 
@@ -87,24 +85,31 @@ def _rebuild(m: Match, build: Builder, weights: np.ndarray | None, bias: np.ndar
     return build(anchor.op, *operands, **anchor.attrs)
 
 
+def _channels(m: Match) -> int:
+    """The output channels of the convolution; a transposed one stores them as [in, out / groups, ...]."""
+    w, anchor = m.array("w"), m.maker("anchor")
+    return int(w.shape[0] if anchor.op == "conv" else w.shape[1] * anchor.attrs["groups"])
+
+
 _CHANNELS = all_of(_plain_weights, keeps_type("anchor"), _along("c", "anchor", 1))
 
 
 @rule(op("mul", _CONV, const("c")), all_of(_CHANNELS, _stays_finite), Numerics.REASSOCIATES)
 def conv_scale(m: Match, build: Builder) -> Value:
     """A convolution times a constant for each channel has its weights and bias scaled"""
-    w, axis = numbers(m.array("w")), 0 if m.maker("anchor").op == "conv" else 1
-    scale = _vector(m, "c", w.shape[axis])
-    shape = [1] * w.ndim
-    shape[axis] = -1
-    return _rebuild(m, build, w * scale.reshape(shape), numbers(m.array("b")) * scale if "b" in m else None)
+    w, groups = numbers(m.array("w")), m.maker("anchor").attrs["groups"]
+    scale, ones = _vector(m, "c", _channels(m)), [1] * (w.ndim - 2)
+    if m.maker("anchor").op == "conv":
+        w = w * scale.reshape(-1, 1, *ones)
+    else:
+        w = (w.reshape(groups, -1, *w.shape[1:]) * scale.reshape(groups, 1, -1, *ones)).reshape(w.shape)
+    return _rebuild(m, build, w, numbers(m.array("b")) * scale if "b" in m else None)
 
 
 @rule(op("add", _CONV, const("c")), _CHANNELS, Numerics.REASSOCIATES)
 def conv_bias(m: Match, build: Builder) -> Value:
     """A convolution plus a constant for each channel has it as bias"""
-    channels = m.array("w").shape[0 if m.maker("anchor").op == "conv" else 1]
-    bias = _vector(m, "c", channels)
+    bias = _vector(m, "c", _channels(m))
     return _rebuild(m, build, None, bias + numbers(m.array("b")) if "b" in m else bias)
 
 

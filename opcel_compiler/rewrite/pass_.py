@@ -46,8 +46,9 @@ class Pass:
         check_members(cls, cls._members | set(_annotations(cls)), "a pass")
         for option, annotation in _option_types(cls).items():
             if annotation not in _KINDS:
+                kind = getattr(annotation, "__name__", annotation)
                 raise TypeError(
-                    f"{cls.__name__}.{option}: an option cannot be of type {annotation}; use bool, int, float, str, "
+                    f"{cls.__name__}.{option}: an option cannot be of type {kind}; use bool, int, float, str, "
                     "tuple[int, ...] or tuple[str, ...]"
                 )
             if not hasattr(cls, option):

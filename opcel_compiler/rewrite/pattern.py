@@ -246,16 +246,17 @@ class _Search:
         if node is None or node.op not in pattern.ops:
             self.fail(state, f"%{v.name} is made by {'nothing (an input)' if node is None else node.op}, not {wanted}")
             return
+        inside = state.enter(node)
         if pattern.single_use and len(v.uses) != 1:
-            self.fail(state, f"%{v.name} has {len(v.uses)} uses, not one")
+            self.fail(inside, f"%{v.name} has {len(v.uses)} uses, not one")
             return
         for name, test in pattern.attrs:
             have = node.attrs.get(name)
             if not (test(have) if callable(test) else have == test):
                 what = _describe(test) if callable(test) else repr(test)
-                self.fail(state, f"{node.op} %{v.name} has {name}={have!r}, not {what}")
+                self.fail(inside, f"{node.op} %{v.name} has {name}={have!r}, not {what}")
                 return
-        for bound in self.bind(state.enter(node), pattern.name, v):
+        for bound in self.bind(inside, pattern.name, v):
             yield from self.operands(pattern, node, bound)
 
     def operands(self, pattern: Op, node: Node, state: _State) -> Iterator[_State]:
