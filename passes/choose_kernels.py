@@ -169,22 +169,32 @@ class _Chooser:
         oh, ow = y.shape[2:] if len(y.shape) == 4 else (1, y.shape[2])
         flat = all(d == 1 for d in w[2:]) and all(s == 1 for s in anchor.attrs["strides"])
         flat = flat and not any(any(sum(h) for h in v.buffer.layout.halo) for v in (*kernel.inputs, y))
-        if flat:
+        image = product(kernel.inputs[0].shape[1:]) * 4
+        weights = 4 * w[0] * w[1] * int(np.prod(w[2:]))
+        tile_rows, rows_per_task, panels_per_task = 1, 1, 1  # type: tuple[int, Dim, int]
+        panels = groups * (ocb // vectors)
+        if isinstance(oh, int) and isinstance(ow, int) and isinstance(image, int):
+            n = y.shape[0] if isinstance(y.shape[0], int) else 1
+            slices = _slices(n, oh, image, weights, panels, self.cache)
+            if flat:
+                parts = next(p for p in range(slices, 0, -1) if oh % p == 0)
+                oh, ow = parts, ow * (oh // parts)
+            else:
+                tile_rows = max(1, min(tallest // max(1, ow), oh, 2))
+                rows_per_task = max(tile_rows, -(-oh // slices) // tile_rows * tile_rows)
+            if slices > 1 and weights <= self.cache // 2:
+                panels_per_task = max(1, ocb // vectors)
+        elif flat:
             oh, ow = 1, product([oh, ow])
-        tile_rows = 1
-        if isinstance(ow, int) and isinstance(oh, int) and not flat:
-            tile_rows = max(1, min(tallest // max(1, ow), oh, 2))
-        limit = tallest // tile_rows
-        pref = self.target.kernel("conv")
-        widths = heights(ow, limit, ow, tuple(r for r in (pref.rows if pref else (4, 2, 1)) if r <= limit) or (1,))
-        outer = product([y.shape[0], groups * (ocb // vectors)])
-        if flat:
-            rows: Dim = 1
         else:
-            rows = _split(oh, outer, tile_rows)
+            rows_per_task = 8
+        pref = self.target.kernel("conv")
+        limit = tallest // tile_rows
+        general = tuple(r for r in (pref.rows if pref else (4, 2, 1)) if r <= limit) or (1,)
         kernel.params.update(
-            group_blocks=(ocb, icb), in_block=in_block, out_blocks=vectors, tile_rows=tile_rows, tile_widths=widths,
-            rows_per_task=rows, flat=flat,
+            group_blocks=(ocb, icb), in_block=in_block, out_blocks=vectors, tile_rows=tile_rows,
+            tile_widths=heights(ow, 14 if ow == 14 and vectors == 2 and tallest >= 12 else limit, ow, general),
+            rows_per_task=rows_per_task, panels_per_task=panels_per_task, extent=(oh, ow),
         )  # fmt: skip
         weight = kernel.inputs[list(kernel.body.inputs).index(anchor.operand(1))].buffer
         weight.packing = f"conv:{groups}:{in_block}:{vectors * self.width}"
@@ -198,7 +208,7 @@ class _Chooser:
             vectors -= 1
         if vectors == 1 and ocb % 3 == 0 and registers >= 32:
             vectors = 3
-        return vectors, min((registers - vectors - 1) // vectors, 14)
+        return vectors, min((registers - vectors - 1) // vectors, 12)
 
 
 def heights(m: Dim, tallest: int, per_task: Dim, general: tuple[int, ...]) -> tuple[int, ...]:
@@ -207,6 +217,14 @@ def heights(m: Dim, tallest: int, per_task: Dim, general: tuple[int, ...]) -> tu
         tiles = -(-m // tallest)
         return tuple(sorted({-(-m // tiles), max(1, m // tiles)}, reverse=True))
     return tuple(r for r in general if r <= tallest)
+
+
+def _slices(n: int, rows: int, image: int, weights: int, panels: int, cache: int) -> int:
+    """Into how many row slices an image is cut: where the weights fit half a cache, slices are the tasks, and stay in
+    the cache that the thread filled with the previous kernel; else only as many as an image needs to fit."""
+    fits = -(-image // (cache // 2))
+    wanted = -(-TASKS // (2 * n)) if weights <= cache // 2 else 1 if panels * n >= TASKS // 2 else -(-TASKS // (2 * panels * n))
+    return max(1, min(rows, max(fits, wanted)))
 
 
 def _rows(view: View) -> tuple[Dim, int]:

@@ -33,6 +33,8 @@ template <int CB, int KH, int KW, int SH, int SW, int DH, int DW, int NV>
 struct Conv {
   // Input channels handled by straight-line code.
   static constexpr int Steps = CB > 8 && CB % 8 == 0 ? 8 : CB;
+  // Input blocks summed before the sum is added to the total.
+  static constexpr int Chunk = kChunk / (KH * KW * CB) > 1 ? kChunk / (KH * KW * CB) : 1;
 
   template <int PH, int PW>
   static OPCEL_INLINE void tap(vf (&acc)[PH][PW][NV], const float* x, std::int64_t x_row, const float*& w) {
@@ -74,19 +76,26 @@ struct Conv {
         for (int j = 0; j < NV; ++j) prefetch_epilogue(0, epi, at.n, at.cb + j, at.y + p, at.x + q);
       }
     }
-    vf acc[PH][PW][NV] = {};
+    vf acc[PH][PW][NV] = {}, total[PH][PW][NV];
     const std::int64_t x_row = args.x_row;
-    for (std::int64_t icb = args.icb; icb > 0; --icb, x += args.x_cb) {
-      const float* x_kh = x;
-      for (int kh = 0; kh < KH; ++kh, x_kh += DH * x_row) {
-        if constexpr (CB == 1) {
-          OPCEL_UNROLL
-          for (int kw = 0; kw < KW; ++kw) tap<PH, PW>(acc, x_kh + kw * DW * CB, x_row, w);
-        } else {
-          for (int kw = 0; kw < KW; ++kw) tap<PH, PW>(acc, x_kh + kw * DW * CB, x_row, w);
+    bool carried = false;
+    for (std::int64_t icb = args.icb;;) {
+      for (const std::int64_t stop = icb > Chunk ? icb - Chunk : 0; icb > stop; --icb, x += args.x_cb) {
+        const float* x_kh = x;
+        for (int kh = 0; kh < KH; ++kh, x_kh += DH * x_row) {
+          if constexpr (CB == 1) {
+            OPCEL_UNROLL
+            for (int kw = 0; kw < KW; ++kw) tap<PH, PW>(acc, x_kh + kw * DW * CB, x_row, w);
+          } else {
+            for (int kw = 0; kw < KW; ++kw) tap<PH, PW>(acc, x_kh + kw * DW * CB, x_row, w);
+          }
         }
       }
+      if (icb == 0) break;
+      carry(total, acc, !carried);
+      carried = true;
     }
+    if (carried) add_total(acc, total);
     float* y = args.y + at.n * args.y_n + at.cb * args.y_cb + at.y * args.y_row + at.x * W;
     OPCEL_UNROLL
     for (int p = 0; p < PH; ++p) {

@@ -100,10 +100,18 @@ __attribute__((noinline)) void gemm_tile(const float* a_first, std::int64_t a_ro
     OPCEL_UNROLL
     for (int j = 0; j < NV; ++j) prefetch_epilogue(0, epi, at.batch, at.row + r, at.col + j * W);
   }
-  vf acc[U][R][NV] = {};
+  vf acc[U][R][NV] = {}, total[U][R][NV];
   RowPointers<R> a(a_first, a_row);
-  for (std::int64_t i = k / Steps; i > 0; --i) gemm_steps<R, NV, U, Streams, Steps>(acc, a, b);
+  bool carried = false;
+  for (std::int64_t i = k / Steps;;) {
+    for (const std::int64_t stop = i > kChunk / Steps ? i - kChunk / Steps : 0; i > stop; --i)
+      gemm_steps<R, NV, U, Streams, Steps>(acc, a, b);
+    if (i == 0) break;
+    carry(total, acc, !carried);
+    carried = true;
+  }
   for (std::int64_t i = k % Steps; i > 0; --i) gemm_steps<R, NV, U, Streams, 1>(acc, a, b);
+  if (carried) add_total(acc, total);
   OPCEL_UNROLL
   for (int u = 1; u < U; ++u) {
     OPCEL_UNROLL

@@ -48,15 +48,15 @@ def padded(view: View, pads: Sequence[int]) -> View:
     return View(view.buffer, view.shape, view.strides, view.offset - row * top - pixel * left)
 
 
-def _epilogue(unit: KernelUnit, kernel: Kernel, anchor: Node) -> tuple[str, str]:
-    """(struct text, statement that makes the instance)."""
+def _epilogue(unit: KernelUnit, kernel: Kernel, anchor: Node, row: Dim | None = None) -> tuple[str, str]:
+    """(struct text, statement that makes the instance); `row` is the step of a row where rows are regrouped."""
 
     def steps(view: View) -> Sequence[Dim]:
         if product(view.shape) == 1:
             return 0, 0, 0, 0, 0
         if len(view.shape) == len(kernel.outputs[0].shape) and any(d != 1 for d in (view.shape[0], *view.shape[2:])):
-            n, c, row, pixel = image_steps(view)
-            return (n if view.shape[0] != 1 else 0), c, row, pixel, 1
+            n, c, own_row, pixel = image_steps(view)
+            return (n if view.shape[0] != 1 else 0), c, (own_row if row is None else row), pixel, 1
         return 0, view.buffer.layout.block, 0, 0, 1
 
     functor = Functor(unit, kernel, ("n", "cb", "y", "x", "0"), steps)
@@ -67,16 +67,6 @@ def _epilogue(unit: KernelUnit, kernel: Kernel, anchor: Node) -> tuple[str, str]
     return struct, f"  const Epilogue epilogue{functor.instance};\n"
 
 
-def _flattens(kernel: Kernel) -> bool:
-    """Whether rows of input and output lie end to end, so that a 1x1 convolution may see them as one row."""
-    anchor = kernel.anchor
-    assert anchor is not None
-    if any(d != 1 for d in anchor.operand(1).tensor.dims[2:]) or any(s != 1 for s in anchor.attrs["strides"]):
-        return False
-    full = [v for v in kernel.views if len(v.shape) == len(kernel.outputs[0].shape) and v.shape[2:] == kernel.outputs[0].shape[2:]]
-    return all(not any(sum(h) for h in v.buffer.layout.halo) for v in full)
-
-
 def emit_conv(kernel: Kernel, target: Target) -> KernelUnit:
     """Direct convolution: `params` group_blocks (ocb, icb), in_block CB, out_blocks NV, tile rows PH and widths PW."""
     anchor, p = kernel.anchor, kernel.params
@@ -84,21 +74,22 @@ def emit_conv(kernel: Kernel, target: Target) -> KernelUnit:
     unit = KernelUnit()
     inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
     x, w, y = inputs[anchor.operand(0)], inputs[anchor.operand(1)], kernel.outputs[0]
-    struct, make = _epilogue(unit, kernel, anchor)
+    regrouped = p["extent"] != extent(y)
+    struct, make = _epilogue(unit, kernel, anchor, p["extent"][1] * y.buffer.layout.block if regrouped else None)
     kh, kw = two([int(d) for d in anchor.operand(1).tensor.static_shape[2:]], 1)
     (sh, sw), (dh, dw) = two(anchor.attrs["strides"], 1), two(anchor.attrs["dilations"], 1)
-    oh, ow = extent(y)
-    if _flattens(kernel) and p["tile_rows"] == 1:
-        oh, ow = 1, oh * ow
-    rows_per_task: int = p["rows_per_task"]
+    oh, ow = p["extent"]
+    rows_per_task, panels_per_task = p["rows_per_task"], p["panels_per_task"]
     xn, xc, xr, _ = image_steps(x)
     yn, yc, yr, _ = image_steps(y)
     groups = anchor.attrs["groups"]
     ocb, icb = p["group_blocks"]
-    unit.tasks = x.shape[0] * groups * (ocb // p["out_blocks"]) * ceildiv(oh, rows_per_task)
+    unit.tasks = x.shape[0] * groups * ceildiv(ocb // p["out_blocks"], panels_per_task) * ceildiv(oh, rows_per_task)
+    if regrouped:
+        xr, yr = ow * p["in_block"], ow * y.buffer.layout.block
     fields = [
         unit.pointer(padded(x, anchor.attrs["pads"])), *map(unit.integer, (xn, xc, xr)), unit.pointer(w),
-        unit.pointer(y, const=False), *map(unit.integer, (yn, yc, yr, x.shape[0], groups, ocb, icb, oh, ow, rows_per_task)),
+        unit.pointer(y, const=False), *map(unit.integer, (yn, yc, yr, x.shape[0], groups, ocb, icb, oh, ow, rows_per_task, panels_per_task)),
     ]  # fmt: skip
     numbers = (p["in_block"], kh, kw, sh, sw, dh, dw, p["out_blocks"], p["tile_rows"], *p["tile_widths"])
     return unit.finish(

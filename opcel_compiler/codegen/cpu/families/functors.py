@@ -25,6 +25,8 @@ class Functor:
     steps: Steps
     fields: list[str] = field(default_factory=list)
     values: list[str] = field(default_factory=list)
+    far: list[str] = field(default_factory=list)
+    """Addresses that differ from row to row: what a tile prefetches."""
 
     def load(self, value: Value) -> str:
         """The C++ expression that reads `value` at the functor's coordinates, W lanes along the last one."""
@@ -44,6 +46,8 @@ class Functor:
             self.fields.append(f"int64_t {name};")
             self.values.append(self.unit.integer(step))
             where += f" + {coordinate} * {name}"
+        if len(steps) > 2 and steps[-1] != 0 and any(s != 0 for s in steps[:-1]) and len(view.shape) > 1:
+            self.far.append(where)
         return f"load_t<Tail>({where}, lanes)" if steps[-1] != 0 else f"set(*({where}))"
 
     def struct(self, name: str, signature: str, nodes: Sequence[Node], known: dict[Value, str], result: Value) -> str:
@@ -60,8 +64,14 @@ class Functor:
         lines = emit_body(list(nodes), known, True)
         names = [c for c in self.coordinates if not c.isdigit()]
         unused = "".join(f" (void){c};" for c in (*names, "lanes"))
+        prefetch = ""
+        if self.far:
+            parameters = signature.split("(vf v, ")[1].rsplit(", int lanes", 1)[0]
+            calls = " ".join(f"__builtin_prefetch({a});" for a in self.far)
+            voids = " ".join(f"(void){c};" for c in names)
+            prefetch = f"  OPCEL_INLINE void prefetch({parameters}) const {{ {calls} {voids} }}\n"
         return (
-            f"struct {name} {{\n  {' '.join(self.fields)}\n  template <bool Tail>\n  OPCEL_INLINE vf {signature} const {{\n"
+            f"struct {name} {{\n  {' '.join(self.fields)}\n{prefetch}  template <bool Tail>\n  OPCEL_INLINE vf {signature} const {{\n"
             f"   {unused}\n" + "\n".join([*loads, *lines]) + f"\n    return {known[result]};\n  }}\n}};\n"
         )
 
