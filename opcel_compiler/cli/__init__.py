@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from opcel_compiler.cli import compile as compile_command
-from opcel_compiler.cli import info, opt, run
+import opcel_compiler.cli.compile as compile_command
+import opcel_compiler.cli.info as info_command
+import opcel_compiler.cli.opt as opt_command
+import opcel_compiler.cli.run as run_command
 from opcel_compiler.cli.console import guarded
 from opcel_compiler.cli.options import Parser
 from opcel_compiler.version import VERSION
 
 __all__ = ["main", "main_compile"]
 
-COMMANDS = (compile_command, run, opt, info)
+COMMANDS = (compile_command, run_command, opt_command, info_command)
 EXIT_CODES = """\
 exit status: 0 done, 1 error, 2 wrong usage, 3 refused fallback, 4 output not writable, 6 outside the error bound,
 70 internal error, 130 interrupted. OPCEL_DEBUG=1 shows where an error was raised."""

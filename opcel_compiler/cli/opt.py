@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from opcel_compiler.cli.source import Source, Subject
+    from opcel_compiler.ir.graph import Graph
     from opcel_compiler.rewrite.context import PassContext
     from opcel_compiler.rewrite.instruments import Instrument, Printer, Timing
     from opcel_compiler.rewrite.pipeline import Pipeline
@@ -74,13 +75,11 @@ def execute(args: argparse.Namespace) -> int:
             if not args.lower and pipeline.at("program").passes:
                 names = ", ".join(p.name for p in pipeline.at("program").passes)
                 raise UsageError(f"{names} works on a Program; add --lower to make one of the graph")
-            _check(subject)
             _run(subject, pipeline.at("graph"), ctx, timing, args)
-            _check(subject)
-        if args.lower and isinstance(subject, Graph):
-            subject = _lowered(subject)
-            _run(subject, pipeline.at("program"), ctx, timing, args)
-        elif not isinstance(subject, Graph):
+            if args.lower:
+                subject = _lowered(subject)
+                _run(subject, pipeline.at("program"), ctx, timing, args)
+        else:
             _run(subject, pipeline, ctx, timing, args)
     finally:
         if args.time:
@@ -99,15 +98,20 @@ def execute(args: argparse.Namespace) -> int:
 
 def _check(subject: Subject) -> None:
     from opcel_compiler.ir.graph import Graph
+    from opcel_compiler.ir.program_verify import verify_program
     from opcel_compiler.ir.verify import verify
 
     if isinstance(subject, Graph):
         verify(subject)
+    else:
+        verify_program(subject)
 
 
-def _lowered(graph: Any) -> Subject:
+def _lowered(graph: Graph) -> Subject:
     from opcel_compiler.schedule.lower import lower
+    from opcel_compiler.schedule.placement import place
 
+    place(graph, lambda node: str(node.attrs["reason"]) if node.op == "foreign" else None)
     return lower(graph)
 
 
@@ -148,14 +152,16 @@ def _run(subject: Subject, pipeline: Pipeline, ctx: PassContext, timing: Timing,
     # A copy of a graph shares the constants; of a Program only the text is kept.
     left = LeaveReproducer(_reproducer_path(args), clone if graph else text, text if graph else str)
     instruments: list[Instrument] = [timing]
-    if args.verify_each and graph:
+    if args.verify_each:
         instruments.append(Verify(_check))
     if args.dump:
         instruments.append(Dumps(args.dump if graph else args.dump / "program", printer))
     if args.print_after:
         instruments.append(PrintAfter(frozenset(args.print_after), printer))
+    _check(subject)
     try:
         PassManager.run(subject, pipeline, ctx, [*instruments, left])
+        _check(subject)
     except OpcelError:
         if left.failure:
             note(left.failure)
@@ -205,6 +211,8 @@ def _interpret(subject: Subject, source: Source, path: Path, target: Any) -> Non
         from opcel_compiler.ir.program_interpret import run_program
 
         outputs = run_program(subject, feeds, target)
+        if isinstance(source.subject, Graph):
+            outputs = dict(zip(source.subject.output_names, outputs.values(), strict=True))
     write_rows(array_rows(outputs))
 
 
