@@ -40,16 +40,14 @@ namespace detail {
 
 constexpr int round_up_to(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
-constexpr int kAttentionVectors = 2;  // of a register tile
-
 template <int D, int DV>
 struct AttentionBlock {
   static_assert(D % 4 == 0 && D >= 4 && D <= 256 && DV % 4 == 0 && DV >= 4 && DV <= 256, "head size");
-  static constexpr int NV = kAttentionVectors;
+  static constexpr int NV = 2;                             // vectors per tile
   static constexpr int R = W == 16 ? 12 : W == 8 ? 6 : 4;  // rows of a full tile
   static constexpr int Low = W == 16 ? 4 : 2;              // rows of a low tile
   static constexpr int Rows = 480;                         // query rows that share a packing of k^T
-  static constexpr int VRow = round_up_to(DV, NV * W);
+  static constexpr int VRow = round_up_to(DV, W);
   static constexpr int Fit = 24576 / (D + VRow);  // keys: k^T and the copy of v in 96 KB
   static constexpr int Keys = (Fit > 384 ? 384 : Fit) / (NV * W) * (NV * W);
   static constexpr int SRow = Keys + W;
@@ -130,7 +128,7 @@ OPCEL_INLINE void attention_scores(const float* q, const float* kt, std::int64_t
 
 struct AttentionTile {
   const float* v;
-  std::int64_t v_row, v_panel;  // from key to key, from one panel of columns to the next
+  std::int64_t v_row;
   float* y;
   std::int64_t y_s;
   const float* mask;             // of the first row, from the block's first key on
@@ -140,9 +138,6 @@ struct AttentionTile {
   std::int64_t visible,
       visible_step;  // keys that the first row sees (may be beyond the block, or negative), and a row more
   bool first, last;
-
-  static constexpr int kPanel = kAttentionVectors * W;
-  OPCEL_INLINE const float* column(int col) const { return v + col / kPanel * v_panel + col % kPanel; }
 };
 
 struct AttentionMax {
@@ -217,7 +212,7 @@ OPCEL_INLINE void attention_values(const AttentionTile& tile, const float* s, co
       }
     }
   }
-  attention_product<R, NV, SRow>(acc, s, tile.column(col), tile.v_row, tile.count);
+  attention_product<R, NV, SRow>(acc, s, tile.v + col, tile.v_row, tile.count);
   OPCEL_UNROLL
   for (int r = 0; r < R; ++r) {
     if (r < tile.rows) {
@@ -304,16 +299,15 @@ void attention_tasks(const AttentionArgs& args, std::int64_t begin, std::int64_t
       for (std::int64_t key0 = 0; key0 < keys; key0 += Block::Keys) {
         const std::int64_t held = least(Block::Keys, keys - key0);
         detail::attention_pack_k<D, Block::NV>(k + key0 * args.k_s, args.k_s, held, block.kt);
-        // A copy of v in panels for its padding, and so that its rows, often pages apart, are read from there once.
+        // A copy of v for its padding, and so that its rows, often pages apart, are read from there once.
         const bool copied = DV % W != 0 || last - first > Block::R;
-        constexpr std::int64_t panel = detail::AttentionTile::kPanel, v_panel = Block::Keys * panel;
         if (copied) {
           for (std::int64_t i = 0; i < held; ++i) {
             const float* from = v + (key0 + i) * args.v_s;
-            const auto to = [&](int d) { return block.vt + d / panel * v_panel + i * panel + d % panel; };
+            float* to = block.vt + i * Block::VRow;
             int d = 0;
-            for (; d + W <= DV; d += W) store(to(d), load(from + d));
-            if constexpr (DV % W != 0) store(to(d), load_n(from + d, DV - d));
+            for (; d + W <= DV; d += W) store(to + d, load(from + d));
+            if constexpr (DV % W != 0) store(to + d, load_n(from + d, DV - d));
           }
         }
         for (std::int64_t row = first; row < last;) {
@@ -323,8 +317,7 @@ void attention_tasks(const AttentionArgs& args, std::int64_t begin, std::int64_t
           if (seen > key0) {
             detail::AttentionTile tile;
             tile.v = copied ? block.vt : v + key0 * args.v_s;
-            tile.v_row = copied ? panel : args.v_s;
-            tile.v_panel = copied ? v_panel : panel;
+            tile.v_row = copied ? Block::VRow : args.v_s;
             tile.y = y + row * args.y_s;
             tile.y_s = args.y_s;
             tile.mask = mask + row * args.m_q + key0 * args.m_k;
