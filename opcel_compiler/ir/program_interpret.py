@@ -54,12 +54,12 @@ def run_program(
     engine runs. Raises ProgramError.
     """
     sizes = bind_symbols(program, feeds)
-    machine = _Machine(program, sizes, target, run_region)
+    state = _Run(program, sizes, target, run_region)
     for buffer in program.inputs:
-        machine.write(whole(buffer), None, np.asarray(feeds[buffer.name]))
+        state.write(whole(buffer), None, np.asarray(feeds[buffer.name]))
     for step in program.steps:
-        machine.step(step)
-    return {b.name: machine.read(whole(b), None) for b in program.outputs}
+        state.step(step)
+    return {b.name: state.read(whole(b), None) for b in program.outputs}
 
 
 def bind_symbols(program: Program, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -94,7 +94,7 @@ def kernel_name(kernel: Kernel) -> str:
     return f"{kernel.family} kernel of {', '.join(kernel.origin) or kernel.body.name}"
 
 
-class _Machine:
+class _Run:
     def __init__(
         self, program: Program, sizes: dict[str, int], target: Machine | None, run_region: RunRegion | None
     ) -> None:

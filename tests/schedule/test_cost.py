@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hand_programs import residual, single
-from test_program_interpret import CASES, gemm, op
+from kernel_cases import CASES, gemm, op
 
 from opcel_compiler.ir.access import TileBytes
 from opcel_compiler.ir.dims import symbol

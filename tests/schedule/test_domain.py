@@ -6,7 +6,7 @@ import re
 
 import pytest
 from hand_programs import kernel, single
-from test_program_interpret import CASES, gemm, op
+from kernel_cases import CASES, gemm, op
 
 from opcel_compiler.ir.access import TileBytes, clip, interval, same_axes
 from opcel_compiler.ir.dims import Dim, symbol

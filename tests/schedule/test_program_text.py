@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hand_programs import feeds_for, kernel, residual, single, weight
-from test_program_interpret import CASES
+from kernel_cases import CASES
 
 from opcel_compiler.ir.dims import dim_min, symbol
 from opcel_compiler.ir.encodings import Constant

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hand_programs import kernel, residual, weight
-from test_program_interpret import CASES, single
+from hand_programs import kernel, residual, single, weight
+from kernel_cases import CASES
 
 from opcel_compiler.ir import program_verify as module
 from opcel_compiler.ir.dims import symbol

@@ -9,8 +9,8 @@ from itertools import product
 import numpy as np
 import pytest
 from hand_programs import feeds_for, residual, single
+from kernel_cases import CASES, gemm, op
 from networks import NETWORKS
-from test_program_interpret import CASES, gemm, op
 
 from opcel_compiler.ir.access import TileBytes
 from opcel_compiler.ir.dims import symbol
