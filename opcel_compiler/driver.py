@@ -129,7 +129,7 @@ def prepare(model: Any, target: str = "host", *, pipeline: str | None = None, pr
     report("optimizing", 0, 0)
     tools = (work.timing, work.counters, *instruments)
     PassManager.run(work.graph, passes.at("graph"), work.context, tools)
-    constraints = (*constraints_of(description), *cpu_constraints())
+    constraints = (*cpu_constraints(), *constraints_of(description))
     work.fallbacks = place(work.graph, lambda node: _reason(node, constraints))
     work.regions = [n.regions[0] for n in work.graph.nodes if n.op == "external"]
     work.native_nodes = sum(_weight(n) for n in work.graph.nodes if n.op not in ("constant", "external"))

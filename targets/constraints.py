@@ -33,7 +33,7 @@ class Constraint:
 def violations(node: Node, constraints: Iterable[Constraint]) -> tuple[str, ...]:
     """One message for each constraint that `node` breaks: the constraint's text and what the node has instead."""
     found = ((constraint, constraint.check(node)) for constraint in constraints)
-    return tuple(f"{constraint.text} {reason}" for constraint, reason in found if reason is not None)
+    return tuple(f"{constraint.text.rstrip('.')}: {reason}" for constraint, reason in found if reason is not None)
 
 
 def constraints_of(target: Target) -> tuple[Constraint, ...]:
@@ -108,5 +108,5 @@ def _first(node: Node, reason: Callable[[Value], str | None]) -> str | None:
         found = reason(value)
         if found is not None:
             origin = f" (from {', '.join(node.origin)})" if node.origin else ""
-            return f"%{value.name} of {node.op}{origin} is {found}."
+            return f"%{value.name} of {node.op}{origin} is {found}"
     return None

@@ -220,6 +220,13 @@ class Lowering:
         return self.temp(t.dtype, t.dims, value.name)
 
     def _lower_external(self, node: Node) -> None:
+        for r in node.results:
+            if not isinstance(r.type, TensorType) or r.type.shape is None:
+                raise LoweringError(
+                    f"{', '.join(node.origin)}: cannot run natively ({node.attrs['reason']}), and as the shape of its "
+                    f"result %{r.name} is not known ({r.type}) no other engine can be handed it either; replace the "
+                    "operator, or state the shape in the model's value_info"
+                )
         inputs = [self.contiguous(self.view(v)) for v in node.operands if v is not None]
         outputs = [self._result(r, None) for r in node.results]
         index = sum(isinstance(s, Region) for s in self.program.steps)

@@ -24,7 +24,7 @@ def _name(node: Node) -> str:
 
 
 def kernel_exists(node: Node) -> str | None:
-    """The operator has a CPU kernel."""
+    """The operator needs a CPU kernel."""
     table = kernel_table()
     if node.op in table.elementwise or node.op in table.operators or node.op == "fused":
         return None
