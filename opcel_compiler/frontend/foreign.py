@@ -227,6 +227,10 @@ def check_node(
 ) -> None:
     """Raises ModelError when an operator of the standard is used wrongly: attributes, number or types of operands."""
     where = f"node {origin!r} ({node.op_type})"
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opsets[node.domain], node.domain)
+    except onnx.defs.SchemaError:
+        raise ModelError(f"{where}: opset {opsets[node.domain]} has no operator {node.op_type!r}") from None
     if not graphs_of(node):
         context = onnx.checker.C.CheckerContext()
         context.ir_version = ir_version
@@ -235,10 +239,6 @@ def check_node(
             onnx.checker.check_node(node, context)
         except onnx.checker.ValidationError as e:
             raise ModelError(f"{where} is not valid: {_first_line(e)}") from None
-    try:
-        schema = onnx.defs.get_schema(node.op_type, opsets[node.domain], node.domain)
-    except onnx.defs.SchemaError:
-        raise ModelError(f"{where}: opset {opsets[node.domain]} has no operator {node.op_type!r}") from None
     allowed = {c.type_param_str: set(c.allowed_type_strs) for c in schema.type_constraints}
     bound: dict[str, str] = {}
     for i, value in enumerate(operands):

@@ -17,7 +17,7 @@ from opcel_compiler.frontend.builder import Builder, Narrow
 from opcel_compiler.frontend.foreign import Typing, graphs_of
 from opcel_compiler.frontend.limits import DEFAULT_DOMAINS, ModelError, check_opsets
 from opcel_compiler.frontend.proto_types import Symbols, file_shape, type_from
-from opcel_compiler.frontend.scope import Functions, Scope, check_calls
+from opcel_compiler.frontend.scope import Functions, Scope, check_calls, fill_defaults
 from opcel_compiler.frontend.weights import Weights, map_file
 from opcel_compiler.frontend.wire import Buffer, WireError, without_weights
 from opcel_compiler.ir.dims import Symbol
@@ -129,8 +129,11 @@ def _without_inner_calls(proto: ModelProto, what: str) -> ModelProto:
     if not proto.functions or not any(graphs_of(n) for n in holders):
         return proto
     check_calls(proto)
+    complete = ModelProto()
+    complete.CopyFrom(proto)
+    fill_defaults(complete)
     try:
-        return onnx.inliner.inline_local_functions(proto)
+        return onnx.inliner.inline_local_functions(complete)
     except Exception as e:  # the binding raises many kinds
         raise ModelError(f"{what}: its functions cannot be inlined: {e}") from None
 

@@ -61,6 +61,20 @@ def check_calls(model: ModelProto) -> None:
             del calls[name]
 
 
+def fill_defaults(model: ModelProto) -> None:
+    """Write the default values of a function's attributes into the calls that leave them out."""
+    functions = Functions(model)
+    stack = [*model.graph.node, *(n for f in model.functions for n in f.node)]
+    while stack:
+        node = stack.pop()
+        found = functions.find(node)
+        if found is not None:
+            given = {a.name for a in node.attribute}
+            node.attribute.extend(a for a in found.attribute_proto if a.name not in given)
+        for graph in graphs_of(node):
+            stack.extend(graph.node)
+
+
 def _domain(domain: str) -> str:
     return "" if domain in DEFAULT_DOMAINS else domain
 
