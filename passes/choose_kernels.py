@@ -46,7 +46,7 @@ class _Chooser:
         self.target = target
         self.width: int = target.vector.width_f32
         self.names = {b.name for b in program.buffers}
-        self.packed: dict[tuple[Buffer, tuple[Dim, ...], Dim, Layout], Buffer] = {}
+        self.packed: dict[tuple[View, Layout], Buffer] = {}
         cache = [m.size for m in target.memories if m.managed == "hardware"]
         self.cache: int = int(sorted(cache)[1]) if len(cache) > 1 else 1 << 18
 
@@ -147,7 +147,7 @@ class _Chooser:
         return max(1, -(-panels // max(1, TASKS // max(1, groups))))
 
     def _packed_weight(self, view: View, layout: Layout) -> Buffer:
-        key = (view.buffer, view.strides, view.offset, layout)
+        key = (view, layout)
         if key not in self.packed:
             t = TensorType(F32, view.shape)
             self.packed[key] = Buffer(

@@ -2,6 +2,7 @@
 
 Numerics: reassociates. The scale may be a constant factor or divisor of q, of k, or of their product; masks are added
 to the scaled product or, where a condition picks between it and a huge negative constant, made from the condition.
+Where the decomposed form replaces NaN rows by 0, only rows hidden by the mask become 0; NaN of q and k stays NaN.
 Operands of rank 2 and 3 get axes of size 1 for the missing batch and head axes.
 """
 
@@ -13,11 +14,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from opcel_compiler.ir.dims import Dim, equal
+from opcel_compiler.ir.dims import Dim, bounds, equal
 from opcel_compiler.ir.graph import Node, Value
 from opcel_compiler.rewrite.facts import is_float, same_dims, same_type, shape_of, trailing
 from opcel_compiler.rewrite.pass_ import RulePass
-from opcel_compiler.rewrite.pattern import Match, op, uniform, value
+from opcel_compiler.rewrite.pattern import Match, Pattern, const, one_of, op, uniform, value
 from opcel_compiler.rewrite.rule import Builder, Numerics, rule
 
 _HUGE = -1e30
@@ -160,11 +161,8 @@ def _is_causal(v: Value, queries: Dim, keys: Dim) -> bool:
     return bool(np.all(grid[~hidden] == 0) and np.all(grid[hidden] <= _HUGE))
 
 
-@rule(
-    op("matmul", op("softmax", value("scores"), name="p", single_use=True), value("v")), _refuse, Numerics.REASSOCIATES
-)
-def attention(m: Match, build: Builder) -> Value:
-    """softmax(q kᵀ scale + mask) v is attention(q, k, v, mask)"""
+def _build(m: Match, build: Builder) -> tuple[Value, Value | None]:
+    """The attention, in the shape of the root, and its mask."""
     found = _analyse(m)
     assert isinstance(found, _Attention)
     rank = len(found.perm)
@@ -180,7 +178,107 @@ def attention(m: Match, build: Builder) -> Value:
     if total is not None:
         operands.append(total)
     out = build("attention", *operands, scale=found.scale, causal=causal)
-    return out if rank == 4 else build("reshape", out, shape=m.root.tensor.dims)
+    return (out if rank == 4 else build("reshape", out, shape=m.root.tensor.dims)), total
+
+
+@rule(
+    op("matmul", op("softmax", value("scores"), name="p", single_use=True), value("v")), _refuse, Numerics.REASSOCIATES
+)
+def attention(m: Match, build: Builder) -> Value:
+    """softmax(q kᵀ scale + mask) v is attention(q, k, v, mask)"""
+    return _build(m, build)[0]
+
+
+_ROWS = op("softmax", value("scores"), name="p")
+_GUARDED = op("where", op("is_nan", _ROWS, single_use=True), const(0), value("p"), single_use=True)
+
+
+def _only_guarded(m: Match) -> str | None:
+    if len(m["p"].uses) != 2 or m.root.tensor.rank == 3:
+        return f"%{m['p'].name} is used elsewhere" if m.root.tensor.rank != 3 else "a guard with operands of rank 3"
+    return _refuse(m)
+
+
+@rule(op("matmul", _GUARDED, value("v")), _only_guarded, Numerics.REASSOCIATES)
+def attention_guarded(m: Match, build: Builder) -> Value:
+    """softmax with NaN replaced by 0, times v, is attention with 0 for the rows that the mask hides whole"""
+    out, mask = _build(m, build)
+    if mask is None:
+        return out
+    highest = build("reduce_max", mask, axes=(len(mask.tensor.dims) - 1,), keepdims=True)
+    dtype = mask.tensor.dtype
+    hidden = build("equal", highest, build.constant(-np.inf, dtype))
+    return build("where", hidden, build.constant(0.0, dtype), out)
+
+
+_HIDDEN = const("hidden", lambda c: (uniform(c) or 0.0) <= _HUGE)
+_BEFORE = op("less_equal", value("a"), value("b"))
+_CAUSAL = one_of(
+    op("where", _BEFORE, const(0), _HIDDEN, name="mask"),
+    op("where", _BEFORE, _HIDDEN, const(0), name="mask"),
+)
+
+
+def _start(v: Value, rows: bool) -> Dim | None:
+    """The first of consecutive numbers along the rows (or columns) that `v` holds."""
+    shape, node = v.tensor.shape, v.producer
+    if shape is None or node is None or any(d != 1 for i, d in enumerate(shape[::-1]) if i != int(rows)):
+        return None
+    if node.op == "reshape":
+        node = node.operand(0).producer
+    if node is None or node.op != "range_" or node.attrs["step"] != 1:
+        return None
+    start: Dim = node.attrs["start"][0]
+    return start
+
+
+def _hides_later_keys(m: Match) -> str | None:
+    """Column j is visible to row i when j <= i + offset; attention counts rows from the last key."""
+    shown = m.maker("mask").operand(1) is not m["hidden"]
+    rows, columns = (m["b"], m["a"]) if shown else (m["a"], m["b"])
+    first_row, first_column = _start(rows, True), _start(columns, False)
+    if first_row is None or first_column is None:
+        return "the condition does not compare row and column numbers"
+    offset = first_row - first_column - (0 if shown else 1)
+    spare = m["k"].tensor.dims[2] - m["q"].tensor.dims[2]
+    if equal(offset, spare) is not True or (bounds(spare)[0] or 0) < 0 or bounds(spare)[0] is None:
+        return "the mask is not aligned with the last key"
+    return None
+
+
+@rule(op("attention", value("q"), value("k"), value("v"), _CAUSAL, causal=False), _hides_later_keys)
+def causal_mask(m: Match, build: Builder) -> Value:
+    """A mask that hides the keys after each query is the attribute `causal`"""
+    return build("attention", m["q"], m["k"], m["v"], **{**m.node.attrs, "causal": True})
+
+
+def _repeated(name: str) -> Pattern:
+    return op("reshape", op("expand", value(f"{name}_once"), name=f"{name}_wide"))
+
+
+def _repeats_heads(m: Match) -> str | None:
+    heads = []
+    for name in ("k", "v"):
+        once, wide = shape_of(m[f"{name}_once"]), shape_of(m[f"{name}_wide"])
+        if once is None or wide is None or len(once) != 5 or len(wide) != 5 or once[2] != 1:
+            return f"{name} does not repeat heads"
+        if not same_dims((*once[:2], *once[3:]), (*wide[:2], *wide[3:])):
+            return f"{name} repeats more than heads"
+        joined = m.node.operand(1 if name == "k" else 2).tensor.dims
+        if not same_dims(joined, (wide[0], wide[1] * wide[2], *wide[3:])):
+            return f"{name} joins other axes than the heads"
+        heads.append(once[1])
+    return None if equal(heads[0], heads[1]) is True else "k and v differ in heads"
+
+
+@rule(op("attention", value("q"), _repeated("k"), _repeated("v"), rest=True), _repeats_heads)
+def grouped_heads(m: Match, build: Builder) -> Value:
+    """Heads of k and v repeated for groups of q's heads need not be"""
+    k, v = (
+        build("reshape", m[f"{n}_once"], shape=tuple(d for i, d in enumerate(m[f"{n}_once"].tensor.dims) if i != 2))
+        for n in ("k", "v")
+    )
+    return build("attention", m["q"], k, v, *m.node.operands[3:], **m.node.attrs)
 
 
 @dataclass(frozen=True)
@@ -190,4 +288,4 @@ class RecognizeAttention(RulePass):
     name: ClassVar[str] = "recognize-attention"
     summary: ClassVar[str] = "find scaled dot-product attention in decomposed form"
 
-    rules = (attention,)
+    rules = (attention, attention_guarded, causal_mask, grouped_heads)

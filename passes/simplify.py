@@ -13,9 +13,9 @@ import numpy as np
 
 from opcel_compiler.ir.graph import Value
 from opcel_compiler.ir.types import DType
-from opcel_compiler.rewrite.facts import all_of, dtype_of, is_float, keeps_type, numbers, same_type, shape_of
+from opcel_compiler.rewrite.facts import all_of, dtype_of, is_float, keeps_type, numbers, same_dims, same_type, shape_of
 from opcel_compiler.rewrite.pass_ import RulePass
-from opcel_compiler.rewrite.pattern import Match, Pattern, const, one_of, op, value
+from opcel_compiler.rewrite.pattern import Match, Pattern, const, one_of, op, uniform, value
 from opcel_compiler.rewrite.rule import Builder, Numerics, rule
 
 
@@ -140,6 +140,25 @@ def choose_equal(m: Match, build: Builder) -> Value:
     return _as_root(m, build)
 
 
+@rule(op("where", op("not", value("c")), value("x"), value("y")))
+def choose_opposite(m: Match, build: Builder) -> Value:
+    """where(not(c), x, y) is where(c, y, x)"""
+    return build("where", m["c"], m["y"], m["x"])
+
+
+def _tells_branches(m: Match) -> str | None:
+    if shape_of(m["c"]) is None or not same_dims(shape_of(m["c"]), shape_of(m.root)):
+        return "the condition has another shape"
+    a, b, k = (None if (data := m[n].constant) is None else uniform(data) for n in "abk")
+    return None if (a == k) != (b == k) and None not in (a, b, k) else "the constants do not tell the branches apart"
+
+
+@rule(op("equal", op("where", value("c"), const("a"), const("b")), const("k")), _tells_branches)
+def equal_branch(m: Match, build: Builder) -> Value:
+    """where(c, a, b) == a is c, and == b is not(c)"""
+    return m["c"] if m.array("a").flat[0] == m.array("k").flat[0] else build("not", m["c"])
+
+
 @rule(op("max", value("x"), const(0)), keeps_type("x"))
 def to_relu(m: Match, build: Builder) -> Value:
     """max(x, 0) is relu(x)"""
@@ -257,8 +276,9 @@ class Simplify(RulePass):
     summary: ClassVar[str] = "remove and combine elementwise operators by algebra"
 
     rules = (
-        plus_zero, times_one, neutral_condition, multiply_by_minus_one, subtract_from_zero, one_over, inverse_twice,
-        add_negative, subtract_negative, subtract_constant, cast_to_same, cast_twice, choose_first, choose_second,
-        choose_equal, to_relu, not_negative_twice, clamp_twice, combine_constants, divide_by_power_of_two,
-        multiply_by_inverse, multiply_by_reciprocal, square, cube, inverse_power, idempotent,
+        plus_zero, times_one, neutral_condition, multiply_by_minus_one, subtract_from_zero, one_over,
+        inverse_twice, add_negative, subtract_negative, subtract_constant, cast_to_same, cast_twice,
+        choose_first, choose_second, choose_equal, choose_opposite, equal_branch, to_relu, not_negative_twice,
+        clamp_twice, combine_constants, divide_by_power_of_two, multiply_by_inverse, multiply_by_reciprocal,
+        square, cube, inverse_power, idempotent,
     )  # fmt: skip

@@ -60,21 +60,32 @@ def _without_expand(m: Match, build: Builder) -> Value:
     return build(m.node.op, *operands, **m.node.attrs)
 
 
-@rule(op(_BINARY, op("expand", value("x"), name="wide"), value()), _broadcasts_anyway, quiet=True)
+_WIDE = op("expand", value("x"), name="wide")
+
+
+@rule(op(_BINARY, _WIDE, value()), _broadcasts_anyway, quiet=True)
 def expand_left(m: Match, build: Builder) -> Value:
     """An expand before an operator that broadcasts anyway is not needed"""
     return _without_expand(m, build)
 
 
-@rule(op(_BINARY, value(), op("expand", value("x"), name="wide")), _broadcasts_anyway, quiet=True)
+@rule(op(_BINARY, value(), _WIDE), _broadcasts_anyway, quiet=True)
 def expand_right(m: Match, build: Builder) -> Value:
     """An expand before an operator that broadcasts anyway is not needed"""
     return _without_expand(m, build)
 
 
-@rule(op("where", op("expand", value("x"), name="wide"), value(), value()), _broadcasts_anyway, quiet=True)
+@rule(op("where", _WIDE, value(), value()), _broadcasts_anyway, quiet=True)
 def expand_condition(m: Match, build: Builder) -> Value:
     """An expanded condition where the branches broadcast anyway is not needed"""
+    return _without_expand(m, build)
+
+
+@rule(
+    one_of(op("where", value(), _WIDE, value()), op("where", value(), value(), _WIDE)), _broadcasts_anyway, quiet=True
+)
+def expand_branch(m: Match, build: Builder) -> Value:
+    """An expanded branch where the rest broadcasts anyway is not needed"""
     return _without_expand(m, build)
 
 
@@ -84,9 +95,6 @@ def _others_are_single(m: Match) -> str | None:
     if x is None or result is None or any(s is None or any(d != 1 for d in s) or len(s) > len(x) for s in others):
         return "another operand has more than one element"
     return None
-
-
-_WIDE = op("expand", value("x"), name="wide")
 
 
 @rule(
@@ -249,7 +257,7 @@ class SimplifyShapes(RulePass):
     summary: ClassVar[str] = "remove and merge reshapes, expands, slices, concats and pads"
 
     rules = (
-        same_shape, reshape_twice, expand_twice, expand_left, expand_right, expand_condition, expand_later, expand_mask,
-        whole_slice, slice_twice, gather_run, concat_one, flatten_concat, pad_nothing, reduce_one,
-        transpose_ones, pad_into_conv,
+        same_shape, reshape_twice, expand_twice, expand_left, expand_right, expand_condition, expand_branch,
+        expand_later, expand_mask, whole_slice, slice_twice, gather_run, concat_one, flatten_concat,
+        pad_nothing, reduce_one, transpose_ones, pad_into_conv,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.program import Buffer, Kernel, Program, Region, View, whole
 from opcel_compiler.ir.types import DType, TensorType
+from opcel_compiler.schedule.domain import set_domains
 
 VIEWS = frozenset({"reshape", "transpose", "expand", "slice"})
 
@@ -309,4 +310,6 @@ def _scalar(v: Value) -> bool:
 
 def lower(graph: Graph) -> Program:
     """The Program of a graph whose nodes are all native or `external`. Raises LoweringError."""
-    return Lowering(graph).run()
+    program = Lowering(graph).run()
+    set_domains(program)
+    return program
