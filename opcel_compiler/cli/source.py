@@ -64,7 +64,8 @@ def read_source(path: Path) -> Source:
             return Source(subject, pipeline=pipeline)
         return Source(_parse(text))
     except OpcelError as error:
-        raise CommandError(f"{path}: {error}") from error
+        hint = "; write the text with --full" if "of constant #" in str(error) else ""
+        raise CommandError(f"{path}: {error}{hint}") from error
 
 
 def _parse(text: str) -> Subject:
