@@ -128,7 +128,9 @@ def main() -> None:
     args = parser.parse_args()
     names = args.names or sorted(p.stem for p in args.folder.glob("*.onnx") if p.with_suffix(".npz").exists())
     rows = []
-    print(f"{args.threads} threads, {args.rounds} rounds, batch as in the feeds; ratio = ours / ONNX Runtime, below 1 is faster")
+    print(
+        f"{args.threads} threads, {args.rounds} rounds; ratio = ours / ONNX Runtime, below 1 is faster"
+    )
     print(f"{'network':16} {'ours ms':>9} {'ORT ms':>9} {'ratio':>7} {'quartiles':>13}  outputs")
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
@@ -144,17 +146,30 @@ def main() -> None:
                 f"{row.ratio_low:6.3f}-{row.ratio_high:.3f}  {state}", flush=True,
             )  # fmt: skip
     if args.json:
-        facts = {"threads": args.threads, "rounds": args.rounds, "machine": _machine(), "rows": [asdict(r) for r in rows]}
+        facts = {
+            "threads": args.threads,
+            "rounds": args.rounds,
+            "machine": _machine(),
+            "rows": [asdict(r) for r in rows],
+        }
         args.json.write_text(json.dumps(facts, indent=1) + "\n")
     if not all(r.within for r in rows):
         sys.exit(1)
 
 
 def _machine() -> dict[str, str | int]:
-    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     import onnxruntime
 
-    return {"cpu": models[0] if models else platform.machine(), "cpus": os.cpu_count() or 0, "onnxruntime": onnxruntime.__version__}
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cpus": os.cpu_count() or 0,
+        "onnxruntime": onnxruntime.__version__,
+    }
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ __all__ = ["CompiledModel", "__version__", "compile", "load"]
 def __getattr__(name: str) -> Any:
     # Loading is quick only while it does not import the compiler.
     if name == "compile":
-        from opcel_compiler.driver import compile  # noqa: PLC0415
+        from opcel_compiler.driver import compile
 
         return compile
     if name in ("load", "CompiledModel"):
-        from opcel_compiler import runtime  # noqa: PLC0415
+        from opcel_compiler import runtime
 
         return getattr(runtime, name)
     raise AttributeError(f"module 'opcel_compiler' has no attribute {name!r}")

@@ -8,6 +8,7 @@ import platform
 import tempfile
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from opcel_compiler.ir.graph import Graph, Node
 from opcel_compiler.ir.program import Kernel, Program, Region
 from opcel_compiler.locate import first_wrong_node
 from opcel_compiler.proof import Bound, Feeds, Proof, ProofError, prove, reference_outputs, sample_inputs
-from opcel_compiler.rewrite.instruments import Counters, Instrument, Timing
 from opcel_compiler.rewrite.context import PassContext
+from opcel_compiler.rewrite.instruments import Counters, Instrument, Timing
 from opcel_compiler.rewrite.pipeline import PassManager, Pipeline
 from opcel_compiler.runtime.model import CompiledModel
 from opcel_compiler.schedule.lower import lower
@@ -71,7 +72,7 @@ class Compilation:
         return self.imported.graph
 
 
-def compile(  # noqa: A001  the public name
+def compile(
     model: Any, target: str = "host", output: str | os.PathLike[str] | None = None, threads: int | None = None, *,
     pipeline: str | None = None, fallback: str = "warn", inputs: str | os.PathLike[str] | Feeds | None = None,
     proof: bool = True, progress: Progress | None = None,
@@ -113,11 +114,18 @@ def compile(  # noqa: A001  the public name
         write_json(folder / BUILD, _build_facts(times, work, module))
     opened = CompiledModel(place_at, threads=threads)
     if keep is not None:
-        opened.keep_alive = keep
+        weakref.finalize(opened, keep.cleanup)
     return opened
 
 
-def prepare(model: Any, target: str = "host", *, pipeline: str | None = None, progress: Progress | None = None, instruments: tuple[Instrument, ...] = ()) -> Compilation:
+def prepare(
+    model: Any,
+    target: str = "host",
+    *,
+    pipeline: str | None = None,
+    progress: Progress | None = None,
+    instruments: tuple[Instrument, ...] = (),
+) -> Compilation:
     """Import, run the passes, place and lower: everything before code generation."""
     report = progress or (lambda what, done, of: None)
     description = load_target(target)
@@ -185,7 +193,7 @@ def _prove(work: Compilation, model: Any, folder: Path, inputs: Any, progress: P
     feeds = _given_inputs(inputs, names) if inputs is not None else sample_inputs(work.graph, names)
     engine, want = reference_outputs(model, work.graph, names, outputs, feeds)
     with CompiledModel(folder) as compiled:
-        stamp = prove(compiled.run, zip(outputs, want, strict=True), feeds, engine, Bound())
+        stamp = prove(lambda f: compiled.run(dict(f)), zip(outputs, want, strict=True), feeds, engine, Bound())
     if stamp.status != "proved":
         worst = max(stamp.outputs, key=lambda o: (not o.within, o.max_abs))
         where = first_wrong_node(work, feeds, want, engine)
@@ -197,7 +205,7 @@ def _prove(work: Compilation, model: Any, folder: Path, inputs: Any, progress: P
 
 
 def _cannot_run_here(target: Target) -> str:
-    from opcel_compiler.targets.host import missing_features  # noqa: PLC0415
+    from opcel_compiler.targets.host import missing_features
 
     return ", ".join(missing_features(target))
 
@@ -276,7 +284,9 @@ def _report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> di
             "name": work.graph.name, "inputs": list(work.imported.input_names),
             "outputs": list(work.imported.output_names), "nodes": work.imported_nodes,
         },
-        "target": {"id": work.target.id, "name": work.target.name, "isa": work.target.isa.level if work.target.isa else ""},
+        "target": {
+            "id": work.target.id, "name": work.target.name, "isa": work.target.isa.level if work.target.isa else "",
+        },
         "pipeline": str(work.pipeline),
         "passes": [{"name": p, "rule": r, "changes": n} for (p, r), n in sorted(work.counters.changes.items())],
         "kernels": kernels,

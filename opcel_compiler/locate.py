@@ -46,7 +46,9 @@ def first_wrong_node(work: Compilation, feeds: Feeds, want: Sequence[np.ndarray]
             return f"The first node that is off is {_label(node)} (%{name})."
     meaning = [compare(n, np.asarray(a), w, bound).within for (n, a), w in zip(final.items(), want, strict=True)]
     if not all(meaning):
-        return f"Every kernel agrees with the interpreter, so a pass changed what the graph computes (against {engine})."
+        return (
+            f"Every kernel agrees with the interpreter, so a pass changed what the graph computes (against {engine})."
+        )
     return "Every kernel is within the bound by itself; the error adds up over the network."
 
 

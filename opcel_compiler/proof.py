@@ -85,7 +85,9 @@ def compare(name: str, got: np.ndarray, want: np.ndarray, bound: Bound) -> Outpu
 # -- sample inputs -----------------------------------------------------------------------------------------------------
 
 
-def sample_inputs(graph: Graph, names: Sequence[str], seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
+def sample_inputs(
+    graph: Graph, names: Sequence[str], seed: int = 0, sizes: Mapping[str, int] | None = None
+) -> dict[str, np.ndarray]:
     """Seeded random inputs for a graph, keyed by `names`: normal floats, integers valid as indices where they index,
     else zeros and ones that begin with one. `sizes` gives the values of symbols; the others come from SIZES."""
     rng = np.random.default_rng(seed)
@@ -102,7 +104,7 @@ def sample_inputs(graph: Graph, names: Sequence[str], seed: int = 0, sizes: Mapp
 
 
 def _sample(value: Value, rng: np.random.Generator, sizes: Mapping[str, int], limit: int | None) -> np.ndarray:
-    from opcel_compiler.ir.dims import evaluate  # noqa: PLC0415
+    from opcel_compiler.ir.dims import evaluate
 
     t = value.tensor
     shape = tuple(evaluate(d, sizes) for d in t.dims)
@@ -148,7 +150,9 @@ def index_limits(graph: Graph) -> dict[Value, int]:
 # -- references --------------------------------------------------------------------------------------------------------
 
 
-def reference_outputs(model: Any, graph: Graph, names: Sequence[str], outputs: Sequence[str], feeds: Feeds) -> tuple[str, list[np.ndarray]]:
+def reference_outputs(
+    model: Any, graph: Graph, names: Sequence[str], outputs: Sequence[str], feeds: Feeds
+) -> tuple[str, list[np.ndarray]]:
     """(engine, outputs) of the strongest reference that runs the model: ONNX Runtime without optimizations, else the
     ONNX reference evaluator, else the interpreter. Raises ProofError when none does."""
     attempts: list[tuple[str, Callable[[], list[np.ndarray]]]] = [
@@ -169,18 +173,24 @@ def reference_outputs(model: Any, graph: Graph, names: Sequence[str], outputs: S
 
 
 def _onnxruntime(model: Any, outputs: Sequence[str], feeds: Feeds) -> list[np.ndarray]:
-    import onnxruntime as ort  # noqa: PLC0415
+    import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    source = str(model) if isinstance(model, (str, Path)) else model if isinstance(model, bytes) else model.SerializeToString()
+    source = (
+        str(model)
+        if isinstance(model, (str, Path))
+        else model
+        if isinstance(model, bytes)
+        else model.SerializeToString()
+    )
     session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     return [np.asarray(v) for v in session.run(list(outputs), dict(feeds))]
 
 
 def _onnx_reference(model: Any, outputs: Sequence[str], feeds: Feeds) -> list[np.ndarray]:
-    from opcel_compiler.frontend.reference import evaluate_onnx  # noqa: PLC0415
+    from opcel_compiler.frontend.reference import evaluate_onnx
 
     return evaluate_onnx(model, outputs, feeds)
 

@@ -1,8 +1,8 @@
 """Choose each kernel's family and its compile-time parameters from the target's vector unit and register tiles.
 
-A matrix product gets its second operand in column panels, packed when the artifact is written or, where it is known only
-at run time, by a kernel of its own. What no fast family takes goes to the reference family of its operator, its epilogue
-split off.
+A matrix product gets its second operand in column panels, packed when the artifact is written or, where it is known
+only at run time, by a kernel of its own. What no fast family takes goes to the reference family of its operator, its
+epilogue split off.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph
 from opcel_compiler.ir.layout import Layout
 from opcel_compiler.ir.program import Buffer, Kernel, Program, Step, View, whole
+from opcel_compiler.ir.program_split import split_epilogue
 from opcel_compiler.ir.types import F32, TensorType
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
-from opcel_compiler.ir.program_split import split_epilogue
 
 TASKS = 16
 """Tasks per kernel that are aimed at: enough to even out threads that run at different speeds."""
@@ -101,7 +101,9 @@ class _Chooser:
         fits = c.dtype == F32 and len(a.shape) >= 1 and len(b.shape) >= 2 and ia != ib
         if fits and len(b.shape) > 2:
             same = lead == 1 or equal(lead, product(batch)) is True
-            wide = View(a.buffer, a.shape, a.strides, a.offset).expand((*batch, *a.shape[-2:])) if len(a.shape) > 1 else a
+            wide = (
+                View(a.buffer, a.shape, a.strides, a.offset).expand((*batch, *a.shape[-2:])) if len(a.shape) > 1 else a
+            )
             merges = len(View(wide.buffer, wide.shape[:-2], wide.strides[:-2]).merged()[0]) <= 1
             fits = same and merges and len(a.shape) > 1
         if not fits:
@@ -128,7 +130,9 @@ class _Chooser:
         kernel.params = {
             "panel": panel, "rows": heights(m, tallest, rows_per_task, pref.rows if pref else (tallest, 4, 2, 1)),
             "rows_per_task": rows_per_task,
-            "panels_per_task": self._panels_per_task(product(batch) if len(b.shape) > 2 else 1, m, n, panel, rows_per_task),
+            "panels_per_task": self._panels_per_task(
+                product(batch) if len(b.shape) > 2 else 1, m, n, panel, rows_per_task
+            ),
         }  # fmt: skip
         return [*steps, kernel]
 
@@ -200,7 +204,7 @@ class _Chooser:
         weight.packing = f"conv:{groups}:{in_block}:{vectors * self.width}"
 
     def _image_tile(self, ocb: int) -> tuple[int, int]:
-        """(output blocks, pixels) of a register tile: as many accumulators as the registers hold, blocks that divide."""
+        """(output blocks, pixels) of a register tile: accumulators fill the registers, blocks divide."""
         registers: int = self.target.vector.registers
         pref = self.target.kernel("conv")
         vectors = pref.vectors if pref is not None else 2
@@ -223,7 +227,13 @@ def _slices(n: int, rows: int, image: int, weights: int, panels: int, cache: int
     """Into how many row slices an image is cut: where the weights fit half a cache, slices are the tasks, and stay in
     the cache that the thread filled with the previous kernel; else only as many as an image needs to fit."""
     fits = -(-image // (cache // 2))
-    wanted = -(-TASKS // (2 * n)) if weights <= cache // 2 else 1 if panels * n >= TASKS // 2 else -(-TASKS // (2 * panels * n))
+    wanted = (
+        -(-TASKS // (2 * n))
+        if weights <= cache // 2
+        else 1
+        if panels * n >= TASKS // 2
+        else -(-TASKS // (2 * panels * n))
+    )
     return max(1, min(rows, max(fits, wanted)))
 
 

@@ -55,12 +55,14 @@ class Fuse(Pass):
 def _elementwise(node: Node) -> bool:
     if "elementwise" not in node.definition.traits or node.op in ("constant",):
         return False
-    return all(isinstance(v.type, TensorType) and v.type.shape is not None for v in node.results) and bool(node.operands)
+    return all(isinstance(v.type, TensorType) and v.type.shape is not None for v in node.results) and bool(
+        node.operands
+    )
 
 
 def _f32(node: Node) -> bool:
     return all(
-        v is None or isinstance(v.type, TensorType) and v.type.dtype == F32 for v in (*node.operands, *node.results)
+        v is None or (isinstance(v.type, TensorType) and v.type.dtype == F32) for v in (*node.operands, *node.results)
     )
 
 
@@ -200,5 +202,3 @@ def build_group(graph: Graph, group: Sequence[Node]) -> Node:
 
 def _scalar(v: Value) -> bool:
     return v.constant is not None and v.tensor.size == 1
-
-

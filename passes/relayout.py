@@ -1,9 +1,9 @@
 """Choose blocked channels for images: put layout conversions around convolutions, then move and cancel them.
 
-A conversion is an explicit `relayout` kernel. First every convolution that has a blocked kernel gets its input converted
-and its output converted back. Then, in program order, kernels that work on any layout take over their inputs' blocked
-form, two conversions that undo each other cancel, and conversions nobody reads go. Halos wanted by several readers of a
-buffer are joined, so that one padded buffer serves them all.
+A conversion is an explicit `relayout` kernel. First every convolution that has a blocked kernel gets its input
+converted and its output converted back. Then, in program order, kernels that work on any layout take over their inputs'
+blocked form, two conversions that undo each other cancel, and conversions nobody reads go. Halos wanted by several
+readers of a buffer are joined, so that one padded buffer serves them all.
 """
 
 from __future__ import annotations

@@ -42,7 +42,10 @@ def kernel_table() -> KernelTable:
     path = TABLE if TABLE.exists() else Path(__file__).parents[1] / "csrc" / "kernels" / "table.yaml"
     data = yaml.safe_load(path.read_text())
     return KernelTable(
-        {n: ElementwiseRow(r["scalar"], r.get("vector"), tuple(r.get("dtypes", ()))) for n, r in data["elementwise"].items()},
+        {
+            n: ElementwiseRow(r["scalar"], r.get("vector"), tuple(r.get("dtypes", ())))
+            for n, r in data["elementwise"].items()
+        },
         {n: OperatorRow(tuple(r["families"]), _names(r["dtypes"])) for n, r in data["operators"].items()},
     )
 

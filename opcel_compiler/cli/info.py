@@ -159,7 +159,7 @@ def _model_rows(facts: dict[str, Any]) -> Rows:
 def _target_facts(target: Target) -> dict[str, Any]:
     from opcel_compiler.targets.host import missing_features
 
-    return {"kind": "target", **dataclasses.asdict(target), "missing_here": list(missing_features(target))}
+    return {"kind": "target", "target": dataclasses.asdict(target), "missing_here": list(missing_features(target))}
 
 
 def _target_rows(target: Target) -> Rows:

@@ -32,7 +32,7 @@ REPRODUCER_ELEMENTS = 1 << 16
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="INPUT", type=Path, nargs="?", help="an ONNX file, or text")
-    options.add_pipeline(parser, "the target's own with --target, else none")
+    options.add_pipeline(parser, "the target's own with --target, else none; of it the part for graphs without --lower")
     options.add_target(parser, None, "the target that the passes see (default: none; host with --lower)")
     parser.add_argument("--lower", action="store_true", help="lower the graph to a Program and run the passes on it")
     parser.add_argument("--list", action="store_true", help="list the passes with their options")
@@ -63,11 +63,14 @@ def execute(args: argparse.Namespace) -> int:
 
     name = args.target or ("host" if args.lower else None)
     target = load_target(name) if name else None
-    text = args.pipeline if args.pipeline is not None else target.pipeline if args.target and target else None
-    pipeline = None if text is None else Pipeline.parse(text)
+    given = None if args.pipeline is None else Pipeline.parse(args.pipeline)
     _check_names(args.print_after)
     source = read_source(args.input)
-    pipeline = pipeline or source.pipeline or Pipeline()
+    if given is None:
+        given = source.pipeline or Pipeline.parse(target.pipeline if args.target and target else "")
+        if not args.lower and isinstance(source.subject, Graph):
+            given = given.at("graph")
+    pipeline = given
     ctx, timing = PassContext(target=target), Timing()
     subject = source.subject
     try:

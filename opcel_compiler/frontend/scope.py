@@ -8,7 +8,16 @@ from typing import Any, Union
 
 import onnx
 import onnx.defs
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    TypeProto,
+)
 
 from opcel_compiler.frontend.builder import Builder
 from opcel_compiler.frontend.foreign import Typing, captured, check_node, embed, graphs_of
@@ -291,11 +300,11 @@ class Scope:
         if schema.has_function:
             body: FunctionProto = schema.function_body
             return body
-        typed = all(v is not None and not isinstance(v.type, UnknownType) for v in inputs)
+        typed = not any(v is not None and isinstance(v.type, UnknownType) for v in inputs)
         if not schema.has_context_dependent_function or not typed:
             return None
         try:
-            types = [type_to(v.type).SerializeToString() for v in inputs if v is not None]
+            types = [(TypeProto() if v is None else type_to(v.type)).SerializeToString() for v in inputs]
             body = FunctionProto.FromString(schema.get_context_dependent_function(node.SerializeToString(), types))
             return body
         except Exception:  # the binding raises many kinds for a body that it cannot build

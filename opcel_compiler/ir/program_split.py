@@ -7,7 +7,7 @@ from opcel_compiler.ir.program import Buffer, Kernel, View, whole
 
 
 def split_epilogue(kernel: Kernel, name: str) -> list[Kernel]:
-    """[anchor alone, its epilogue as an elementwise kernel], joined by a new buffer `name`; [kernel] without epilogue."""
+    """[anchor alone, its epilogue as an elementwise kernel] with a new buffer `name` between; [kernel] without one."""
     anchor = kernel.anchor
     if anchor is None or len(list(kernel.body.nodes)) == 1:
         return [kernel]

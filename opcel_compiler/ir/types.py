@@ -55,8 +55,8 @@ def _table() -> dict[str, DType]:
         ("c128", "c", 128, np.complex128), ("string", "s", 0, np.object_),
     ]  # fmt: skip
     order = (
-        "f32 u8 i8 u16 i16 i32 i64 string bool f16 f64 u32 u64 c64 c128 bf16 f8e4m3fn f8e4m3fnuz f8e5m2 f8e5m2fnuz u4 i4 "
-        "f4e2m1 f8e8m0 u2 i2"
+        "f32 u8 i8 u16 i16 i32 i64 string bool f16 f64 u32 u64 c64 c128 bf16 f8e4m3fn f8e4m3fnuz f8e5m2 f8e5m2fnuz "
+        "u4 i4 f4e2m1 f8e8m0 u2 i2"
     ).split()
     return {
         name: DType(name, kind, bits, np.dtype(base), order.index(name) + 1)  # type: ignore[call-overload]

@@ -262,7 +262,7 @@ class Lowering:
         self.views[node.result] = out
 
     def _zero(self, node: Node) -> Value:
-        import numpy as np  # noqa: PLC0415
+        import numpy as np
 
         t = self._type(node.result)
         return self.graph.constant(Constant(np.zeros((), t.dtype.numpy), t.dtype), before=node)

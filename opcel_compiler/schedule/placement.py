@@ -79,8 +79,8 @@ def _wrap(graph: Graph, group: Sequence[Node], reason: str) -> None:
         "external", list(inputs), {"reason": reason}, origin=[o for n in group for o in n.origin],
         names=[v.name for v in outputs], types=[v.type for v in outputs], regions=build,
     )  # fmt: skip
-    for old, new in zip(outputs, node.results, strict=True):
-        old.replace_with(new)
+    for value, new in zip(outputs, node.results, strict=True):
+        value.replace_with(new)
     for old in reversed(group):
         graph.erase(old)
     _sort(graph)
@@ -94,7 +94,9 @@ def _sort(graph: Graph) -> None:
     while pending:
         later = []
         for node in pending:
-            ready = all(v.producer is None or v.producer in done or v.producer.graph is not graph for v in _operands(node))
+            ready = all(
+                v.producer is None or v.producer in done or v.producer.graph is not graph for v in _operands(node)
+            )
             if ready:
                 done.add(node)
                 order.append(node)

@@ -50,7 +50,7 @@ def element_type(node: Node) -> str | None:
         dtype = v.type.dtype
         if "any" in allowed and dtype.kind != "s" and dtype.bits >= 8:
             continue
-        if not ("arithmetic" in allowed and dtype.name in ARITHMETIC or dtype.name in allowed):
+        if not (("arithmetic" in allowed and dtype.name in ARITHMETIC) or dtype.name in allowed):
             return f"%{v.name} is {dtype}; {node.op} takes {', '.join(allowed)}"
     return None
 

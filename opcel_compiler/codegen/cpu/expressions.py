@@ -49,7 +49,7 @@ def literal(value: float | int | bool, dtype: DType) -> str:
         suffix = "f" if dtype.bits == 32 else ""
         x = float(value)
         if math.isnan(x):
-            return f"__builtin_nan{suffix}(\"\")"
+            return f'__builtin_nan{suffix}("")'
         if math.isinf(x):
             return f"{'-' if x < 0 else ''}__builtin_inf{suffix}()"
         return x.hex() + suffix

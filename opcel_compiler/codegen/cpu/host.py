@@ -65,7 +65,8 @@ class HostWriter:
             f"{self._values('input', self.program.inputs, self.names[0])}"
             f"{self._values('output', self.program.outputs, self.names[1])}"
             f"{self._symbols()}{self._bind()}{self._output_shapes()}"
-            f"size_t arena_bytes(const int64_t* s) {{\n  (void)s;\n  return static_cast<size_t>({self.dim(self.memory.arena)});\n}}\n\n"
+            "size_t arena_bytes(const int64_t* s) {\n  (void)s;\n"
+            f"  return static_cast<size_t>({self.dim(self.memory.arena)});\n}}\n\n"
             f"{self._run()}\n}}  // namespace\n\n{self._table()}"
         )
 
@@ -83,7 +84,11 @@ class HostWriter:
             shape = b.type.dims
             dims.append(f"const int64_t {kind}{i}_dims[] = {{{', '.join(map(self._code, shape)) or '0'}}};\n")
             rows.append(f"  {{{c_string(name)}, {b.type.dtype.code}, {len(shape)}, {kind}{i}_dims}},\n")
-        table = f"const OpcelTensorInfo {kind}s[] = {{\n{''.join(rows)}}};\n\n" if rows else f"const OpcelTensorInfo* const {kind}s = nullptr;\n\n"
+        table = (
+            f"const OpcelTensorInfo {kind}s[] = {{\n{''.join(rows)}}};\n\n"
+            if rows
+            else f"const OpcelTensorInfo* const {kind}s = nullptr;\n\n"
+        )
         return "".join(dims) + table
 
     def _symbols(self) -> str:
@@ -207,5 +212,3 @@ class HostWriter:
             f"UINT64_C({self.weights.check})", "bind", "output_shapes", "arena_bytes", "run", features,
         ]  # fmt: skip
         return f'extern "C" OPCEL_HIDDEN const OpcelProgram opcel_program = {{\n    {", ".join(fields)}}};\n'
-
-

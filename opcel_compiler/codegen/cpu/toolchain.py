@@ -78,7 +78,7 @@ def find_toolchain() -> Toolchain:
     Raises ToolchainError when there is none; the text says how to get one.
     """
     named = os.environ.get("CXX")
-    candidates = [tuple(shlex.split(named))] if named else [("g++",), ("c++",), ("clang++",)]
+    candidates: list[tuple[str, ...]] = [tuple(shlex.split(named))] if named else [("g++",), ("c++",), ("clang++",)]
     if not named:
         candidates.append((sys.executable, "-m", "ziglang", "c++"))
     for command in candidates:

@@ -46,7 +46,8 @@ def emit_gemm(kernel: Kernel, target: Target) -> KernelUnit:
 
     epilogue = Functor(unit, kernel, ("batch", "row", "col"), steps)
     struct = epilogue.struct(
-        "Epilogue", "apply(vf v, int64_t batch, int64_t row, int64_t col, int lanes)", after(kernel.body, kernel.anchor),
+        "Epilogue", "apply(vf v, int64_t batch, int64_t row, int64_t col, int lanes)",
+        after(kernel.body, kernel.anchor),
         {kernel.anchor.result: "v"}, kernel.body.outputs[0],
     )  # fmt: skip
     rows_per_task, panels_per_task = kernel.params["rows_per_task"], kernel.params["panels_per_task"]
@@ -93,7 +94,9 @@ def emit_reference(kernel: Kernel, target: Target) -> KernelUnit:
         a = View(a.buffer, (1, *a.shape), (0, *a.strides), a.offset)
     if len(b.shape) == 1:
         b = View(b.buffer, (*b.shape, 1), (*b.strides, 0), b.offset)
-    lead = len(y.shape) - (len(kernel.anchor.operand(0).tensor.dims) > 1) - (len(kernel.anchor.operand(1).tensor.dims) > 1)
+    lead = (
+        len(y.shape) - (len(kernel.anchor.operand(0).tensor.dims) > 1) - (len(kernel.anchor.operand(1).tensor.dims) > 1)
+    )
     batch = y.shape[:lead]
     wide_a, wide_b = a.expand((*batch, *a.shape[-2:])), b.expand((*batch, *b.shape[-2:]))
 
@@ -109,7 +112,8 @@ def emit_reference(kernel: Kernel, target: Target) -> KernelUnit:
     unit.tasks = product(batch) * a.shape[-2]
     return unit.finish(
         ["kernels/matmul/reference.h"], "",
-        f"  const MatmulReferenceArgs<{ctype}> args{{{', '.join(fields)}}};\n  matmul_reference_tasks(args, begin, end);\n",
+        f"  const MatmulReferenceArgs<{ctype}> args{{{', '.join(fields)}}};\n"
+        "  matmul_reference_tasks(args, begin, end);\n",
     )  # fmt: skip
 
 

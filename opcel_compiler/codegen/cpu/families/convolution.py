@@ -15,7 +15,7 @@ Spatial = tuple[Dim, Dim, Dim, Dim]
 
 
 def image_steps(view: View) -> Spatial:
-    """Steps of a blocked (or planar) image [n, c, ...spatial]: image, channel block, row, pixel. A 1-D image is one row."""
+    """Steps of an image [n, c, ...spatial]: image, channel (or block), row, pixel. A 1-D image is one row."""
     n, c, *space = view.strides
     if len(space) == 1:
         space = [0, *space]
@@ -89,7 +89,8 @@ def emit_conv(kernel: Kernel, target: Target) -> KernelUnit:
         xr, yr = ow * p["in_block"], ow * y.buffer.layout.block
     fields = [
         unit.pointer(padded(x, anchor.attrs["pads"])), *map(unit.integer, (xn, xc, xr)), unit.pointer(w),
-        unit.pointer(y, const=False), *map(unit.integer, (yn, yc, yr, x.shape[0], groups, ocb, icb, oh, ow, rows_per_task, panels_per_task)),
+        unit.pointer(y, const=False), *map(unit.integer, (yn, yc, yr, x.shape[0], groups, ocb, icb, oh, ow)),
+        *map(unit.integer, (rows_per_task, panels_per_task)),
     ]  # fmt: skip
     numbers = (p["in_block"], kh, kw, sh, sw, dh, dw, p["out_blocks"], p["tile_rows"], *p["tile_widths"])
     return unit.finish(

@@ -52,7 +52,7 @@ class Functor:
 
     def struct(self, name: str, signature: str, nodes: Sequence[Node], known: dict[Value, str], result: Value) -> str:
         """The struct's text; `signature` is that of its only function, `known` the values it is handed."""
-        loads = []
+        loads: list[str] = []
         outside: dict[Value, None] = {}
         own = {r for n in nodes for r in n.results}
         for v in [v for n in nodes for v in n.operands if v is not None] + [result]:
@@ -71,11 +71,14 @@ class Functor:
             voids = " ".join(f"(void){c};" for c in names)
             prefetch = f"  OPCEL_INLINE void prefetch({parameters}) const {{ {calls} {voids} }}\n"
         return (
-            f"struct {name} {{\n  {' '.join(self.fields)}\n{prefetch}  template <bool Tail>\n  OPCEL_INLINE vf {signature} const {{\n"
+            f"struct {name} {{\n  {' '.join(self.fields)}\n{prefetch}"
+            f"  template <bool Tail>\n  OPCEL_INLINE vf {signature} const {{\n"
             f"   {unused}\n" + "\n".join([*loads, *lines]) + f"\n    return {known[result]};\n  }}\n}};\n"
         )
 
-    def struct_with_bias(self, bias: Value | None, nodes: Sequence[Node], known: dict[Value, str], result: Value) -> str:
+    def struct_with_bias(
+        self, bias: Value | None, nodes: Sequence[Node], known: dict[Value, str], result: Value
+    ) -> str:
         """The epilogue of an image kernel, where the anchor's own bias (per channel) is added first."""
         anchor = next(iter(known))
         if bias is not None:

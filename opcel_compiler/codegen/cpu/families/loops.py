@@ -83,7 +83,9 @@ def emit_elementwise(kernel: Kernel, target: Target) -> KernelUnit:
     lines.append(f"  const int64_t rows = {rows}, chunks = {chunks};")
     lines.append("  for (int64_t t = begin; t < end; ++t) {")
     lines.append(f"    const int64_t first = t % chunks * {chunk}, last = first + {chunk} < n ? first + {chunk} : n;")
-    lines.append("    const int64_t o_first = t / chunks * rows, o_last = o_first + rows < outer ? o_first + rows : outer;")
+    lines.append(
+        "    const int64_t o_first = t / chunks * rows, o_last = o_first + rows < outer ? o_first + rows : outer;"
+    )
     lines.append("    for (int64_t o = o_first; o < o_last; ++o) {")
     lines.append("      int64_t rest = o;")
     for axis in reversed(range(n - 1)):
@@ -124,7 +126,11 @@ def _vector_loop(kernel: Kernel, steps: Sequence[Sequence[str]]) -> list[str]:
         if tail:
             lines += ["      if (i < last) {", "        const int lanes = static_cast<int>(last - i);"]
         else:
-            lines += ["      int64_t i = first;", "      for (; i + W <= last; i += W) {", "        constexpr int lanes = W;"]
+            lines += [
+                "      int64_t i = first;",
+                "      for (; i + W <= last; i += W) {",
+                "        constexpr int lanes = W;",
+            ]
             lines.append("        (void)lanes;")
         lines += [*loads, *body, *stores, "      }"]
     return lines
@@ -178,7 +184,9 @@ def emit_reduce(kernel: Kernel, target: Target) -> KernelUnit:
     lines.append(f"    acc = static_cast<{ctype}>({step.format(acc='acc', x='src[0]').replace('<T>', f'<{ctype}>')});")
     lines.append("    " + "}" * len(axes))
     mean = "acc / static_cast<T>(count)" if kernel.anchor.op == "reduce_mean" else "acc"
-    lines.append(f"    (void)count;\n    {target_}[t] = static_cast<{ctype}>({mean.replace('<T>', f'<{ctype}>')});\n  }}")
+    lines.append(
+        f"    (void)count;\n    {target_}[t] = static_cast<{ctype}>({mean.replace('<T>', f'<{ctype}>')});\n  }}"
+    )
     return unit.finish(["base/scalar.h"], "", "\n".join(lines) + "\n")
 
 
@@ -218,9 +226,10 @@ def emit_arg(kernel: Kernel, target: Target) -> KernelUnit:
     unit.tasks = product(x.shape[:axis]) * product(x.shape[axis + 1 :])
     better = (">" if kernel.anchor.op == "arg_max" else "<") + ("=" if a["last"] else "")
     text = (
-        f"  for (int64_t t = begin; t < end; ++t) {{\n    const {ctype}* src = {source} + t / {inner} * {n} * {inner} + "
-        f"t % {inner};\n    int64_t best = 0;\n    for (int64_t i = 1; i < {n}; ++i)\n      if (src[i * {inner}] {better} "
-        f"src[best * {inner}]) best = i;\n    {out}[t] = best;\n  }}\n"
+        "  for (int64_t t = begin; t < end; ++t) {\n"
+        f"    const {ctype}* src = {source} + t / {inner} * {n} * {inner} + t % {inner};\n"
+        f"    int64_t best = 0;\n    for (int64_t i = 1; i < {n}; ++i)\n"
+        f"      if (src[i * {inner}] {better} src[best * {inner}]) best = i;\n    {out}[t] = best;\n  }}\n"
     )
     return unit.finish(["base/vec.h"], "", text)
 
@@ -229,4 +238,3 @@ EMITTERS = {
     "elementwise": emit_elementwise, **dict.fromkeys(REDUCTIONS, emit_reduce), "dims": emit_dims, "range_": emit_range,
     "arg_max": emit_arg, "arg_min": emit_arg,
 }  # fmt: skip
-

@@ -95,7 +95,8 @@ def emit_gather(kernel: Kernel, target: Target) -> KernelUnit:
     ]  # fmt: skip
     return unit.finish(
         ["kernels/movement/gather.h"], "",
-        f"  const GatherArgs args{{{', '.join(fields)}}};\n  gather_tasks<{CTYPES[indices.dtype]}>(args, begin, end);\n",
+        f"  const GatherArgs args{{{', '.join(fields)}}};\n"
+        f"  gather_tasks<{CTYPES[indices.dtype]}>(args, begin, end);\n",
     )  # fmt: skip
 
 
@@ -110,7 +111,11 @@ def emit_gather_nd(kernel: Kernel, target: Target) -> KernelUnit:
     depth = indices.shape[-1]
     assert isinstance(depth, int)
     size = (x.dtype.bits + 7) // 8
-    source, index, out = unit.pointer(x, "char"), unit.pointer(indices, CTYPES[indices.dtype]), unit.pointer(y, "char", const=False)
+    source, index, out = (
+        unit.pointer(x, "char"),
+        unit.pointer(indices, CTYPES[indices.dtype]),
+        unit.pointer(y, "char", const=False),
+    )
     inner = unit.integer(product(x.shape[batch + depth :]) * size)
     per_batch = unit.integer(product(indices.shape[batch:-1]))
     stride = unit.integer(product(x.shape[batch:]) * size)
@@ -158,9 +163,20 @@ def emit_gather_elements(kernel: Kernel, target: Target) -> KernelUnit:
         else:
             lines.append(f"    offset += rest % {unit.integer(y.shape[a])} * {step};")
         lines.append(f"    rest /= {unit.integer(y.shape[a])};")
-    lines.append(f"    const bool inside = i >= 0 && i < {extent};\n    {out}[t] = inside ? {source}[offset] : {ctype}(0);")
-    lines.append(f"    if (!inside) __atomic_store_n(static_cast<int32_t*>(p[{len(unit.pointers)}]), 1, __ATOMIC_RELAXED);\n  }}\n")
+    lines.append(
+        f"    const bool inside = i >= 0 && i < {extent};\n    {out}[t] = inside ? {source}[offset] : {ctype}(0);"
+    )
+    lines.append(
+        f"    if (!inside) __atomic_store_n(static_cast<int32_t*>(p[{len(unit.pointers)}]), 1, "
+        "__ATOMIC_RELAXED);\n  }\n"
+    )
     return unit.finish(["base/vec.h"], "", "\n".join(lines))
 
 
-EMITTERS = {"gather_elements": emit_gather_elements, "gather_nd": emit_gather_nd, "copy": emit_copy, "relayout": emit_relayout, "gather": emit_gather}
+EMITTERS = {
+    "gather_elements": emit_gather_elements,
+    "gather_nd": emit_gather_nd,
+    "copy": emit_copy,
+    "relayout": emit_relayout,
+    "gather": emit_gather,
+}

@@ -54,7 +54,7 @@ def emit_rows(kernel: Kernel, target: Target) -> KernelUnit:
             f"  const RowArgs args{args};\n{make}  {anchor.op}_tasks(args, prologue, epilogue, begin, end);\n",
         )  # fmt: skip
     inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
-    extras = [v for v in (*anchor.operands[1:], None, None)][:2]
+    extras = [*anchor.operands[1:], None, None][:2]
     pointers = [unit.pointer(inputs[v]) if v is not None else "nullptr" for v in extras]
     flags = ", ".join("true" if v is not None else "false" for v in extras)
     epsilon = literal(anchor.attrs["epsilon"], F32)
@@ -79,8 +79,9 @@ def emit_reduce(kernel: Kernel, target: Target) -> KernelUnit:
     place = "last" if inner == 1 else "middle"
     row = n if place == "last" else inner
     prologue = (
-        "struct Prologue {\n  const float* x;\n  int64_t step;\n  template <bool Tail>\n  OPCEL_INLINE vf load(int64_t row, "
-        "int64_t col, int lanes) const {\n    return load_t<Tail>(x + row * step + col, lanes);\n  }\n};\n"
+        "struct Prologue {\n  const float* x;\n  int64_t step;\n  template <bool Tail>\n"
+        "  OPCEL_INLINE vf load(int64_t row, int64_t col, int lanes) const {\n"
+        "    return load_t<Tail>(x + row * step + col, lanes);\n  }\n};\n"
         "struct Epilogue {\n  template <bool Tail>\n  OPCEL_INLINE vf apply(vf v, int64_t, int64_t, int) const {\n"
         "    return v;\n  }\n};\n"
     )
@@ -99,4 +100,7 @@ def emit_reduce(kernel: Kernel, target: Target) -> KernelUnit:
     )  # fmt: skip
 
 
-EMITTERS = {**dict.fromkeys(("softmax", "log_softmax", "layer_norm", "rms_norm"), emit_rows), "reduce.rows": emit_reduce}
+EMITTERS = {
+    **dict.fromkeys(("softmax", "log_softmax", "layer_norm", "rms_norm"), emit_rows),
+    "reduce.rows": emit_reduce,
+}
