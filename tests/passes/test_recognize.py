@@ -254,6 +254,69 @@ def test_causal_mask(apply, queries: int, keys: int) -> None:
     assert out.ops == ["attention"] and out.only("attention")["causal"] is True
 
 
+RANGES = (
+    "%i = range_{start=[ROW], size=[s], step=1, dtype=i64}|%u = reshape(%i){shape=[s, 1]}|"
+    "%j = range_{start=[0], size=[t], step=1, dtype=i64}|%z = f32[] 0.0|%f = f32[] FILL|"
+)
+SEEN = "%b = less_equal(%j, %u)|%g = where(%b, %z, %f)|"
+HIDDEN = "%b = less_equal(%u, %j)|%g = where(%b, %f, %z)|"
+
+
+@pytest.mark.parametrize(
+    ("row", "mask", "fill", "recognized"),
+    [
+        ("0", SEEN, "-inf", True),
+        ("0", SEEN, "-3.4e38", True),
+        ("1", HIDDEN, "-inf", True),
+        ("0", SEEN, "-1.0", False),
+        ("1", SEEN, "-1e38", False),
+        ("0", HIDDEN, "-1e38", False),
+    ],
+)
+def test_computed_causal_mask(apply, row: str, mask: str, fill: str, recognized: bool) -> None:
+    inputs = "%q: f32[b, 2, s, 4], %k: f32[b, 2, s, 4], %v: f32[b, 2, s, 6]"
+    body = RANGES.replace("[t]", "[s]").replace("ROW", row).replace("FILL", fill) + mask
+    out = apply(
+        graph(body + SCORES + "%a = add(%w, %g)|" + END, inputs),
+        "recognize-attention,move-transposes,dead-code",
+        tolerance=2e-6,
+    )
+    assert out.only("attention")["causal"] is recognized and (out.ops == ["attention"]) is recognized
+
+
+def test_causal_mask_of_a_cache_needs_alignment(apply) -> None:
+    inputs = "%q: f32[b, 2, s, 4], %k: f32[b, 2, s + 2, 4], %v: f32[b, 2, s + 2, 6]"
+    for row, recognized in (("2", True), ("0", False)):
+        body = RANGES.replace("[t]", "[s + 2]").replace("ROW", row).replace("FILL", "-inf") + SEEN
+        out = apply(graph(body + SCORES + "%a = add(%w, %g)|" + END, inputs), "recognize-attention", tolerance=2e-6)
+        assert out.only("attention")["causal"] is recognized
+
+
+REPEAT = "reshape(%X){shape=[b, 2, 1, t, D]}|%Xw = expand(%Xo){shape=[b, 2, 3, t, D]}|%Xr = reshape(%Xw){shape=[b, 6, t, D]}|"
+
+
+@pytest.mark.parametrize("order", ["repeat", "tile"])
+def test_grouped_heads(apply, order: str) -> None:
+    inputs = "%q: f32[b, 6, s, 4], %k: f32[b, 2, t, 4], %v: f32[b, 2, t, 6]"
+    body = "".join(f"%{n}o = " + REPEAT.replace("X", n).replace("D", d) for n, d in (("k", "4"), ("v", "6")))
+    if order == "tile":
+        body = body.replace("[b, 2, 1, t", "[b, 1, 2, t").replace("[b, 2, 3, t", "[b, 3, 2, t")
+    out = apply(
+        graph(body + "%y = attention(%q, %kr, %vr){scale=0.5, causal=true}", inputs),
+        "recognize-attention,simplify-shapes",
+        tolerance=2e-6,
+    )
+    assert (out.ops == ["attention"]) is (order == "repeat")
+
+
+def test_guard_against_hidden_rows(apply) -> None:
+    inputs = "%q: f32[b, 2, 2, 4], %k: f32[b, 2, 2, 4], %v: f32[b, 2, 2, 6]"
+    body = "%g = f32[2, 2] [[-inf, -inf], [0.0, -inf]]|%z = f32[] 0.0|" + SCORES
+    body += "%a = add(%w, %g)|%r = softmax(%a){axis=3}|%n = is_nan(%r)|%p = where(%n, %z, %r)|%y = matmul(%p, %v)"
+    out = apply(graph(body, inputs), "recognize-attention,fold-constants,move-transposes,dead-code", tolerance=2e-6)
+    assert out.ops == ["attention", "where"]
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [

@@ -51,6 +51,7 @@ UNARY = [
     ("%c = f32[] -1.0|%y = pow(%x, %c)", ["reciprocal"]),
     ("%c = f32[] 0.5|%y = pow(%x, %c)", ["pow"]),
     ("%y = max(%x, %x)", []),
+    ("%z = f32[] 0.0|%c = less(%x, %z)|%n = not(%c)|%a = exp(%x)|%y = where(%n, %x, %a)", ["less", "exp", "where"]),
 ]
 
 
@@ -77,6 +78,22 @@ def test_booleans_and_integers(apply) -> None:
         "simplify",
     )
     assert out.ops == ["expand", "sub", "div", "mul", "mul"]
+
+
+@pytest.mark.parametrize(("k", "ops"), [("1.0", []), ("0.0", ["not"]), ("2.0", ["where", "equal"])])
+def test_comparison_of_a_choice(apply, k: str, ops: list[str]) -> None:
+    out = apply(
+        f"""graph main(%c: bool[n]) {{
+          %a = f32[] 1.0
+          %b = f32[] 0.0
+          %k = f32[1] {k}
+          %w = where(%c, %a, %b)
+          %y = equal(%k, %w)
+          return %y
+        }}""",
+        "simplify",
+    )
+    assert out.ops == ops
 
 
 def test_only_exact_rules_when_reassociation_is_forbidden(apply) -> None:
@@ -106,6 +123,7 @@ SHAPES = [
     ("%a = expand(%x){shape=[2, n, 4, 6]}|%y = expand(%a){shape=[3, 2, n, 4, 6]}", ["expand"]),
     ("%c = f32[6] [1., 2., 3., 4., 5., 6.]|%a = expand(%c){shape=[n, 4, 6]}|%y = add(%a, %x)", ["add"]),
     ("%c = f32[6] [1., 2., 3., 4., 5., 6.]|%a = expand(%c){shape=[n, 4, 6]}|%y = sub(%x, %a)", ["sub"]),
+    ("%z = f32[] 0.0|%c = less(%x, %z)|%a = expand(%z){shape=[n, 4, 6]}|%y = where(%c, %a, %x)", ["less", "where"]),
     ("%c = f32[6] 1.0|%a = expand(%x){shape=[2, n, 4, 6]}|%y = add(%a, %c)", ["expand", "add"]),
     ("%c = f32[] 2.0|%a = expand(%x){shape=[2, n, 4, 6]}|%b = mul(%a, %c)|%y = exp(%b)", ["mul", "exp", "expand"]),
     ("%y = slice(%x){starts=[0, 0, 0], sizes=[n, 4, 6], steps=[1, 1, 1]}", []),
