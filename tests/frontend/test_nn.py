@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from onnx_harness import check, floats, one_node
 
@@ -160,3 +161,55 @@ def test_einsum(equation: str) -> None:
 def test_einsum_of_one_operand_stays_opaque() -> None:
     feeds = {"a": floats(3, 3)}
     check(one_node("Einsum", feeds, 12, equation="ii->i"), feeds, foreign=["Einsum"])
+
+
+@pytest.mark.parametrize("opset, attrs", [(7, {"scales": [1.0, 1.0, 2.0, 3.0]}), (9, {})])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_upsample(opset: int, attrs: dict[str, Any], mode: str) -> None:
+    constants = {} if attrs else {"s": np.array([1, 1, 2, 2.5], np.float32)}
+    check(one_node("Upsample", {"x": IMAGE}, opset, constants=constants, mode=mode, **attrs), {"x": IMAGE})
+
+
+@pytest.mark.parametrize("how", ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize("scales", [[1, 1, 2, 2], [1, 1, 1.7, 0.6], [1, 1, 0.5, 3]])
+def test_resize_by_factors(how: str, mode: str, scales: list[float]) -> None:
+    constants = {"s": np.array(scales, np.float32)}
+    attrs = {"mode": mode, "coordinate_transformation_mode": how}
+    model = one_node("Resize", {"x": IMAGE}, 13, constants=constants, inputs=["x", "", "s"], **attrs)
+    check(model, {"x": IMAGE}, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rounding", ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"])
+@pytest.mark.parametrize("opset", [11, 13, 18, 19])
+def test_resize_by_sizes(rounding: str, opset: int) -> None:
+    sizes, attrs = np.array([1, 4, 10, 5]), {"nearest_mode": rounding}
+    constants = {"r": np.zeros(0, np.float32), "f": np.zeros(0, np.float32), "s": sizes}
+    check(one_node("Resize", {"x": IMAGE}, opset, constants=constants, **attrs), {"x": IMAGE})
+
+
+def test_resize_of_chosen_axes_and_old_resize() -> None:
+    model = one_node(
+        "Resize", {"x": IMAGE}, 18, constants={"s": np.array([14, 16])}, inputs=["x", "", "", "s"], axes=[2, -1]
+    )
+    assert [n.op for n in check(model, {"x": IMAGE}).graph.nodes] == ["reshape", "expand", "reshape"]
+    check(one_node("Resize", {"x": IMAGE}, 10, constants={"s": np.array([1, 1, 2, 2], np.float32)}), {"x": IMAGE})
+
+
+def test_resize_that_has_no_lowering() -> None:
+    constants = {"s": np.array([1, 1, 2, 2], np.float32)}
+    model = one_node("Resize", {"x": IMAGE}, 13, constants=constants, inputs=["x", "", "s"], mode="cubic")
+    check(model, {"x": IMAGE}, foreign=["Resize"])
+
+
+def test_resize_of_symbolic_sizes() -> None:
+    constants = {"s": np.array([1, 1, 2, 3], np.float32)}
+    attrs = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    inputs, symbolic = ["x", "", "s"], {"x": [1, 4, "h", "w"]}
+    model = one_node("Resize", {"x": IMAGE}, 13, constants=constants, inputs=inputs, symbolic=symbolic, **attrs)
+    assert str(check(model, {"x": IMAGE}).graph.outputs[0].type) == "f32[1, 4, 2*h, 3*w]"
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_lrn(size: int) -> None:
+    check(one_node("LRN", {"x": IMAGE}, 13, size=size, alpha=0.3, beta=0.6, bias=1.5), {"x": IMAGE}, rtol=1e-4)

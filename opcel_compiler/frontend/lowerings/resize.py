@@ -81,7 +81,7 @@ def _scales(c: Lowering, rank: int) -> tuple[list[float] | None, Value | None]:
         return list(c.attr_floats("scales")), None
     operand = c.opt(1) if c.opset < 11 else c.opt(2)
     sizes = None if c.opset < 11 else c.opt(3)
-    if sizes is not None:
+    if sizes is not None and c.shape(sizes) != (0,):
         return None, sizes
     data = None if operand is None else operand.constant
     if data is None:
