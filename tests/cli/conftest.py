@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from opcel_compiler.cli import main
 
+sys.path.insert(0, str(Path(__file__).parent))
 
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-Opcel = Callable[..., Result]
+from commands import Opcel, Result
 
 
 @pytest.fixture
@@ -41,8 +34,8 @@ def opcel(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
     return call
 
 
-def _save(path: Path, nodes: list[onnx.NodeProto], shape: list[object], domain: str = "") -> Path:
-    def value(name: str, dims: list[object]) -> onnx.ValueInfoProto:
+def _save(path: Path, nodes: list[onnx.NodeProto], shape: list[str | int], domain: str = "") -> Path:
+    def value(name: str, dims: list[str | int]) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
 
     rng = np.random.default_rng(0)
@@ -51,6 +44,7 @@ def _save(path: Path, nodes: list[onnx.NodeProto], shape: list[object], domain: 
     graph = helper.make_graph(
         nodes, "small", [value("x", shape)], [value("y", ["n", 5])],
         [numpy_helper.from_array(array, name) for name, array in weights if name in used],
+        value_info=[value("f", ["n", 5])] if "f" in used else [],
     )  # fmt: skip
     opsets = [helper.make_opsetid("", 17)] + ([helper.make_opsetid(domain, 1)] if domain else [])
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Opcel
 
 from opcel_compiler.cli import main_compile
 
 
-def left_in(folder):
+def left_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_summary_says_what_was_made(opcel, models, tmp_path):
+def test_the_summary_says_what_was_made(opcel: Opcel, models: Path, tmp_path: Path) -> None:
     result = opcel("compile", models / "mlp.onnx", "--target", "x86-64")
     assert result.code == 0
     rows = dict(line.split(None, 1) for line in result.out.splitlines())
@@ -26,31 +28,31 @@ def test_the_summary_says_what_was_made(opcel, models, tmp_path):
     assert "importing" in result.err and "\x1b" not in result.err
 
 
-def test_json_is_the_report_and_nothing_else(opcel, models, tmp_path):
+def test_json_is_the_report_and_nothing_else(opcel: Opcel, models: Path, tmp_path: Path) -> None:
     result = opcel("compile", models / "mlp.onnx", "-o", "a.opcel", "--json")
     assert (result.code, result.err) == (0, "")
     assert json.loads(result.out) == json.loads((tmp_path / "a.opcel" / "report.json").read_text())
 
 
-def test_quiet_prints_nothing(models, tmp_path, capsys):
+def test_quiet_prints_nothing(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main_compile([str(models / "mlp.onnx"), "-o", str(tmp_path / "a.opcel"), "-q"]) == 0
     assert capsys.readouterr() == ("", "")
     assert left_in(tmp_path) == ["a.opcel"]
 
 
-def test_an_artifact_is_replaced_by_the_next(opcel, models, tmp_path):
+def test_an_artifact_is_replaced_by_the_next(opcel: Opcel, models: Path, tmp_path: Path) -> None:
     for _ in range(2):
         assert opcel("compile", models / "mlp.onnx", "-q").code == 0
     assert left_in(tmp_path) == ["mlp.opcel"]
 
 
-def test_without_proof_the_artifact_says_unproved(opcel, models):
+def test_without_proof_the_artifact_says_unproved(opcel: Opcel, models: Path) -> None:
     result = opcel("compile", models / "mlp.onnx", "--no-proof")
     assert result.code == 0
     assert "proof       unproved: " in result.out
 
 
-def test_given_inputs_are_those_of_the_proof(opcel, models, tmp_path):
+def test_given_inputs_are_those_of_the_proof(opcel: Opcel, models: Path, tmp_path: Path) -> None:
     assert opcel("compile", models / "mlp.onnx", "--inputs", models / "x.npz", "-q").code == 0
     np.savez(tmp_path / "other.npz", z=np.zeros(3))
     result = opcel("compile", models / "mlp.onnx", "-o", "b.opcel", "--inputs", "other.npz", "-q")
@@ -59,7 +61,7 @@ def test_given_inputs_are_those_of_the_proof(opcel, models, tmp_path):
     assert left_in(tmp_path) == ["mlp.opcel", "other.npz"]
 
 
-def test_fallback_names_the_node_and_the_reason(opcel, models, tmp_path):
+def test_fallback_names_the_node_and_the_reason(opcel: Opcel, models: Path, tmp_path: Path) -> None:
     warned = opcel("compile", models / "det.onnx")
     assert warned.code == 0
     assert "1 native, 1 in ONNX Runtime" in warned.out and "            Det (det_0): " in warned.out
@@ -89,7 +91,9 @@ def test_fallback_names_the_node_and_the_reason(opcel, models, tmp_path):
         (["frob.onnx"], 6, "no reference could run the model"),
     ],
 )
-def test_an_error_is_one_line_and_leaves_nothing(opcel, models, tmp_path, argv, status, message):
+def test_an_error_is_one_line_and_leaves_nothing(
+    opcel: Opcel, models: Path, tmp_path: Path, argv: list[str], status: int, message: str
+) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").touch()
     (tmp_path / "noise.onnx").write_bytes(b"\xff\xfe no model")
@@ -103,7 +107,9 @@ def test_an_error_is_one_line_and_leaves_nothing(opcel, models, tmp_path, argv, 
     assert left_in(tmp_path) == before and left_in(tmp_path / "folder") == ["file"]
 
 
-def test_interrupted_it_leaves_nothing(opcel, models, tmp_path, monkeypatch):
+def test_interrupted_it_leaves_nothing(
+    opcel: Opcel, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from opcel_compiler import driver
 
     def interrupted(*_: object, **__: object) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Opcel
 
 
-def test_given_inputs_give_the_models_outputs(opcel, models, artifact, tmp_path):
+def test_given_inputs_give_the_models_outputs(opcel: Opcel, models: Path, artifact: Path, tmp_path: Path) -> None:
     result = opcel("run", artifact, "--inputs", models / "x.npz", "-o", "y.npz", "--threads", 2)
     assert result.code == 0
     lines = result.out.splitlines()
@@ -21,7 +23,7 @@ def test_given_inputs_give_the_models_outputs(opcel, models, artifact, tmp_path)
         np.testing.assert_allclose(saved["y"], want, rtol=1e-5, atol=1e-5)
 
 
-def test_random_inputs_are_seeded_and_sized(opcel, artifact, tmp_path):
+def test_random_inputs_are_seeded_and_sized(opcel: Opcel, artifact: Path, tmp_path: Path) -> None:
     for name in ("a.npz", "b.npz"):
         assert opcel("run", artifact, "--dim", "n=7", "-o", name, "-q").out == ""
     first, second = (np.load(tmp_path / name)["y"] for name in ("a.npz", "b.npz"))
@@ -30,7 +32,7 @@ def test_random_inputs_are_seeded_and_sized(opcel, artifact, tmp_path):
     assert "float32[1, 5]" in opcel("run", artifact).out
 
 
-def test_repeat_times_the_runs(opcel, artifact):
+def test_repeat_times_the_runs(opcel: Opcel, artifact: Path) -> None:
     result = opcel("run", artifact, "--repeat", 5, "--threads", 1)
     assert result.code == 0
     line = result.out.splitlines()[-1]
@@ -41,7 +43,7 @@ def test_repeat_times_the_runs(opcel, artifact):
     assert (latency["runs"], latency["threads"], latency["weights"]) == (5, 1, "resident")
 
 
-def test_json_holds_facts_of_each_output_and_no_nan(opcel, artifact, tmp_path):
+def test_json_holds_facts_of_each_output_and_no_nan(opcel: Opcel, artifact: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "nan.npz", x=np.full((2, 8), np.nan, np.float32))
     facts = json.loads(opcel("run", artifact, "--inputs", "nan.npz", "--json").out)
     (output,) = facts["outputs"]
@@ -65,7 +67,9 @@ def test_json_holds_facts_of_each_output_and_no_nan(opcel, artifact, tmp_path):
         (["{artifact}", "--output", "."], "cannot write .: it is a folder"),
     ],
 )
-def test_an_error_is_one_line_and_leaves_nothing(opcel, models, artifact, tmp_path, argv, message):
+def test_an_error_is_one_line_and_leaves_nothing(
+    opcel: Opcel, models: Path, artifact: Path, tmp_path: Path, argv: list[str], message: str
+) -> None:
     (tmp_path / "mlp.onnx").write_bytes((models / "mlp.onnx").read_bytes())
     x = np.zeros((2, 8), np.float32)
     np.save(tmp_path / "one.npy", x)
@@ -81,10 +85,10 @@ def test_an_error_is_one_line_and_leaves_nothing(opcel, models, artifact, tmp_pa
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_outputs_of_any_name_and_dtype_are_saved(tmp_path):
+def test_outputs_of_any_name_and_dtype_are_saved(tmp_path: Path) -> None:
     from opcel_compiler.cli.files import read_arrays, write_arrays
 
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "file": np.arange(3), "a/b:0": np.array(1.5, np.float16), "s": np.array(["é", "bc"], object),
         "t": np.asfortranarray(np.ones((2, 3), bool)),
     }  # fmt: skip
