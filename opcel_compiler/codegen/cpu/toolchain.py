@@ -16,7 +16,7 @@ from pathlib import Path
 from opcel_compiler.errors import OpcelError
 
 COMMON = (
-    "-std=c++17", "-O3", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-fno-math-errno",
+    "-std=c++17", "-O2", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-fno-math-errno",
     "-fno-trapping-math", "-ffp-contract=fast", "-fno-asynchronous-unwind-tables", "-fno-stack-protector",
     "-fcf-protection=none", "-U_FORTIFY_SOURCE", "-w",
 )  # fmt: skip
