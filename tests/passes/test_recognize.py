@@ -292,7 +292,10 @@ def test_causal_mask_of_a_cache_needs_alignment(apply) -> None:
         assert out.only("attention")["causal"] is recognized
 
 
-REPEAT = "reshape(%X){shape=[b, 2, 1, t, D]}|%Xw = expand(%Xo){shape=[b, 2, 3, t, D]}|%Xr = reshape(%Xw){shape=[b, 6, t, D]}|"
+REPEAT = (
+    "reshape(%X){shape=[b, 2, 1, t, D]}|%Xw = expand(%Xo){shape=[b, 2, 3, t, D]}|"
+    "%Xr = reshape(%Xw){shape=[b, 6, t, D]}|"
+)
 
 
 @pytest.mark.parametrize("order", ["repeat", "tile"])
