@@ -56,8 +56,8 @@ class Lowering:
         for node in self.graph.nodes:
             self._origin = node.origin
             self._node(node)
-        self._origin = ()
         for value, name in zip(self.graph.outputs, self.graph.output_names, strict=True):
+            self._origin = value.producer.origin if value.producer is not None else ()
             self._output(value, name)
         return self.program
 
@@ -235,6 +235,25 @@ class Lowering:
         region = Region(index, nodes, inputs, outputs, node.attrs["reason"], node.origin)
         self.program.steps.append(region)
         self.views.update(zip(node.results, outputs, strict=True))
+
+    def _lower_softmax(self, node: Node) -> None:
+        """Kernels take the last axis: another one is moved there and back."""
+        t, axis = self._type(node.result), node.attrs["axis"]
+        last = len(t.dims) - 1
+        x = self.view(node.operand(0))
+        if axis == last:
+            self._kernel(node, self._single(node), [x])
+            return
+        perm = [*(i for i in range(last + 1) if i != axis), axis]
+        x = self.contiguous(x.transpose(perm))
+        out = self.temp(t.dtype, x.shape, node.result.name)
+        body = Graph("body")
+        row = body.add(node.op, [body.add_input("x", TensorType(t.dtype, x.shape))], {"axis": last}, origin=node.origin)
+        body.add_output(row.result)
+        self.emit(node.op, body, [x], [out], row)
+        self.views[node.result] = out.transpose(sorted(range(last + 1), key=perm.__getitem__))
+
+    _lower_log_softmax = _lower_softmax
 
     def _lower_concat(self, node: Node) -> None:
         out = self._result(node.result, None)

@@ -1,0 +1,65 @@
+"""Twins of the benchmark networks: native, proved, equal to ONNX Runtime on inputs that the proof did not see."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import opcel_compiler as oc
+from opcel_compiler.driver import prepare
+from opcel_compiler.runtime.model import _cpu_features
+from opcel_compiler.targets import load_target
+
+from .conftest import GetTwin, assert_same, reference
+from .twins import TWINS, feeds
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_same_as_onnx_runtime(twin: GetTwin, name: str) -> None:
+    compiled, spec = twin(name), TWINS[name]
+    model = spec.build()
+    assert compiled.manifest["proof"]["status"] == "proved"
+    for seed, sizes in enumerate(spec.sizes, 1):
+        given = feeds(model, sizes, seed)
+        assert_same(compiled.run(given), reference(model, given), **sizes)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_kernel_families(twin: GetTwin, name: str) -> None:
+    report = twin(name).report
+    families = {kernel["family"] for kernel in report["kernels"]}
+    assert TWINS[name].families <= families
+    assert report["coverage"]["fallback_nodes"] == 0
+    assert all(kernel["origin"] for kernel in report["kernels"])
+
+
+@pytest.mark.parametrize("name", [n for n, t in TWINS.items() if t.recognized or t.gone])
+def test_spelled_out_operators_are_recognized(name: str) -> None:
+    graph = prepare(TWINS[name].build()).graph
+    ops = {n.op for n in graph.nodes} | {n.op for f in graph.nodes for r in f.regions for n in r.nodes}
+    assert TWINS[name].recognized <= ops
+    assert not ops & TWINS[name].gone
+
+
+@pytest.mark.parametrize("level", ["x86-64", "x86-64-avx2", "x86-64-avx512", "x86-64-avx512-vnni-bf16"])
+@pytest.mark.parametrize("name", ["mlp-symbolic", "mobilenet", "bert-torchscript"])
+def test_every_level(twin: GetTwin, name: str, level: str) -> None:
+    isa = load_target(level).isa
+    assert isa is not None
+    if missing := set(isa.features) - _cpu_features():
+        pytest.skip(f"this CPU lacks {', '.join(sorted(missing))}")
+    compiled, spec = twin(name, level), TWINS[name]
+    assert compiled.manifest["target"]["isa"] == isa.level
+    model = spec.build()
+    given = feeds(model, spec.sizes[-1], 5)
+    assert_same(compiled.run(given), reference(model, given))
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "bert-torchscript-symbolic", "reductions"])
+def test_the_number_of_threads_changes_no_bit(twin: GetTwin, name: str) -> None:
+    path, spec = twin(name).path, TWINS[name]
+    given = feeds(spec.build(), spec.sizes[-1], 3)
+    with oc.load(path, threads=1) as one, oc.load(path, threads=2) as two:
+        first, second = one.run(given), two.run(given)
+    for key, value in first.items():
+        np.testing.assert_array_equal(value.view(np.uint8), second[key].view(np.uint8))
