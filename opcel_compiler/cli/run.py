@@ -54,11 +54,13 @@ def execute(args: argparse.Namespace) -> int:
     if args.artifact.is_file():
         raise CommandError(f"{args.artifact} is a file, not a compiled model; compile it with `opcel compile` first")
     manifest = runtime.read_manifest(args.artifact)
-    names = tuple(value["name"] for value in manifest["inputs"])
-    if args.inputs:
+    try:
+        names = tuple(str(value["name"]) for value in manifest["inputs"])
+        feeds = random_inputs(manifest["inputs"], dict(args.dim)) if not args.inputs else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise CommandError(f"{args.artifact} is damaged: its manifest's inputs are not whole ({error})") from error
+    if feeds is None:
         feeds = select(read_arrays(args.inputs), names, args.inputs)
-    else:
-        feeds = random_inputs(manifest["inputs"], dict(args.dim))
     with runtime.load(args.artifact, threads=args.threads, weights=args.weights) as model:
         outputs = model.run(feeds)
         latency = measure(model, feeds, args.repeat) if args.repeat else None

@@ -56,13 +56,14 @@ def test_json_holds_facts_of_each_output_and_no_nan(opcel: Opcel, artifact: Path
     [
         (["none.opcel"], "none.opcel is not a compiled model: cannot read manifest.json"),
         (["mlp.onnx"], "mlp.onnx is a file, not a compiled model; compile it with `opcel compile` first"),
+        (["partial"], "partial is damaged: its manifest's inputs are not whole ('shape')"),
         (["{artifact}", "--dim", "m=3"], "no input has a dimension 'm'; there are n"),
         (["{artifact}", "--inputs", "none.npz"], "cannot read none.npz: No such file or directory"),
         (["{artifact}", "--inputs", "one.npy"], "one.npy holds one array without a name"),
         (["{artifact}", "--inputs", "other.npz"], "other.npz lacks x; the model takes x, the file has z"),
         (["{artifact}", "--inputs", "more.npz"], "more.npz has z, which is no input; the model takes x"),
         (["{artifact}", "--inputs", "objects.npz"], "objects.npz is no .npz file of plain arrays"),
-        (["{artifact}", "--inputs", "wide.npz"], "x"),
+        (["{artifact}", "--inputs", "wide.npz"], "input 'x': shape [2, 9] given, [n, 8] expected"),
         (["{artifact}", "--output", "none/y.npz"], "cannot write none/y.npz: No such file or directory"),
         (["{artifact}", "--output", "."], "cannot write .: it is a folder"),
     ],
@@ -77,6 +78,9 @@ def test_an_error_is_one_line_and_leaves_nothing(
     np.savez(tmp_path / "more.npz", x=x, z=x)
     np.savez(tmp_path / "objects.npz", x=np.array([object()]))
     np.savez(tmp_path / "wide.npz", x=np.zeros((2, 9), np.float32))
+    (tmp_path / "partial").mkdir()
+    manifest = {"format": 1, "inputs": [{"name": "x"}], "outputs": [], "modules": []}
+    (tmp_path / "partial" / "manifest.json").write_text(json.dumps(manifest))
     before = sorted(tmp_path.iterdir())
     result = opcel("run", *(a.format(artifact=artifact) for a in argv))
     assert result.code == 1 and result.out == ""
