@@ -120,7 +120,9 @@ def main() -> None:
     start = time.perf_counter()
     compiled = opcel_compiler.compile(MODEL, target="host", output=args.output, threads=args.threads)
     print(f"compiled  {MODEL.name} to {args.output} in {time.perf_counter() - start:.1f} s")
-    print(f"proof     {compiled.report['proof']}")
+    proof = compiled.report["proof"]
+    worst = max(output["max_abs"] for output in proof["outputs"])
+    print(f"proof     {proof['status']} against {proof['reference']}: largest error {worst:.1e} ({proof['bound']})")
 
     labels = np.load(HERE / "digits_labels.npz")["label"]
     with tempfile.TemporaryDirectory() as folder:
