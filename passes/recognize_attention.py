@@ -246,7 +246,9 @@ def _hides_later_keys(m: Match) -> str | None:
     return None
 
 
-@rule(op("attention", value("q"), value("k"), value("v"), _CAUSAL, causal=False), _hides_later_keys)
+@rule(
+    op("attention", value("q"), value("k"), value("v"), _CAUSAL, causal=False), _hides_later_keys, Numerics.REASSOCIATES
+)
 def causal_mask(m: Match, build: Builder) -> Value:
     """A mask that hides the keys after each query is the attribute `causal`"""
     return build("attention", m["q"], m["k"], m["v"], **{**m.node.attrs, "causal": True})

@@ -106,11 +106,6 @@ def one_of(*choices: Pattern) -> OneOf:
     return OneOf(choices)
 
 
-def maybe(operator: str, inner: Pattern, *, single_use: bool = False, **attrs: Any) -> OneOf:
-    """`inner`, with or without the unary `operator` applied to it."""
-    return OneOf((op(operator, inner, single_use=single_use, rest=True, **attrs), inner))
-
-
 @dataclass(frozen=True)
 class Match:
     """A pattern found: the value matched, the values bound, and the nodes taken part, root first."""

@@ -20,7 +20,8 @@ class Numerics(Enum):
 
     exact: every element compares equal, or is NaN in both; the sign of a zero may differ.
     reassociates: equal in exact arithmetic; rounding differs by a few units in the last place of the largest
-        intermediate value, and an intermediate overflow may vanish or appear.
+        intermediate value; an intermediate overflow may vanish or appear, and so may a NaN or infinity on which the
+        result does not depend in exact arithmetic (a score that a mask hides).
     approximate: not equal even in exact arithmetic.
     """
 

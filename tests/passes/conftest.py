@@ -53,7 +53,11 @@ class Outcome:
         assert difference is None, f"{difference}\n{print_graph(self.graph)}"
 
 
-def random_feeds(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
+SPECIAL = [np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-40]
+
+
+def random_feeds(graph: Graph, seed: int = 0, special: bool = False) -> dict[str, np.ndarray]:
+    """Inputs for `graph`; with `special`, one of the special values at every third place of the floats."""
     rng = np.random.default_rng(seed)
     sizes = {s.name: max(s.lo, 3) for s in graph_symbols(graph).values()}
     feeds = {}
@@ -63,14 +67,17 @@ def random_feeds(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
         if dtype.kind == "b":
             feeds[v.name] = rng.random(shape) < 0.5
         elif dtype.is_float:
-            feeds[v.name] = rng.standard_normal(shape).astype(dtype.numpy)
+            numbers = rng.standard_normal(shape)
+            if special:
+                numbers = np.where(rng.random(shape) < 1 / 3, rng.choice(SPECIAL, shape), numbers)
+            feeds[v.name] = numbers.astype(dtype.numpy)
         else:
             feeds[v.name] = rng.integers(0, 3, shape).astype(dtype.numpy)
     return feeds
 
 
-def same_results(before: Graph, after: Graph, tolerance: float) -> None:
-    feeds = random_feeds(before)
+def same_results(before: Graph, after: Graph, tolerance: float, special: bool = False) -> None:
+    feeds = random_feeds(before, special=special)
     wanted, found = run(before, feeds), run(after, feeds)
     assert wanted.keys() == found.keys()
     for name, array in wanted.items():
@@ -83,7 +90,8 @@ def same_results(before: Graph, after: Graph, tolerance: float) -> None:
 
 @pytest.fixture
 def apply() -> Callable[..., Outcome]:
-    """apply(text, pipeline, tolerance=..., ctx=...): both graphs verified, and run on the same random inputs."""
+    """apply(text, pipeline, tolerance=..., ctx=...): both graphs verified, and run on the same random inputs, once more
+    with NaN, infinities, -0 and denormals among them unless `special` is false."""
 
     def go(
         text: str | Graph,
@@ -92,11 +100,14 @@ def apply() -> Callable[..., Outcome]:
         tolerance: float = 0.0,
         ctx: PassContext | None = None,
         constants: Mapping[str, Constant] | None = None,
+        special: bool = True,
     ) -> Outcome:
         graph = parse_graph(text, constants) if isinstance(text, str) else text
         before = clone(graph)
         done = PassManager.run(graph, Pipeline.parse(pipeline), ctx or PassContext(explain=True), [Verify(verify)])
         same_results(before, graph, tolerance)
+        if special:
+            same_results(before, graph, tolerance, special=True)
         return Outcome(before, graph, done)
 
     return go
