@@ -199,15 +199,18 @@ def _same(a: Value, b: Value) -> bool:
 
 
 class _Search:
-    """Backtracking over the alternatives; remembers the deepest failure, the first among equals."""
+    """Backtracking over the alternatives; remembers the deepest failure, then one at a constant where a constant was
+    wanted, the first among equals."""
 
     def __init__(self) -> None:
         self.nodes: tuple[Node, ...] = ()
         self.reason = ""
+        self.rank = (-1, False)
 
-    def fail(self, state: _State, reason: str) -> None:
-        if not self.reason or len(state.nodes) > len(self.nodes):
-            self.nodes, self.reason = state.nodes, reason
+    def fail(self, state: _State, reason: str, close: bool = False) -> None:
+        rank = len(state.nodes), close
+        if rank > self.rank:
+            self.nodes, self.reason, self.rank = state.nodes, reason, rank
 
     def bind(self, state: _State, name: str | None, v: Value) -> Iterator[_State]:
         bound = state.bind(name, v)
@@ -227,7 +230,7 @@ class _Search:
                 yield from self.bind(state, pattern.name, v)
         elif isinstance(pattern, Const):
             if reason := _not_const(pattern, v):
-                self.fail(state, reason)
+                self.fail(state, reason, close=v.constant is not None)
             else:
                 yield from self.bind(state, pattern.name, v)
         elif isinstance(pattern, Flat):
