@@ -120,7 +120,35 @@ def _read(model: str | Path | bytes | ModelProto) -> tuple[ModelProto, Buffer, W
         raise ModelError(f"{what} is no ONNX model, or is truncated: {e}") from None
     if not proto.HasField("graph") or proto.ir_version < 1:
         raise ModelError(f"{what} is no ONNX model: it has no {'IR version' if proto.HasField('graph') else 'graph'}")
+    check_text(proto, what)
     return _without_inner_calls(proto, what), data, Weights(data, path.parent if path else None), path
+
+
+def check_text(proto: ModelProto, what: str) -> None:
+    """Raises ModelError for a name that is not UTF-8, which protobuf hands over as bytes."""
+    texts: list[str | bytes] = [proto.graph.name, proto.producer_name, proto.producer_version]
+    texts += [o.domain for o in proto.opset_import]
+    nodes = list(proto.graph.node)
+    graphs = [proto.graph]
+    for f in proto.functions:
+        texts += [f.name, f.domain, f.overload, *f.input, *f.output, *f.attribute, *(o.domain for o in f.opset_import)]
+        nodes += f.node
+    while nodes or graphs:
+        for node in nodes:
+            texts += [node.name, node.op_type, node.domain, node.overload, *node.input, *node.output]
+            texts += [t for a in node.attribute for t in (a.name, a.ref_attr_name)]
+            graphs += graphs_of(node)
+        inner, graphs, nodes = graphs, [], []
+        for g in inner:
+            values = [*g.input, *g.output, *g.value_info]
+            texts += [v.name for v in values] + [t.name for t in g.initializer]
+            texts += [d.dim_param for v in values for d in v.type.tensor_type.shape.dim]
+            texts += [s for t in g.initializer for e in t.external_data for s in (e.key, e.value)]
+            if g is not proto.graph:
+                nodes += g.node
+    for text in texts:
+        if isinstance(text, bytes):
+            raise ModelError(f"{what} holds the name {text!r}, which is not UTF-8; the file is damaged")
 
 
 def _without_inner_calls(proto: ModelProto, what: str) -> ModelProto:

@@ -199,7 +199,8 @@ class Scope:
                     ready.append(user)
         if len(out) < len(nodes):
             stuck = next(i for i, n in enumerate(left) if n)
-            name = next(n for n in nodes[stuck].input if n in maker and left[maker[n]])
+            used = [*nodes[stuck].input, *captured(nodes[stuck])]
+            name = next(n for n in used if n in maker and left[maker[n]])
             label = _label(nodes[stuck], stuck)
             raise ModelError(f"the graph has a cycle: node {label} needs {name!r}, which depends on it")
         return out
@@ -249,8 +250,8 @@ class Scope:
                 return [out] if isinstance(out, Value) else list(out)
             except Unsupported as e:
                 reason = str(e)
-            except InferenceError as e:
-                reason = str(e)
+            except (InferenceError, ValueError, TypeError, IndexError, ArithmeticError) as e:
+                reason = str(e) or type(e).__name__
             self.builder.undo(mark)
         body = self._body(node, inputs, version)
         if body is not None:

@@ -20,6 +20,10 @@ _READ_WHOLE = 1 << 20
 """Files up to this size are read; larger ones are mapped."""
 
 
+_MAX_SPARSE = 1 << 28
+"""The most elements of a sparse tensor."""
+
+
 def map_file(path: Path) -> memoryview:
     """The bytes of a file, mapped read-only when it is large. Raises OSError."""
     with path.open("rb") as f:
@@ -63,6 +67,8 @@ class Weights:
         values = self.constant(t.values, where)
         indices = self.constant(t.indices, where).array
         shape = _dims(list(t.dims), where)
+        if math.prod(shape) > _MAX_SPARSE:
+            raise ModelError(f"{where}: the sparse tensor of shape {list(shape)} is too large to be made dense")
         out = np.zeros(shape, values.array.dtype)
         try:
             at = tuple(indices.T) if indices.ndim == 2 else np.unravel_index(indices, shape)

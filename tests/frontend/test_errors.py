@@ -208,3 +208,50 @@ def test_input_without_a_type() -> None:
     model = graph_of(node("Neg", "x", "y"))
     model.graph.input[0].ClearField("type")
     refused(model, "input 'x' has no type")
+
+
+def test_names_that_are_not_text() -> None:
+    data = graph_of(node("Neg", "x", "y", "a_name")).SerializeToString()
+    refused(data.replace(b"a_name", b"a_nam\xff"), "which is not UTF-8")
+
+
+def test_cycle_through_a_captured_value() -> None:
+    branch = helper.make_graph(
+        [node("Neg", "y", "t")], "g", [], [helper.make_tensor_value_info("t", TensorProto.FLOAT, [2, 3])]
+    )
+    nodes = [node("Cast", "x", "c", to=9), node("If", "c", "y", "n", then_branch=branch, else_branch=branch)]
+    refused(graph_of(*nodes), "cycle", "'n'")
+
+
+def test_damaged_files_give_one_error() -> None:
+    """A thousand mutations: each imports or is a ModelError."""
+    feeds = {"x": floats(1, 2, 5, 5)}
+    nodes = [
+        node("Conv", "x w", "c", auto_pad="SAME_UPPER"),
+        node("Slice", "c s e", "d"),
+        node("Reshape", "d r", "f"),
+        node("TopK", "f k", "t i"),
+        node("Softmax", "t", "y", axis=1),
+    ]
+    constants = {
+        "w": floats(2, 2, 3, 3),
+        "s": np.array([0]),
+        "e": np.array([1]),
+        "r": np.array([0, -1]),
+        "k": np.array([3]),
+    }
+    data = model_of(nodes, feeds, 13, constants, symbolic={"x": ["n", 2, "h", 5]}).SerializeToString()
+    rng = np.random.default_rng(0)
+    errors = 0
+    for _ in range(1000):
+        changed = bytearray(data)
+        at = int(rng.integers(len(changed)))
+        if rng.random() < 0.3:
+            del changed[at : at + int(rng.integers(1, 5))]
+        else:
+            changed[at] = int(rng.integers(256))
+        try:
+            import_model(bytes(changed))
+        except ModelError:
+            errors += 1
+    assert 100 < errors < 1000

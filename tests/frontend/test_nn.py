@@ -213,3 +213,39 @@ def test_resize_of_symbolic_sizes() -> None:
 @pytest.mark.parametrize("size", [3, 5])
 def test_lrn(size: int) -> None:
     check(one_node("LRN", {"x": IMAGE}, 13, size=size, alpha=0.3, beta=0.6, bias=1.5), {"x": IMAGE}, rtol=1e-4)
+
+
+def qkv(heads: int = 4, shared: int = 4, keys: int = 5) -> dict[str, np.ndarray]:
+    return {
+        "q": floats(2, heads, 3, 8),
+        "k": floats(2, shared, keys, 8, seed=1),
+        "v": floats(2, shared, keys, 6, seed=2),
+    }
+
+
+@pytest.mark.parametrize(
+    "feeds, attrs",
+    [
+        (qkv(), {}),
+        (qkv(shared=2), {"scale": 0.7}),
+        (qkv(keys=3), {"is_causal": 1}),
+        (
+            {"q": floats(2, 3, 32), "k": floats(2, 5, 16, seed=1), "v": floats(2, 5, 24, seed=2)},
+            {"q_num_heads": 4, "kv_num_heads": 2},
+        ),
+    ],
+)
+def test_attention(feeds: dict[str, np.ndarray], attrs: dict[str, Any]) -> None:
+    imported = check(one_node("Attention", feeds, 23, **attrs), feeds, rtol=1e-4, atol=1e-5)
+    assert [n.op for n in imported.graph.nodes if n.op not in ("reshape", "transpose")] == ["attention"]
+
+
+@pytest.mark.parametrize("attrs", [{"is_causal": 1}, {"softcap": 2.0}])
+def test_attention_by_its_body(attrs: dict[str, Any]) -> None:
+    feeds = qkv() | {"m": floats(3, 5, seed=3)}
+    check(one_node("Attention", feeds, 23, **attrs), feeds, rtol=1e-4, atol=1e-5)
+
+
+def test_rotary_embedding_by_its_body() -> None:
+    feeds = {"x": floats(2, 4, 3, 8), "c": floats(2, 3, 4, seed=1), "s": floats(2, 3, 4, seed=2)}
+    check(one_node("RotaryEmbedding", feeds, 23), feeds, rtol=1e-4, atol=1e-5)

@@ -20,6 +20,12 @@ pytestmark = pytest.mark.skipif(not ROOT.is_dir(), reason="OPCEL_MODELS does not
 
 NETWORKS = sorted(p.relative_to(ROOT).as_posix() for d in ("real", "onnx_light") for p in (ROOT / d).glob("**/*.onnx"))
 LOWERED = {
+    "onnx_light/light_inception_v1.onnx",
+    "real/ipne/deeplab_v3.onnx",
+    "real/nanodet/nanodet_m_320.onnx",
+    "real/opencv_zoo/yolox_nano.onnx",
+    "real/ppocr/en_PP-OCRv3_det.onnx",
+    "real/xfeat/xfeat_256x256.onnx",
     "real/exported/resnet20_cifar10.onnx",
     "real/exported/mlperftiny_vww_mobilenetv1_025_96.onnx",
     "real/mediapipe/blazeface_front_128.onnx",

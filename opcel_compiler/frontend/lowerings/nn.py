@@ -198,3 +198,35 @@ def einsum(c: Lowering) -> Value:
     order = [*batch, *rows, *columns]
     y = c.reshape(c.emit("matmul", a, b), tuple(size[k] for k in order))
     return c.transpose(y, [order.index(k) for k in out])
+
+
+@lowers("Attention", first=23)
+def attention(c: Lowering) -> Value:
+    """The plain forms; masks, caches and caps go through the operator's own body."""
+    q, k, v = c.x(0), c.x(1), c.x(2)
+    if any(c.opt(i) is not None for i in range(3, 7)) or any(c.wants(i) for i in range(1, 4)):
+        raise Unsupported("Attention with a mask, a cache or further outputs is lowered by its body")
+    if c.attr_float("softcap", 0.0) or c.attr_int("softmax_precision", 1) != 1:
+        raise Unsupported("Attention with softcap or another precision is lowered by its body")
+    dims = c.shape(q)
+    if len(dims) == 3:
+        q, k, v = (
+            _heads(c, x, c.attr_int(n)) for x, n in ((q, "q_num_heads"), (k, "kv_num_heads"), (v, "kv_num_heads"))
+        )
+    size = c.shape(q)[3]
+    causal = bool(c.attr_int("is_causal", 0))
+    if causal and c.shape(q)[2] != c.shape(k)[2]:
+        raise Unsupported("causal attention over keys of another length is lowered by its body")
+    scale = c.attr_float("scale", 0.0) or (1.0 / math.sqrt(size) if isinstance(size, int) else 0.0)
+    if not scale:
+        raise Unsupported("the size of the heads is symbolic")
+    y = c.emit("attention", q, k, v, scale=scale, causal=causal)
+    if len(dims) == 4:
+        return y
+    b, h, s, d = c.shape(y)
+    return c.reshape(c.transpose(y, (0, 2, 1, 3)), (b, s, h * d))
+
+
+def _heads(c: Lowering, x: Value, heads: int) -> Value:
+    b, s, width = c.shape(x)
+    return c.transpose(c.reshape(x, (b, s, heads, floordiv(width, heads))), (0, 2, 1, 3))

@@ -17,6 +17,9 @@ _REPEATS = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("hal
 """With a whole factor, these choices of coordinates and rounding repeat each element."""
 
 
+_MAX_LENGTH = 1 << 20
+
+
 def coordinates(mode: str, length: int, out: int, scale: np.float32) -> Any:
     """For each position of the result, its coordinate in an input axis of `length`; in float32, as runtimes do it."""
     x = np.arange(out, dtype=np.float32)
@@ -127,6 +130,8 @@ def resize(c: Lowering) -> Value:
             raise Unsupported(f"resizing axis {a} of symbolic size {d} has no lowering")
         scale = np.float32(factors[a])
         out = sizes[a]
+        if d * float(scale) > _MAX_LENGTH or (out or 0) > _MAX_LENGTH:
+            raise Unsupported(f"a resized axis of more than {_MAX_LENGTH} elements is left to the fallback")
         length = int(np.floor(np.float32(d) * scale)) if out is None else out
         x = resample(c, x, a, coordinates(how, d, length, scale), d, mode != "nearest", rounding)
     return x
