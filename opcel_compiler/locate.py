@@ -5,12 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from opcel_compiler.codegen.artifact import MANIFEST, write_json
 from opcel_compiler.codegen.cpu.build import build
+from opcel_compiler.compilation import Compilation
 from opcel_compiler.ir.graph import Graph, Node
 from opcel_compiler.ir.interpret import run as interpret
 from opcel_compiler.ir.types import TensorType
@@ -18,9 +19,6 @@ from opcel_compiler.proof import Bound, Feeds, compare
 from opcel_compiler.rewrite.pipeline import PassManager
 from opcel_compiler.runtime.model import CompiledModel
 from opcel_compiler.schedule.lower import lower
-
-if TYPE_CHECKING:
-    from opcel_compiler.driver import Compilation
 
 
 def first_wrong_node(work: Compilation, feeds: Feeds, want: Sequence[np.ndarray], engine: str) -> str:

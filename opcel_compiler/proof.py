@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,10 +60,24 @@ class Proof:
     outputs: list[OutputError_] = field(default_factory=list)
     reason: str = ""
 
+    @property
+    def summary(self) -> dict[str, str]:
+        """What the manifest says of the proof."""
+        return {"status": self.status, "reference": self.reference}
+
     def as_dict(self) -> dict[str, Any]:
         rows = [{"name": o.name, "max_abs": o.max_abs, "relative_l2": o.relative_l2} for o in self.outputs]
         out: dict[str, Any] = {"status": self.status, "reference": self.reference, "bound": self.bound, "outputs": rows}
         return {**out, "reason": self.reason} if self.reason else out
+
+
+def outside(stamp: Proof) -> str:
+    """A sentence about the worst output of a proof that failed."""
+    worst = max(stamp.outputs, key=lambda o: (not o.within, o.max_abs))
+    return (
+        f"the compiled model is outside its bound ({stamp.bound}) on output {worst.name!r}: largest error "
+        f"{worst.max_abs:.3g}, relative L2 {worst.relative_l2:.3g}, against {stamp.reference}"
+    )
 
 
 def compare(name: str, got: np.ndarray, want: np.ndarray, bound: Bound) -> OutputError_:
@@ -120,6 +136,32 @@ def _sample(value: Value, rng: np.random.Generator, sizes: Mapping[str, int], li
     else:
         bits = np.ones_like(bits)
     return bits.astype(t.dtype.numpy)
+
+
+def given_inputs(inputs: str | os.PathLike[str] | Feeds, graph: Graph, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Sample inputs that a user gave, an .npz file or arrays by name, in the order of `names`.
+
+    Raises OpcelError when the file cannot be read, or an input is missing or does not fit the model's type.
+    """
+    if isinstance(inputs, Mapping):
+        found = {k: np.asarray(v) for k, v in inputs.items()}
+    else:
+        try:
+            with np.load(inputs, allow_pickle=False) as file:
+                found = {k: file[k] for k in file.files}
+        except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+            raise OpcelError(f"cannot read the sample inputs {inputs} as an .npz file: {error}") from error
+    missing = [n for n in names if n not in found]
+    if missing:
+        raise OpcelError(f"the sample inputs lack {', '.join(missing)}; they hold {', '.join(found) or 'nothing'}")
+    for name, value in zip(names, graph.inputs, strict=True):
+        t, array = value.tensor, found[name]
+        if array.ndim == len(t.dims) and array.dtype == t.dtype.numpy:
+            pairs = zip(t.dims, array.shape, strict=True)
+            if all(d == size for d, size in pairs if isinstance(d, int)):
+                continue
+        raise OpcelError(f"the sample input {name} is {array.dtype}{list(array.shape)}; the model takes {t}")
+    return {n: found[n] for n in names}
 
 
 FOLLOWED = frozenset({"cast", "reshape", "transpose", "expand", "slice", "concat", "where", "fused"})

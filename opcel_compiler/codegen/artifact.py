@@ -74,6 +74,18 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def update_json(path: Path, value: dict[str, Any]) -> None:
+    """Replace a JSON file in one step."""
+    work = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        write_json(work, value)
+        os.replace(work, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        work.unlink(missing_ok=True)
+
+
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)

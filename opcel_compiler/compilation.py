@@ -1,0 +1,101 @@
+"""One compile's knowledge, stage by stage, and the stages before code generation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from opcel_compiler.frontend.importer import Imported, import_model
+from opcel_compiler.ir.analysis import flops
+from opcel_compiler.ir.dims import Dim
+from opcel_compiler.ir.graph import Graph, Node
+from opcel_compiler.ir.program import Program
+from opcel_compiler.rewrite.context import PassContext
+from opcel_compiler.rewrite.instruments import Counters, Instrument, Timing
+from opcel_compiler.rewrite.pipeline import PassManager, Pipeline
+from opcel_compiler.schedule.lower import lower
+from opcel_compiler.schedule.placement import Fallback, place
+from opcel_compiler.targets import load_target
+from opcel_compiler.targets.constraints import constraints_of, violations
+from opcel_compiler.targets.cpu.constraints import cpu_constraints
+from opcel_compiler.targets.schema import Target
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, of); `of` is 0 where the extent is not known."""
+
+
+@dataclasses.dataclass
+class Compilation:
+    """Everything one compile knows, stage by stage."""
+
+    imported: Imported
+    target: Target
+    pipeline: Pipeline
+    context: PassContext
+    timing: Timing
+    counters: Counters
+    fallbacks: list[Fallback] = dataclasses.field(default_factory=list)
+    regions: list[Graph] = dataclasses.field(default_factory=list)
+    program: Program | None = None
+    native_nodes: int = 0
+    imported_nodes: int = 0
+    parameters: int = 0
+    native_flops: Dim = 0
+    fallback_flops: Dim = 0
+
+    @property
+    def graph(self) -> Graph:
+        return self.imported.graph
+
+
+def prepare(
+    model: Any,
+    target: str = "host",
+    *,
+    pipeline: str | None = None,
+    progress: Progress | None = None,
+    instruments: tuple[Instrument, ...] = (),
+) -> Compilation:
+    """Import, run the passes, place and lower: everything before code generation."""
+    report = progress or (lambda what, done, of: None)
+    description = load_target(target)
+    passes = Pipeline.parse(pipeline or description.pipeline)
+    report("importing", 0, 0)
+    imported = import_model(model)
+    work = Compilation(imported, description, passes, PassContext(target=description), Timing(), Counters())
+    work.imported_nodes = len(work.graph)
+    constants = [v.constant for v in work.graph.values()]
+    work.parameters = sum(int(data.array.size) for data in constants if data is not None and data.dtype.is_float)
+    report("optimizing", 0, 0)
+    tools = (work.timing, work.counters, *instruments)
+    PassManager.run(work.graph, passes.at("graph"), work.context, tools)
+    work.fallbacks = place_for(work.graph, description)
+    work.regions = [n.regions[0] for n in work.graph.nodes if n.op == "external"]
+    work.native_nodes = sum(_weight(n) for n in work.graph.nodes if n.op not in ("constant", "external"))
+    for node in work.graph.nodes:
+        if node.op == "external":
+            work.fallback_flops = work.fallback_flops + flops(node)
+        else:
+            work.native_flops = work.native_flops + flops(node)
+    work.program = lower(work.graph)
+    PassManager.run(work.program, passes.at("program"), work.context, tools)
+    return work
+
+
+def place_for(graph: Graph, target: Target) -> list[Fallback]:
+    """Wrap the nodes that `target` cannot run into `external` nodes; gives each such node and why."""
+    constraints = (*cpu_constraints(), *constraints_of(target))
+
+    def reason(node: Node) -> str | None:
+        inner = list(node.regions[0].nodes) if node.op == "fused" else [node]
+        broken = (why for n in inner if n.op != "constant" for why in violations(n, constraints))
+        return next(broken, None)
+
+    return place(graph, reason)
+
+
+def _weight(node: Node) -> int:
+    return max(1, len(node.origin))
+
+

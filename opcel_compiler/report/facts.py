@@ -1,0 +1,115 @@
+"""The facts that an artifact carries: its manifest, its report, and how it was built."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from opcel_compiler.codegen.artifact import FORMAT, file_sha256
+from opcel_compiler.codegen.cpu.build import Module
+from opcel_compiler.compilation import Compilation
+from opcel_compiler.ir.analysis import flops
+from opcel_compiler.ir.dims import Dim
+from opcel_compiler.ir.program import Kernel, Region
+from opcel_compiler.proof import Proof
+from opcel_compiler.version import VERSION
+
+
+def manifest(work: Compilation, module: Module | None, folder: Path, stamp: Proof) -> dict[str, Any]:
+    """What is needed to run the artifact, and to tell whether it is whole. Deterministic."""
+    assert work.program is not None
+
+    def values(names: tuple[str, ...], buffers: Any) -> list[dict[str, Any]]:
+        return [
+            {"name": n, "dtype": b.type.dtype.name, "shape": [_dim(d) for d in b.type.dims]}
+            for n, b in zip(names, buffers, strict=True)
+        ]
+
+    modules: list[dict[str, Any]] = [{"kind": "cpu", "file": "model.so", "sha256": file_sha256(folder / "model.so")}]
+    regions = [s for s in work.program.steps if isinstance(s, Region)]
+    for i, (region, step) in enumerate(zip(work.regions, regions, strict=True)):
+        modules.append({
+            "kind": "onnxruntime", "file": f"region_{i}.onnx", "sha256": file_sha256(folder / f"region_{i}.onnx"),
+            "inputs": [v.name for v in region.inputs], "outputs": list(region.output_names), "reason": step.reason,
+        })  # fmt: skip
+    weights = folder / "weights.bin"
+    size = weights.stat().st_size if weights.exists() else 0
+    isa = work.target.isa
+    return {
+        "format": FORMAT, "name": work.graph.name, "opcel": VERSION, "model_sha256": work.imported.model_hash,
+        "target": {
+            "id": work.target.id, "name": work.target.name, "isa": isa.level if isa else "",
+            "features": list(isa.features) if isa else [],
+        },
+        "pipeline": str(work.pipeline), "inputs": values(work.imported.input_names, work.program.inputs),
+        "outputs": values(work.imported.output_names, work.program.outputs), "modules": modules,
+        "weights": {"file": "weights.bin", "bytes": size, "sha256": file_sha256(weights) if size else ""},
+        "arena": _dim(module.memory.arena) if module is not None else None, "proof": stamp.summary,
+    }  # fmt: skip
+
+
+def _dim(dim: Dim) -> int | str:
+    return dim if isinstance(dim, int) else str(dim)
+
+
+def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dict[str, Any]:
+    """What was compiled, what fell back and why, kernel by kernel; FLOPs count a multiply-add as two."""
+    assert work.program is not None
+    kernels = []
+    for step in work.program.steps:
+        if isinstance(step, Kernel):
+            kernels.append({
+                "name": step.outputs[0].buffer.name, "family": step.family, "origin": list(step.origin),
+                "flops": _dim(_flops(step)), "bytes": _dim(_bytes(step)),
+            })  # fmt: skip
+    arena = module.memory.arena
+    fallback = [{"op": f.op, "origin": list(f.origin), "reason": f.reason} for f in work.fallbacks]
+    return {
+        "model": {
+            "name": work.graph.name, "inputs": list(work.imported.input_names),
+            "outputs": list(work.imported.output_names), "nodes": work.imported_nodes,
+            "parameters": work.parameters,
+        },
+        "target": {
+            "id": work.target.id, "name": work.target.name, "isa": work.target.isa.level if work.target.isa else "",
+        },
+        "pipeline": str(work.pipeline),
+        "passes": [{"name": p, "rule": r, "changes": n} for (p, r), n in sorted(work.counters.changes.items())],
+        "kernels": kernels,
+        "coverage": {
+            "native_nodes": work.native_nodes, "fallback_nodes": len(work.fallbacks),
+            "native_flops": _dim(work.native_flops), "fallback_flops": _dim(work.fallback_flops),
+        },
+        "fallback": fallback,
+        "memory": {"weights_bytes": module.weights.size, "arena_bytes": arena if isinstance(arena, int) else None},
+        "proof": stamp.as_dict(),
+        "artifact": {"bytes": sum(p.stat().st_size for p in folder.iterdir())},
+    }  # fmt: skip
+
+
+def _flops(kernel: Kernel) -> Dim:
+    total: Dim = 0
+    for node in kernel.body.nodes:
+        total = total + flops(node)
+    return total
+
+
+def _bytes(kernel: Kernel) -> Dim:
+    total: Dim = 0
+    for view in kernel.views:
+        size: Dim = 1
+        for extent, stride in zip(view.shape, view.strides, strict=True):
+            size = size * (extent if stride != 0 else 1)
+        total = total + size * ((view.dtype.bits + 7) // 8)
+    return total
+
+
+def build_facts(times: Mapping[str, float], work: Compilation, module: Module) -> dict[str, Any]:
+    """When and where it was built: what differs from build to build."""
+    return {
+        "seconds": {k: round(v, 3) for k, v in times.items()}, "host": platform.node(), "machine": platform.machine(),
+        "python": platform.python_version(), "kernels_compiled": module.compiled, "kernels_cached": module.cached,
+        "passes": str(work.timing).splitlines(),
+    }  # fmt: skip
