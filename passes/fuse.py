@@ -15,6 +15,7 @@ from opcel_compiler.ir.dims import equal
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.types import F32, TensorType
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
+from opcel_compiler.targets.kernels import kernel_table
 
 EPILOGUE_ANCHORS = frozenset({"conv", "matmul"})
 ROW_ANCHORS = frozenset({"softmax", "log_softmax", "layer_norm", "rms_norm"})
@@ -48,7 +49,8 @@ class Fuse(Pass):
             if node not in taken and _elementwise(node):
                 keep(_grow_down([node], taken, self.max_nodes))
         for group in groups:
-            if len(group) > 1:
+            if len(group) > 1 and ctx.allows(self.name, group[-1]):
+                ctx.changed(self.name, group[-1])
                 build_group(graph, group)
 
 
@@ -64,6 +66,12 @@ def _f32(node: Node) -> bool:
     return all(
         v is None or (isinstance(v.type, TensorType) and v.type.dtype == F32) for v in (*node.operands, *node.results)
     )
+
+
+def _vector(node: Node) -> bool:
+    """Whether an anchor's kernel can take in `node`: f32, with a form on vectors."""
+    row = kernel_table().elementwise.get(node.op)
+    return _f32(node) and row is not None and row.vector is not None
 
 
 def _last_axis(node: Node) -> bool:
@@ -106,7 +114,7 @@ def _fits(node: Node, group: Sequence[Node]) -> bool:
     if anchor is None:
         return True
     inside = {n.result for n in group}
-    return _f32(node) and all(v is None or v in inside or _extra_fits(v, anchor) for v in node.operands)
+    return _vector(node) and all(v is None or v in inside or _extra_fits(v, anchor) for v in node.operands)
 
 
 def _live_out(group: Sequence[Node]) -> list[Value]:
@@ -140,7 +148,7 @@ def _grow_up(anchor: Node, taken: set[Node]) -> list[Node]:
     """`anchor` preceded by the elementwise nodes that feed only it."""
     group = [anchor]
     value = anchor.operand(0)
-    while (node := value.producer) is not None and node not in taken and _elementwise(node) and _f32(node):
+    while (node := value.producer) is not None and node not in taken and _elementwise(node) and _vector(node):
         alone = len(value.uses) == 1
         fits = same_shape(node.result.tensor, anchor.result.tensor)
         extras = [v for v in node.operands if v is not None]

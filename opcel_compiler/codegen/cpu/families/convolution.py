@@ -60,6 +60,7 @@ def _epilogue(unit: KernelUnit, kernel: Kernel, anchor: Node, row: Dim | None = 
         return 0, view.buffer.layout.block, 0, 0, 1
 
     functor = Functor(unit, kernel, ("n", "cb", "y", "x", "0"), steps)
+    functor.keep_channels(kernel.outputs[0].shape[1], kernel.outputs[0].buffer.layout.block)
     known = {anchor.result: "v"}
     extra = anchor.operands[2] if anchor.op == "conv" and len(anchor.operands) > 2 else None
     nodes = after(kernel.body, anchor)

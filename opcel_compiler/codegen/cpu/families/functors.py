@@ -27,6 +27,16 @@ class Functor:
     values: list[str] = field(default_factory=list)
     far: list[str] = field(default_factory=list)
     """Addresses that differ from row to row: what a tile prefetches."""
+    kept: str = ""
+    """The lanes whose results are kept, as a C++ mask; the others become zero. Empty: all."""
+
+    def keep_channels(self, channels: Dim, block: int) -> None:
+        """Zero the lanes past the last channel, whatever the body makes of them: 0 times their infinity or NaN would
+        reach every channel of a later convolution."""
+        if type(channels) is not int or channels % block:
+            self.fields.append("int64_t channels;")
+            self.values.append(self.unit.integer(channels))
+            self.kept = f"first_lanes(static_cast<int>(channels - cb * {block}))"
 
     def load(self, value: Value) -> str:
         """The C++ expression that reads `value` at the functor's coordinates, W lanes along the last one."""
@@ -70,10 +80,11 @@ class Functor:
             calls = " ".join(f"__builtin_prefetch({a});" for a in self.far)
             voids = " ".join(f"(void){c};" for c in names)
             prefetch = f"  OPCEL_INLINE void prefetch({parameters}) const {{ {calls} {voids} }}\n"
+        returned = f"select({self.kept}, {known[result]}, vf{{}})" if self.kept else known[result]
         return (
             f"struct {name} {{\n  {' '.join(self.fields)}\n{prefetch}"
             f"  template <bool Tail>\n  OPCEL_INLINE vf {signature} const {{\n"
-            f"   {unused}\n" + "\n".join([*loads, *lines]) + f"\n    return {known[result]};\n  }}\n}};\n"
+            f"   {unused}\n" + "\n".join([*loads, *lines]) + f"\n    return {returned};\n  }}\n}};\n"
         )
 
     def struct_with_bias(

@@ -14,7 +14,8 @@ from opcel_compiler.targets.schema import Target
 
 def iteration(kernel: Kernel) -> tuple[list[Dim], list[list[Dim]]]:
     """(extents, strides per view) of the loops over the first output's elements, neighbours merged where every view
-    lets them be. A blocked output adds the innermost axis within the block."""
+    lets them be. A blocked output adds the innermost axis within the block; if its last block is not full, a last row
+    of strides is that of the block's number."""
     out = kernel.outputs[0]
     block = out.buffer.layout.block
     extents: list[Dim] = list(out.shape)
@@ -25,6 +26,8 @@ def iteration(kernel: Kernel) -> tuple[list[Dim], list[list[Dim]]]:
         extents.append(block)
         for row, v in zip(strides, kernel.views, strict=True):
             row.append(1 if v.buffer.layout.block > 1 else 0)
+        if _ragged(out):
+            strides.append([int(i == axis) for i in range(len(extents))])
     return merge(extents, strides)
 
 
@@ -68,6 +71,9 @@ def emit_elementwise(kernel: Kernel, target: Target) -> KernelUnit:
     unit = KernelUnit()
     extents, strides = iteration(kernel)
     n = len(extents)
+    out = kernel.outputs[0]
+    ragged = _ragged(out)
+    block_steps = strides.pop() if ragged else []
     inner_strides = [s[-1] for s in strides]
     vector = vectorizable(kernel.body) and all(s in (0, 1) for s in inner_strides)
     vector = vector and all(s == 1 for s in inner_strides[len(kernel.inputs) :])
@@ -100,15 +106,30 @@ def emit_elementwise(kernel: Kernel, target: Target) -> KernelUnit:
         where = "".join(f" + i{a} * {steps[k][a]}" for a in range(n - 1) if steps[k][a] != "0")
         const = "const " if k < len(kernel.inputs) else ""
         lines.append(f"      {const}{CTYPES[view.dtype]}* const x{k} = {base}{where};")
+    left = ""
+    if ragged:
+        # Lanes past the last channel stay zero: 0 times an infinity or NaN would reach all channels of a convolution.
+        block = out.buffer.layout.block
+        at = "".join(f" - i{a} * {block}" for a, s in enumerate(block_steps) if s == 1)
+        lines.append(f"      const int64_t left = {unit.integer(out.shape[out.buffer.layout.block_axis])}{at};")
+        left = "first_lanes(static_cast<int>(left))" if vector else f"i % {block} < left"
     if vector:
-        lines += _vector_loop(kernel, steps)
+        lines += _vector_loop(kernel, steps, left)
     else:
-        lines += _scalar_loop(kernel, steps, "first", "last")
+        lines += _scalar_loop(kernel, steps, "first", "last", left)
     lines += ["    }", "  }"]
     return unit.finish(["base/scalar.h", "base/vec.h", "base/vmath.h"], "", "\n".join(lines) + "\n")
 
 
-def _vector_loop(kernel: Kernel, steps: Sequence[Sequence[str]]) -> list[str]:
+def _ragged(view: View) -> bool:
+    """Whether the last block of a blocked buffer may hold fewer elements than the others."""
+    layout = view.buffer.layout
+    size = view.shape[layout.block_axis] if layout.block > 1 else 0
+    return type(size) is not int or size % layout.block != 0
+
+
+def _vector_loop(kernel: Kernel, steps: Sequence[Sequence[str]], kept: str) -> list[str]:
+    """`kept`: the mask of the lanes that may differ from zero; empty for all. Vectors then are whole blocks."""
     lines = []
     for tail in (False, True):
         known: dict[Value, str] = {}
@@ -120,7 +141,8 @@ def _vector_loop(kernel: Kernel, steps: Sequence[Sequence[str]]) -> list[str]:
             known[value] = name
         body = emit_body(list(kernel.body.nodes), known, True, "        ")
         stores = [
-            f"        store_t<{str(tail).lower()}>(x{len(kernel.inputs) + j} + i, {known[v]}, lanes);"
+            f"        store_t<{str(tail).lower()}>(x{len(kernel.inputs) + j} + i, "
+            f"{f'select({kept}, {known[v]}, vf{{}})' if kept else known[v]}, lanes);"
             for j, v in enumerate(kernel.body.outputs)
         ]
         if tail:
@@ -136,7 +158,7 @@ def _vector_loop(kernel: Kernel, steps: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
-def _scalar_loop(kernel: Kernel, steps: Sequence[Sequence[str]], first: str, last: str) -> list[str]:
+def _scalar_loop(kernel: Kernel, steps: Sequence[Sequence[str]], first: str, last: str, kept: str) -> list[str]:
     known: dict[Value, str] = {}
     lines = [f"      for (int64_t i = {first}; i < {last}; ++i) {{"]
     for k, value in enumerate(kernel.body.inputs):
@@ -146,7 +168,7 @@ def _scalar_loop(kernel: Kernel, steps: Sequence[Sequence[str]], first: str, las
     lines += emit_body(list(kernel.body.nodes), known, False, "        ")
     for j, v in enumerate(kernel.body.outputs):
         k = len(kernel.inputs) + j
-        lines.append(f"        x{k}[i * {steps[k][-1]}] = {known[v]};")
+        lines.append(f"        x{k}[i * {steps[k][-1]}] = {f'{kept} ? {known[v]} : 0' if kept else known[v]};")
     lines.append("      }")
     return lines
 
