@@ -40,6 +40,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--weights", choices=("map", "resident"), default="map",
         help="map the weights from disk, or copy them into huge pages (default: map)",
     )  # fmt: skip
+    parser.add_argument(
+        "--prove", type=Path, metavar="MODEL",
+        help="prove the artifact on this machine against the ONNX model it was made from, and stamp it",
+    )  # fmt: skip
     options.add_json(parser, "the outputs' facts and the latency")
     options.add_quiet(parser)
 
@@ -61,6 +65,11 @@ def execute(args: argparse.Namespace) -> int:
         raise CommandError(f"{args.artifact} is damaged: its manifest's inputs are not whole ({error})") from error
     if feeds is None:
         feeds = select(read_arrays(args.inputs), names, args.inputs)
+    proof = None
+    if args.prove:
+        from opcel_compiler.driver import prove_artifact
+
+        proof = prove_artifact(args.artifact, args.prove, feeds if args.inputs else None).as_dict()
     with runtime.load(args.artifact, threads=args.threads, weights=args.weights) as model:
         outputs = model.run(feeds)
         latency = measure(model, feeds, args.repeat) if args.repeat else None
@@ -71,8 +80,12 @@ def execute(args: argparse.Namespace) -> int:
         facts: dict[str, Any] = {"outputs": [describe(name, array) for name, array in outputs.items()]}
         if latency:
             facts["latency"] = {**latency, "runs": args.repeat, "threads": threads, "weights": args.weights}
+        if proof:
+            facts["proof"] = proof
         print(json.dumps(facts, indent=1, allow_nan=False))
     elif not args.quiet:
+        if proof:
+            write_rows([("proof", f"{proof['status']} against {proof['reference']}")])
         write_rows(array_rows(outputs))
         if latency:
             times = ", ".join(f"{key.removesuffix('_s')} {seconds_text(value)}" for key, value in latency.items())

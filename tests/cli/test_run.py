@@ -102,3 +102,18 @@ def test_outputs_of_any_name_and_dtype_are_saved(tmp_path: Path) -> None:
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name], array)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["y.npz"]
+
+
+def test_prove_stamps_an_unproved_artifact_and_refuses_another_model(
+    opcel: Opcel, models: Path, tmp_path: Path
+) -> None:
+    artifact = tmp_path / "m.opcel"
+    assert opcel("compile", str(models / "mlp.onnx"), "-o", str(artifact), "--no-proof", "--quiet").code == 0
+    assert json.loads((artifact / "manifest.json").read_text())["proof"]["status"] == "unproved"
+    result = opcel("run", str(artifact), "--prove", str(models / "mlp.onnx"))
+    assert result.code == 0 and "proved against ONNX Runtime" in result.out
+    assert json.loads((artifact / "manifest.json").read_text())["proof"]["status"] == "proved"
+    other = tmp_path / "other.onnx"
+    other.write_bytes((models / "mlp.onnx").read_bytes() + b"\x3a\x00")
+    refused = opcel("run", str(artifact), "--prove", str(other))
+    assert refused.code != 0 and refused.err.count("\n") == 1
