@@ -56,8 +56,12 @@ def prepare(
     pipeline: str | None = None,
     progress: Progress | None = None,
     instruments: tuple[Instrument, ...] = (),
+    placed: Callable[[Compilation], None] | None = None,
 ) -> Compilation:
-    """Import, run the passes, place and lower: everything before code generation."""
+    """Import, run the passes, place and lower: everything before code generation.
+
+    `placed` is called once it is known which nodes run where, and may refuse that by raising.
+    """
     report = progress or (lambda what, done, of: None)
     description = load_target(target)
     passes = Pipeline.parse(pipeline or description.pipeline)
@@ -71,6 +75,8 @@ def prepare(
     tools = (work.timing, work.counters, *instruments)
     PassManager.run(work.graph, passes.at("graph"), work.context, tools)
     work.fallbacks = place_for(work.graph, description)
+    if placed is not None:
+        placed(work)
     work.regions = [n.regions[0] for n in work.graph.nodes if n.op == "external"]
     work.native_nodes = sum(_weight(n) for n in work.graph.nodes if n.op not in ("constant", "external"))
     for node in work.graph.nodes:

@@ -69,8 +69,7 @@ def compile(
         keep = tempfile.TemporaryDirectory(prefix="opcel-")
         output = Path(keep.name) / "model.opcel"
     place_at = Path(output)
-    work = prepare(model, target, pipeline=pipeline, progress=report)
-    _check_fallback(work, fallback)
+    work = prepare(model, target, pipeline=pipeline, progress=report, placed=lambda w: _check_fallback(w, fallback))
     times = {"front": time.perf_counter() - started}
     with staged(place_at) as folder:
         module = _write(work, folder, report)
@@ -99,7 +98,7 @@ def _check_fallback(work: Compilation, mode: str) -> None:
     text = f"{count} node{'s' * (count != 1)} cannot run natively on {work.target.id}: {'; '.join(shown)}{more}"
     if mode == "error":
         raise FallbackError(f"{text}. Use --fallback=allow to run them in ONNX Runtime")
-    warnings.warn(f"{text}. They run in ONNX Runtime", FallbackWarning, stacklevel=3)
+    warnings.warn(f"{text}. They run in ONNX Runtime", FallbackWarning, stacklevel=5)
 
 
 def _write(work: Compilation, folder: Path, progress: Progress) -> Module:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import opcel_compiler as oc
-from opcel_compiler.driver import prepare
+from opcel_compiler.compilation import prepare
 from opcel_compiler.runtime.model import _cpu_features
 from opcel_compiler.targets import load_target
 
