@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from opcel_compiler.ir.dims import equal
 from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.outline import move_into_region
 from opcel_compiler.ir.types import F32, TensorType
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
 from opcel_compiler.targets.kernels import kernel_table
@@ -51,7 +52,7 @@ class Fuse(Pass):
         for group in groups:
             if len(group) > 1 and ctx.allows(self.name, group[-1]):
                 ctx.changed(self.name, group[-1])
-                build_group(graph, group)
+                move_into_region(graph, "fused", group, _live_out(group), before=group[-1])
 
 
 def _elementwise(node: Node) -> bool:
@@ -160,53 +161,3 @@ def _grow_up(anchor: Node, taken: set[Node]) -> list[Node]:
             break
         value = inner[0]
     return group
-
-
-def build_group(graph: Graph, group: Sequence[Node]) -> Node:
-    """Replace `group`, nodes in order with one live value, by a `fused` node at the place of its last member.
-
-    Constants of one element move into the region, all other outside values become operands.
-    """
-    inside = set(group)
-    out = _live_out(group)
-    outer: dict[Value, None] = {}
-    for node in group:
-        for v in node.operands:
-            if v is not None and v.producer not in inside and not _scalar(v):
-                outer[v] = None
-
-    def build(parent: Node) -> Sequence[Graph]:
-        body = Graph("body", parent)
-        known: dict[Value, Value] = {v: body.add_input(v.name, v.type) for v in outer}
-        for node in group:
-            for v in node.operands:
-                if v is not None and v not in known:
-                    assert v.constant is not None
-                    known[v] = body.constant(v.constant, name=v.name)
-            copy = body.add(
-                node.op, [None if v is None else known[v] for v in node.operands], node.attrs, origin=node.origin,
-                names=[r.name for r in node.results], types=[r.type for r in node.results],
-            )  # fmt: skip
-            known.update(zip(node.results, copy.results, strict=True))
-        for v in out:
-            body.add_output(known[v])
-        return [body]
-
-    origin = [o for node in group for o in node.origin]
-    fused = graph.add(
-        "fused", list(outer), before=group[-1], origin=origin, names=[v.name for v in out],
-        types=[v.type for v in out], regions=build,
-    )  # fmt: skip
-    for old, new in zip(out, fused.results, strict=True):
-        for user, i in old.uses:
-            if isinstance(user, Graph):
-                user.set_output(i, new)
-            elif user not in inside:
-                user.set_operand(i, new)
-    for node in reversed(group):
-        graph.erase(node)
-    return fused
-
-
-def _scalar(v: Value) -> bool:
-    return v.constant is not None and v.tensor.size == 1

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.ir.dims import Dim, equal
+from opcel_compiler.ir.dims import Dim
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.outline import outline, outside_values
 from opcel_compiler.ir.program import Buffer, Kernel, Program, Region, View, whole
 from opcel_compiler.ir.types import DType, TensorType
 from opcel_compiler.schedule.domain import set_domains
@@ -130,7 +131,7 @@ class Lowering:
         if special is not None:
             special(node)
             return
-        body = node.regions[0] if node.op == "fused" else self._single(node)
+        body = node.regions[0] if node.op == "fused" else outline([node], node.results)
         operands = body_operands(node)
         self._kernel(node, body, [self.view(v) for v in operands])
 
@@ -152,25 +153,6 @@ class Lowering:
         if view.is_contiguous:
             return whole_as(view, shape)
         raise LoweringError(f"{', '.join(node.origin)}: cannot reshape {view.shape} to {tuple(shape)}")
-
-    def _single(self, node: Node) -> Graph:
-        """A body that holds a copy of `node`; operands that are one-element constants move into it."""
-        body = Graph("body")
-        known: dict[Value, Value] = {}
-        for v in node.operands:
-            if v is not None and v not in known:
-                known[v] = (
-                    body.constant(v.constant, name=v.name) if _scalar(v) and v.constant is not None
-                    else body.add_input(v.name, v.type)
-                )  # fmt: skip
-        operands = [None if v is None else known[v] for v in node.operands]
-        copy = body.add(
-            node.op, operands, node.attrs, origin=node.origin, names=[r.name for r in node.results],
-            types=[r.type for r in node.results],
-        )  # fmt: skip
-        for r in copy.results:
-            body.add_output(r)
-        return body
 
     def _kernel(self, node: Node, body: Graph, inputs: list[View]) -> None:
         anchor = anchor_of(body)
@@ -242,7 +224,7 @@ class Lowering:
         last = len(t.dims) - 1
         x = self.view(node.operand(0))
         if axis == last:
-            self._kernel(node, self._single(node), [x])
+            self._kernel(node, outline([node], node.results), [x])
             return
         perm = [*(i for i in range(last + 1) if i != axis), axis]
         x = self.contiguous(x.transpose(perm))
@@ -271,7 +253,7 @@ class Lowering:
     def _lower_pad(self, node: Node) -> None:
         pads, x = node.attrs["pads"], self.view(node.operand(0))
         if node.attrs["mode"] != "constant":
-            self._kernel(node, self._single(node), [x])
+            self._kernel(node, outline([node], node.results), [x])
             return
         out = self._result(node.result, None)
         value = node.operands[1] if len(node.operands) > 1 else None
@@ -308,9 +290,7 @@ class Lowering:
 
 def body_operands(node: Node) -> list[Value]:
     """The values that the inputs of the node's kernel body stand for, in order."""
-    if node.op == "fused":
-        return [v for v in node.operands if v is not None]
-    return list(dict.fromkeys(v for v in node.operands if v is not None and not _scalar(v)))
+    return [v for v in node.operands if v is not None] if node.op == "fused" else outside_values([node])
 
 
 def whole_as(view: View, shape: Sequence[Dim]) -> View:
@@ -321,10 +301,6 @@ def whole_as(view: View, shape: Sequence[Dim]) -> View:
         strides.insert(0, step)
         step = step * d
     return View(view.buffer, tuple(shape), tuple(strides), view.offset)
-
-
-def _scalar(v: Value) -> bool:
-    return v.constant is not None and equal(v.tensor.size, 1) is True
 
 
 def lower(graph: Graph) -> Program:

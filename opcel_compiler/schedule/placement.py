@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.outline import move_into_region
 
 Reason = Callable[[Node], "str | None"]
 """Why the target cannot run a node, or None."""
@@ -59,30 +60,8 @@ def _operands(node: Node) -> list[Value]:
 def _wrap(graph: Graph, group: Sequence[Node], reason: str) -> None:
     """Replace `group` by one `external` node placed after everything it needs; later users move behind it."""
     inside = set(group)
-    inputs = dict.fromkeys(v for n in group for v in _operands(n) if v.producer not in inside)
     outputs = [r for n in group for r in n.results if any(u not in inside for u, _ in r.uses)]
-
-    def build(parent: Node) -> Sequence[Graph]:
-        body = Graph("region", parent)
-        known: dict[Value, Value] = {v: body.add_input(v.name, v.type) for v in inputs}
-        for node in group:
-            copy = body.add(
-                node.op, [None if v is None else known[v] for v in node.operands], node.attrs, origin=node.origin,
-                names=[r.name for r in node.results], types=[r.type for r in node.results],
-            )  # fmt: skip
-            known.update(zip(node.results, copy.results, strict=True))
-        for v in outputs:
-            body.add_output(known[v])
-        return [body]
-
-    node = graph.add(
-        "external", list(inputs), {"reason": reason}, origin=[o for n in group for o in n.origin],
-        names=[v.name for v in outputs], types=[v.type for v in outputs], regions=build,
-    )  # fmt: skip
-    for value, new in zip(outputs, node.results, strict=True):
-        value.replace_with(new)
-    for old in reversed(group):
-        graph.erase(old)
+    move_into_region(graph, "external", group, outputs, {"reason": reason}, literals=False)
     _sort(graph)
 
 
