@@ -214,6 +214,29 @@ class Model {
     return result;
   }
 
+  /// Seconds of each step, summed over `runs` runs.
+  py::list profile(const py::dict& feeds, int32_t runs) {
+    const std::shared_ptr<Loaded> loaded = open();
+    if (!OPCEL_HAS(loaded->api, profile) || !OPCEL_HAS(loaded->facts, n_steps))
+      raise("RunError", "the artifact was compiled before steps could be timed; compile the model again");
+    if (runs < 1) raise("FeedError", "runs is at least 1");
+    const Loan loan(loaded.get());
+    Call& call = *loan;
+    take_inputs(*loaded, feeds, &call);
+    if (const int32_t status = loaded->api->output_shapes(call.context, call.inputs.data(), call.shapes.data()))
+      raise(error_type(status), loaded->api->last_error(call.context));
+    make_outputs(*loaded, py::none(), &call);
+    std::vector<double> seconds(static_cast<size_t>(loaded->facts->n_steps));
+    PyThreadState* const released = PyEval_SaveThread();
+    const int32_t status =
+        loaded->api->profile(call.context, call.inputs.data(), call.outputs.data(), runs, seconds.data());
+    PyEval_RestoreThread(released);
+    if (status != OPCEL_OK) raise_for_run(status, loaded->api->last_error(call.context));
+    py::list result;
+    for (const double value : seconds) result.append(value);
+    return result;
+  }
+
   void close() { loaded_.reset(); }
   bool closed() const { return !loaded_; }
 
@@ -354,6 +377,9 @@ PYBIND11_MODULE(_runtime, module) {
       .def(py::init<const std::string&, bool, std::shared_ptr<SharedPool>, py::object>(), py::arg("artifact"),
            py::arg("resident"), py::arg("pool").none(true), py::arg("region"))
       .def("close", &Model::close)
+      .def("profile", &Model::profile, py::arg("feeds"), py::arg("runs") = 1,
+           "Runs the model `runs` times and gives the seconds of each step of the program, summed over the runs, as "
+           "the calling thread sees them. Raises like run, and RunError for an artifact that cannot tell.")
       .def_property_readonly("closed", &Model::closed)
       .def_property_readonly("input_values", &Model::inputs)
       .def_property_readonly("output_values", &Model::outputs)

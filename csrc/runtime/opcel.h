@@ -70,6 +70,7 @@ typedef struct opcel_description {
   const char *const *symbols;
   uint64_t weights_bytes;
   int64_t arena_bytes; /* working memory of one context; -1: depends on the symbols */
+  int32_t n_steps;     /* what profile measures; absent where struct_size ends before it */
 } opcel_description;
 
 /* Does the tasks [begin, end) of one step. thread is in [0, threads) and unique among the calls that
@@ -144,7 +145,18 @@ typedef struct opcel_api {
    * must be closed, before destroy_pool. */
   int32_t (*create_pool)(int32_t threads, opcel_host *host);
   void (*destroy_pool)(opcel_host *host);
+
+  /* Absent in older artifacts: OPCEL_HAS(api, profile) tells. Does `run` `runs` times and writes to seconds[i]
+   * what step i took, as the calling thread sees it, summed over the runs; n_steps values. The times are read
+   * from the CPU's counter, a few nanoseconds a step. */
+  int32_t (*profile)(opcel_context *context, const opcel_tensor *inputs, const opcel_tensor *outputs, int32_t runs,
+                     double *seconds);
 } opcel_api;
+
+/* Whether a struct that carries its size reaches as far as a member. */
+#define OPCEL_HAS(pointer, member)                             \
+  ((const char *)&(pointer)->member + sizeof (pointer)->member \
+   <= (const char *)(pointer) + (pointer)->struct_size)
 
 /* Exported by <artifact>/model.so; its only symbol. */
 typedef const opcel_api *(*opcel_artifact_api_function)(void);
@@ -169,7 +181,7 @@ static inline const opcel_api *opcel_load(const char *artifact, void **library, 
   symbol = dlsym(*library, "opcel_artifact_api");
   memcpy(&function, &symbol, sizeof function);
   api = function ? function() : NULL;
-  if (api && api->abi_version == OPCEL_ABI_VERSION && api->struct_size >= sizeof(opcel_api)) return api;
+  if (api && api->abi_version == OPCEL_ABI_VERSION && OPCEL_HAS(api, destroy_pool)) return api;
   if (api)
     snprintf(error, error_bytes, "its model.so has interface version %u (%u bytes), this program was built for %u (%u)",
              (unsigned)api->abi_version, (unsigned)api->struct_size, OPCEL_ABI_VERSION, (unsigned)sizeof(opcel_api));

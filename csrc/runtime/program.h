@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <ctime>
 
 #include "runtime/opcel.h"
 
@@ -31,6 +32,8 @@ struct OpcelRun {
   opcel_context* context;
   char* error;  // text for the caller when run returns non-zero
   size_t error_bytes;
+  uint64_t* ticks;  // null unless the run is profiled: per step, what opcel_ticks advanced by
+  uint64_t last;    // opcel_ticks when the last step ended
 };
 
 /// The compiled model: constant data and four functions. All pointers live as long as the library.
@@ -60,6 +63,8 @@ struct OpcelProgram {
   /// CPU features the code needs, as /proc/cpuinfo names them, separated by spaces; open refuses a CPU without
   /// them. null: not checked. (runtime.cpp itself is to be compiled without -m options, so that it can refuse.)
   const char* cpu_features;
+
+  int32_t n_steps;  // opcel_mark is called with each number below it, once a run
 };
 
 extern "C" OPCEL_HIDDEN const OpcelProgram opcel_program;
@@ -92,6 +97,29 @@ inline void opcel_parallel(OpcelRun* run, OpcelKernel kernel, void* const* point
     run->host->begin(run->host->pool);
   }
   run->host->parallel_for(run->host->pool, kernel, pointers, integers, tasks);
+}
+
+/// A counter that advances evenly and takes a few nanoseconds to read; its unit is the CPU's own.
+inline uint64_t opcel_ticks() {
+#if defined(__x86_64__) || defined(__i386__)
+  return __builtin_ia32_rdtsc();
+#elif defined(__aarch64__)
+  uint64_t value;
+  asm volatile("mrs %0, cntvct_el0" : "=r"(value));
+  return value;
+#else
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return uint64_t(now.tv_sec) * 1000000000u + uint64_t(now.tv_nsec);
+#endif
+}
+
+/// Step `step` has ended.
+inline void opcel_mark(OpcelRun* run, int32_t step) {
+  if (__builtin_expect(run->ticks == nullptr, 1)) return;
+  const uint64_t now = opcel_ticks();
+  run->ticks[step] += now - run->last;
+  run->last = now;
 }
 
 /// Runs region `index` in the host. Inputs and outputs are dense; the shapes of the outputs are the ones the

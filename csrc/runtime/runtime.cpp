@@ -206,7 +206,8 @@ int32_t open_model(const char* artifact, const opcel_options* given, opcel_model
                        program.outputs,
                        program.symbols,
                        program.weights_bytes,
-                       program.n_symbols ? -1 : static_cast<int64_t>(program.arena_bytes(&no_symbol))};
+                       program.n_symbols ? -1 : static_cast<int64_t>(program.arena_bytes(&no_symbol)),
+                       program.n_steps};
   *model = made;
   return OPCEL_OK;
 }
@@ -325,7 +326,7 @@ int32_t place_outputs(opcel_context* context, const opcel_tensor* outputs) {
   return OPCEL_OK;
 }
 
-int32_t run(opcel_context* context, const opcel_tensor* inputs, const opcel_tensor* outputs) {
+int32_t run_once(opcel_context* context, const opcel_tensor* inputs, const opcel_tensor* outputs, uint64_t* ticks) {
   const opcel_host& host = context->model->host;
   int32_t status = bind(context, inputs);
   if (status == OPCEL_OK) status = place_inputs(context, inputs);
@@ -343,18 +344,43 @@ int32_t run(opcel_context* context, const opcel_tensor* inputs, const opcel_tens
                &host,
                context,
                context->error,
-               sizeof context->error};
+               sizeof context->error,
+               ticks,
+               0};
   const opcel::FloatMode mode;
+  if (ticks) run.last = opcel_ticks();
   status = program.run(&run);
   if (run.began) host.end(host.pool);
   if (status != OPCEL_OK && host.log) host.log(host.user, 1, context->error);
   return status;
 }
 
+int32_t run(opcel_context* context, const opcel_tensor* inputs, const opcel_tensor* outputs) {
+  return run_once(context, inputs, outputs, nullptr);
+}
+
+int32_t profile(opcel_context* context, const opcel_tensor* inputs, const opcel_tensor* outputs, int32_t runs,
+                double* seconds) {
+  const size_t steps = static_cast<size_t>(program.n_steps);
+  uint64_t* ticks = static_cast<uint64_t*>(calloc(steps + 1, sizeof(uint64_t)));
+  if (!ticks) return no_memory(context, "step times", steps * sizeof(uint64_t));
+  int32_t status = OPCEL_OK;
+  const uint64_t since = opcel_ticks();
+  const int64_t since_ns = opcel::now_ns();
+  for (int32_t i = 0; i < runs && status == OPCEL_OK; ++i) status = run_once(context, inputs, outputs, ticks);
+  const double passed = 1e-9 * static_cast<double>(opcel::now_ns() - since_ns);
+  const uint64_t ticked = opcel_ticks() - since;
+  for (size_t i = 0; i < steps; ++i)
+    seconds[i] = ticked ? passed * static_cast<double>(ticks[i]) / static_cast<double>(ticked) : 0;
+  ::free(ticks);
+  return status;
+}
+
 const char* last_error(const opcel_context* context) { return context->error; }
 
 const opcel_api kApi = {OPCEL_ABI_VERSION, sizeof(opcel_api), open_model, close_model, describe,    create_context,
-                        destroy_context,   output_shapes,     run,        last_error,  create_pool, destroy_pool};
+                        destroy_context,   output_shapes,     run,        last_error,  create_pool, destroy_pool,
+                        profile};
 
 }  // namespace
 

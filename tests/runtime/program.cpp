@@ -43,10 +43,13 @@ int32_t run(OpcelRun* r) {
   const int64_t d[] = {3};
   void* const first_p[] = {r->in[0], r->in[1], r->arena};
   opcel_parallel(r, add, first_p, d, r->sym[0]);
+  opcel_mark(r, 0);
   void* const copy_p[] = {r->arena, nullptr, r->out[1]};
   void* const weight_p[] = {r->arena, const_cast<char*>(r->weights), r->out[1]};
   opcel_parallel(r, second, r->weights ? weight_p : copy_p, d, r->sym[0]);
+  opcel_mark(r, 1);
   memcpy(r->out[0], r->arena, arena_bytes(r->sym));
+  opcel_mark(r, 2);
 #ifdef REGION
   const int64_t shape[] = {r->sym[0], 3};
   const opcel_tensor in = {r->out[1], shape, nullptr, 1, 2}, out = {r->out[2], shape, nullptr, 1, 2};
@@ -72,4 +75,4 @@ constexpr int32_t kRegions = 0;
 
 const OpcelProgram opcel_program = {
     OPCEL_PROGRAM_VERSION, 2, 2 + kRegions, 1, kRegions, inputs, outputs, symbols, WEIGHTS, 0, bind, output_shapes,
-    arena_bytes, run, FEATURES};
+    arena_bytes, run, FEATURES, 3};

@@ -155,11 +155,12 @@ class HostWriter:
         ]  # fmt: skip
         if any(u.fallible for calls in self.units for u in calls):
             lines.append("  int32_t bad = 0;")
-        for step, calls in zip(self.program.steps, self.units, strict=True):
+        for i, (step, calls) in enumerate(zip(self.program.steps, self.units, strict=True)):
             if isinstance(step, Region):
                 lines += self._region(step)
             for unit in calls:
                 lines += self._call(unit, step.origin)
+            lines.append(f"  opcel_mark(r, {i});")
         return "\n".join([*lines, "  return OPCEL_OK;", "}", ""])
 
     def _call(self, unit: KernelUnit, origin: Sequence[str]) -> list[str]:
@@ -210,5 +211,6 @@ class HostWriter:
             "OPCEL_PROGRAM_VERSION", str(len(self.program.inputs)), str(len(self.program.outputs)),
             str(len(self.symbols)), str(regions), "inputs", "outputs", "symbols", f"UINT64_C({self.weights.size})",
             f"UINT64_C({self.weights.check})", "bind", "output_shapes", "arena_bytes", "run", features,
+            str(len(self.program.steps)),
         ]  # fmt: skip
         return f'extern "C" OPCEL_HIDDEN const OpcelProgram opcel_program = {{\n    {", ".join(fields)}}};\n'
