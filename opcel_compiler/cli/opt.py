@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from opcel_compiler.cli.source import Source, Subject
-    from opcel_compiler.ir.graph import Graph
     from opcel_compiler.rewrite.context import PassContext
-    from opcel_compiler.rewrite.instruments import Instrument, Printer, Timing
+    from opcel_compiler.rewrite.instruments import Instrument, Printer
     from opcel_compiler.rewrite.pipeline import Pipeline
 
 NAME = "opt"
@@ -42,11 +42,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--full", action="store_true", help="write all elements of constants, so that the text parses")
     show.add_argument("--origins", action="store_true", help="print the ONNX nodes that each node came from")
     show.add_argument("--time", action="store_true", help="print the seconds of each pass and rule")
+    show.add_argument("--stats", action="store_true", help="print how often each rule of each pass was applied")
     show.add_argument("--dump", metavar="DIR", type=Path, help="write the text after each pass to numbered files")
     show.add_argument("--verify-each", action="store_true", help="check the graph after each pass")
     parser.add_argument("--output", "-o", type=Path, metavar="OUT", help="write the result: .onnx, or text")
     parser.add_argument("--run", type=Path, metavar="X.npz", help="interpret the result on these inputs")
     parser.add_argument("--reproducer", type=Path, metavar="FILE", help="where a failing pass leaves its reproducer")
+    find = parser.add_argument_group("what to find out, instead of a result")
+    find.add_argument(
+        "--bisect", action="store_true",
+        help="interpret against the input graph, and find the first pass and rewrite that spoil an output (status 6)",
+    )  # fmt: skip
+    options.add_inputs(find, "inputs for --bisect (default: random ones)")
+    find.add_argument(
+        "--explain", nargs=2, metavar=("RULE", "NODE"),
+        help="how far a rule matched at a node, a %%value or an ONNX node's name, and which check failed",
+    )  # fmt: skip
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -54,10 +65,10 @@ def execute(args: argparse.Namespace) -> int:
         return _list()
     if args.input is None:
         raise UsageError("INPUT is missing: an ONNX file or text; or use --list")
-    from opcel_compiler.cli.source import read_source
+    from opcel_compiler.cli.source import lowered, read_source
     from opcel_compiler.ir.graph import Graph
     from opcel_compiler.rewrite.context import PassContext
-    from opcel_compiler.rewrite.instruments import Timing
+    from opcel_compiler.rewrite.instruments import Counters, Timing
     from opcel_compiler.rewrite.pipeline import Pipeline
     from opcel_compiler.targets import load_target
 
@@ -71,20 +82,27 @@ def execute(args: argparse.Namespace) -> int:
         if not args.lower and isinstance(source.subject, Graph):
             given = given.at("graph")
     pipeline = given
-    ctx, timing = PassContext(target=target), Timing()
+    ctx, timing, counters = PassContext(target=target), Timing(), Counters()
     subject = source.subject
+    if args.bisect:
+        return _bisect(source, pipeline, ctx, args)
+    if args.explain:
+        return _explain(subject, pipeline, ctx, args)
+    tools = (timing, counters)
     try:
         if isinstance(subject, Graph):
             if not args.lower and pipeline.at("program").passes:
                 names = ", ".join(p.name for p in pipeline.at("program").passes)
                 raise UsageError(f"{names} works on a Program; add --lower to make one of the graph")
-            _run(subject, pipeline.at("graph"), ctx, timing, args)
+            _run(subject, pipeline.at("graph"), ctx, tools, args)
             if args.lower:
-                subject = _lowered(subject)
-                _run(subject, pipeline.at("program"), ctx, timing, args)
+                subject = lowered(subject)
+                _run(subject, pipeline.at("program"), ctx, tools, args)
         else:
-            _run(subject, pipeline, ctx, timing, args)
+            _run(subject, pipeline, ctx, tools, args)
     finally:
+        if args.stats:
+            sys.stderr.write(f"{counters or 'no pass changed anything'}\n")
         if args.time:
             sys.stderr.write(f"{timing}\n")
     if args.output:
@@ -97,25 +115,6 @@ def execute(args: argparse.Namespace) -> int:
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
-
-
-def _check(subject: Subject) -> None:
-    from opcel_compiler.ir.graph import Graph
-    from opcel_compiler.ir.program_verify import verify_program
-    from opcel_compiler.ir.verify import verify
-
-    if isinstance(subject, Graph):
-        verify(subject)
-    else:
-        verify_program(subject)
-
-
-def _lowered(graph: Graph) -> Subject:
-    from opcel_compiler.schedule.lower import lower
-    from opcel_compiler.schedule.placement import place
-
-    place(graph, lambda node: str(node.attrs["reason"]) if node.op == "foreign" else None)
-    return lower(graph)
 
 
 def _check_names(names: list[str]) -> None:
@@ -141,7 +140,10 @@ def _printer(subject: Subject, args: argparse.Namespace, full: int | None = None
     return partial(print_program, max_elements=elements)
 
 
-def _run(subject: Subject, pipeline: Pipeline, ctx: PassContext, timing: Timing, args: argparse.Namespace) -> None:
+def _run(
+    subject: Subject, pipeline: Pipeline, ctx: PassContext, tools: Sequence[Instrument], args: argparse.Namespace
+) -> None:
+    from opcel_compiler.cli.source import check
     from opcel_compiler.cli.watch import LeaveReproducer, PrintAfter
     from opcel_compiler.errors import OpcelError
     from opcel_compiler.ir.graph import Graph
@@ -154,17 +156,17 @@ def _run(subject: Subject, pipeline: Pipeline, ctx: PassContext, timing: Timing,
     text = _printer(subject, args, REPRODUCER_ELEMENTS)
     # A copy of a graph shares the constants; of a Program only the text is kept.
     left = LeaveReproducer(_reproducer_path(args), clone if graph else text, text if graph else str)
-    instruments: list[Instrument] = [timing]
+    instruments: list[Instrument] = [*tools]
     if args.verify_each:
-        instruments.append(Verify(_check))
+        instruments.append(Verify(check))
     if args.dump:
         instruments.append(Dumps(args.dump if graph else args.dump / "program", printer))
     if args.print_after:
         instruments.append(PrintAfter(frozenset(args.print_after), printer))
-    _check(subject)
+    check(subject)
     try:
         PassManager.run(subject, pipeline, ctx, [*instruments, left])
-        _check(subject)
+        check(subject)
     except OpcelError:
         if left.failure:
             note(left.failure)
@@ -175,6 +177,34 @@ def _reproducer_path(args: argparse.Namespace) -> Path:
     if args.reproducer is not None:
         return Path(args.reproducer)
     return Path(args.dump or ".") / f"{args.input.stem}.reproducer.txt"
+
+
+def _alone(args: argparse.Namespace, option: str) -> None:
+    if args.output or args.run or args.print or args.dump or (args.bisect and args.explain):
+        raise UsageError(f"{option} gives no result; leave out -o, --run, --print, --dump, and ask one thing at a time")
+
+
+def _bisect(source: Source, pipeline: Pipeline, ctx: PassContext, args: argparse.Namespace) -> int:
+    from opcel_compiler.cli.investigate import bisect
+    from opcel_compiler.proof import ProofError
+
+    _alone(args, "--bisect")
+    rows = list(bisect(source, pipeline, ctx, args.inputs, args.lower))
+    ran = len(pipeline if args.lower else pipeline.at("graph"))
+    write_rows(rows or [("all good", f"{ran} passes keep every output within its bound on these inputs")])
+    return ProofError.exit_code if rows else 0
+
+
+def _explain(subject: Subject, pipeline: Pipeline, ctx: PassContext, args: argparse.Namespace) -> int:
+    from opcel_compiler.cli.investigate import explain
+    from opcel_compiler.ir.graph import Graph
+
+    _alone(args, "--explain")
+    if not isinstance(subject, Graph):
+        raise CommandError("rules work on graphs, and this is a Program")
+    upper, (rule, node) = pipeline.at("graph"), args.explain
+    write_rows(explain(subject, upper, rule, node, ctx.target))
+    return 0
 
 
 # -- results -----------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, metavar="N", help=help_)
 
 
-def add_inputs(parser: argparse.ArgumentParser, what: str) -> None:
+def add_inputs(parser: argparse._ActionsContainer, what: str) -> None:
     parser.add_argument("--inputs", type=Path, metavar="X.npz", help=what)
 
 

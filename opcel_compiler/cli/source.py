@@ -38,6 +38,26 @@ class Source:
         return tuple(value.name for value in self.subject.inputs)
 
 
+def check(subject: Subject) -> None:
+    """Verify a graph or a Program. Raises what its verifier raises."""
+    from opcel_compiler.ir.program_verify import verify_program
+    from opcel_compiler.ir.verify import verify
+
+    if isinstance(subject, Graph):
+        verify(subject)
+    else:
+        verify_program(subject)
+
+
+def lowered(graph: Graph) -> Program:
+    """The Program of a graph that is done with its passes, with foreign nodes in regions; uses the graph up."""
+    from opcel_compiler.schedule.lower import lower
+    from opcel_compiler.schedule.placement import place
+
+    place(graph, lambda node: str(node.attrs["reason"]) if node.op == "foreign" else None)
+    return lower(graph)
+
+
 def is_text(path: Path) -> bool:
     return path.suffix in TEXT_SUFFIXES
 

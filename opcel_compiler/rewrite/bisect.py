@@ -16,13 +16,17 @@ from opcel_compiler.rewrite.report import Report
 @dataclass(frozen=True)
 class Culprit:
     """The first bad pass (`index` in the pipeline) and, when it counts its changes, the first bad change: `change` is
-    its number, `rule` at the value `at`."""
+    its number among all of the pipeline, `rule` at the value `at`, which was made from the ONNX nodes `origin`.
+    `before` and `after` are the subject on either side of the change, or of the pass when it counts none."""
 
     index: int
     pass_name: str
     change: int | None
-    rule: str = ""
-    at: str = ""
+    rule: str
+    at: str
+    origin: tuple[str, ...]
+    before: Any
+    after: Any
 
     def __str__(self) -> str:
         where = f"pass {self.pass_name} (number {self.index + 1} of the pipeline)"
@@ -39,30 +43,33 @@ def find_culprit(
     """
     base = ctx or PassContext()
 
-    def run(stop: int, limit: int | None) -> tuple[bool, Report]:
+    def run(stop: int, limit: int | None) -> tuple[Any, Report]:
         subject = make()
         mine = replace(base, limit=limit, report=Report())
         PassManager.run(subject, pipeline, mine, [Skip(stop=stop)])
-        return good(subject), mine.report
+        return subject, mine.report
 
-    def first_bad(low: int, high: int, is_good: Callable[[int], bool]) -> int:
+    def is_good(stop: int, limit: int | None) -> bool:
+        return good(run(stop, limit)[0])
+
+    def first_bad(low: int, high: int, test: Callable[[int], bool]) -> int:
         """The smallest n in (low, high] that is bad, given that low is good and high is bad."""
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if is_good(middle) else (low, middle)
+            low, high = (middle, high) if test(middle) else (low, middle)
         return high
 
-    fine, report = run(len(pipeline), None)
-    if fine:
+    if is_good(len(pipeline), None):
         return None
-    if not run(0, None)[0]:
+    if not is_good(0, None):
         raise PassError("the result is wrong before any pass has run; look at the import, not at the passes")
-    stop = first_bad(0, len(pipeline), lambda n: run(n, None)[0])
+    stop = first_bad(0, len(pipeline), lambda n: is_good(n, None))
     name = pipeline.passes[stop - 1].name
-    before = run(stop - 1, None)[1].total
-    report = run(stop, None)[1]
-    if report.total == before or not run(stop, before)[0]:
-        return Culprit(stop - 1, name, None)
-    change = first_bad(before, report.total, lambda n: run(stop, n)[0])
-    _, rule, at = report.log[change - 1]
-    return Culprit(stop - 1, name, change, rule, at)
+    subject, before = run(stop - 1, None)
+    spoilt, report = run(stop, None)
+    if report.total == before.total or not is_good(stop, before.total):
+        return Culprit(stop - 1, name, None, "", "", (), subject, spoilt)
+    number = first_bad(before.total, report.total, lambda n: is_good(stop, n))
+    found = report.log[number - 1]
+    sides = run(stop, number - 1)[0], run(stop, number)[0]
+    return Culprit(stop - 1, name, number, found.rule, found.value, found.origin, *sides)

@@ -13,7 +13,8 @@ from opcel_compiler.rewrite.rule import Numerics
 @dataclass
 class PassContext:
     """`target`: the description compiled for, or None. `forbidden`: numerics classes that no rule may use.
-    `limit`: after so many changes nothing changes any more (bisection). `explain`: also record partial matches.
+    `limit`: after so many changes nothing changes any more (bisection). `explain`: also record partial matches, and of
+    the rule `focus` every mismatch.
 
     `approximate` is forbidden unless the caller asks for it.
     """
@@ -22,6 +23,7 @@ class PassContext:
     forbidden: frozenset[Numerics] = frozenset({Numerics.APPROXIMATE})
     limit: int | None = None
     explain: bool = False
+    focus: str = ""
     report: Report = field(default_factory=Report)
     current: str = ""
     """The name of the pass that runs."""
@@ -33,9 +35,10 @@ class PassContext:
             return False
         return self.limit is None or self.report.total < self.limit
 
-    def changed(self, rule: str, node: Node) -> None:
-        """Record one change at `node`."""
-        self.report.changed(self.current, rule, node.results[0].name if node.results else node.op)
+    def changed(self, rule: str, node: Node, origin: tuple[str, ...] | None = None) -> None:
+        """Record one change at `node`; `origin` names all the ONNX nodes behind it, when they are more than its own."""
+        name = node.results[0].name if node.results else node.op
+        self.report.changed(self.current, rule, name, node.origin if origin is None else origin)
 
     def refuse(self, rule: str, node: Node, reason: str, near_miss: bool = False) -> None:
         """Record why `rule` was not applied at `node`."""

@@ -91,7 +91,7 @@ class _Driver:
     def attempt(self, r: Rule, node: Node) -> bool:
         found = match(r.pattern, node.results[0])
         if isinstance(found, Mismatch):
-            if self.ctx.explain and len(found.nodes) > 1:
+            if self.ctx.explain and (len(found.nodes) > 1 or r.name == self.ctx.focus):
                 self.ctx.refuse(r.name, node, str(found), near_miss=True)
             return False
         if r.check is not None and (reason := r.check(found)) is not None:
@@ -125,7 +125,7 @@ class _Driver:
 
     def commit(self, r: Rule, node: Node, values: tuple[Value, ...], build: Builder, matched: tuple[Node, ...]) -> None:
         assert node.graph is not None
-        self.ctx.changed(r.name, node)
+        self.ctx.changed(r.name, node, build.origin)
         self.recent.append((r.name, node.results[0].name))
         users = [u for v in node.results for u in v.users]
         neighbours = [v.producer for v in node.operands if v is not None and v.producer is not None]

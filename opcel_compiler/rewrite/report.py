@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,28 @@ class Refusal:
         return f"{self.pass_name}: {self.rule} at %{self.value}{where}: {self.reason}"
 
 
+class Change(NamedTuple):
+    """A change that was made: by which pass and rule, at which value, made from which ONNX nodes."""
+
+    pass_name: str
+    rule: str
+    value: str
+    origin: tuple[str, ...] = ()
+
+
 @dataclass
 class Report:
     """Changes and seconds by (pass, rule), and the last refusal by (pass, rule, value)."""
 
     changes: Counter[tuple[str, str]] = field(default_factory=Counter)
     seconds: dict[tuple[str, str], float] = field(default_factory=dict)
-    log: list[tuple[str, str, str]] = field(default_factory=list)
-    """Every change in order, as (pass, rule, name of the value)."""
+    log: list[Change] = field(default_factory=list)
+    """Every change in order."""
     _refusals: dict[tuple[str, str, str], Refusal] = field(default_factory=dict)
 
-    def changed(self, pass_name: str, rule: str, value: str) -> None:
+    def changed(self, pass_name: str, rule: str, value: str, origin: tuple[str, ...] = ()) -> None:
         self.changes[pass_name, rule] += 1
-        self.log.append((pass_name, rule, value))
+        self.log.append(Change(pass_name, rule, value, origin))
         self._refusals.pop((pass_name, rule, value), None)
 
     def refuse(self, refusal: Refusal) -> None:

@@ -238,7 +238,7 @@ def test_origins_merge_and_names_stay() -> None:
     assert apply_rules(graph, (both,), ctx) == 1
     assert [(n.op, n.origin) for n in graph.nodes] == [("abs", ("B", "A")), ("tanh", ("B", "A"))]
     assert graph.outputs[0].name == "b"
-    assert ctx.report.log == [("", "both", "b")]
+    assert ctx.report.log == [("", "both", "b", ("B", "A"))]
 
 
 def test_replacement_of_another_type() -> None:
