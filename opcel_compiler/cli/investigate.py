@@ -154,10 +154,13 @@ def explain(graph: Graph, pipeline: Pipeline, rule: str, name: str, target: Any)
         yield "refused", f"by {r.pass_name} at %{r.value}{_origin(r.origin)}: {r.reason}"
     if here or mine:
         return
-    yield "not tried", f"{rule} was tried at no node {name!r}; its pattern starts elsewhere"
+    yield "not tried", f"{rule} was tried at no node {name!r}"
     if rule in (roots := _roots(pipeline)):
         yield "starts at", " or ".join(roots[rule])
-    places = dict.fromkeys(f"%{r.value}{_origin(r.origin)}" for r in refused)
+    earlier = dict.fromkeys(f"{c.pass_name}: {c.rule}" for c in report.log if c.value == name or name in c.origin)
+    if earlier:
+        yield "rewritten", f"before that, by {', '.join(earlier)}"
+    places = dict.fromkeys(r.origin[0] if r.origin else f"%{r.value}" for r in refused)
     for i, place in enumerate(list(places)[:NODES]):
         yield "" if i else "tried at", place
     if len(places) > NODES:

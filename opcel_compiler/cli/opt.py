@@ -102,7 +102,7 @@ def execute(args: argparse.Namespace) -> int:
             _run(subject, pipeline, ctx, tools, args)
     finally:
         if args.stats:
-            sys.stderr.write(f"{counters or 'no pass changed anything'}\n")
+            sys.stderr.write((str(counters) or "no pass changed anything") + "\n")
         if args.time:
             sys.stderr.write(f"{timing}\n")
     if args.output:
