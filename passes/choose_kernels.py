@@ -79,7 +79,12 @@ class _Chooser:
     def _reference(self, kernel: Kernel, family: str) -> list[Step]:
         parts = split_epilogue(kernel, self.name(f"{kernel.outputs[0].buffer.name}.anchor"))
         parts[0].family = family
-        return list(parts)
+        out = parts[0].outputs[0]
+        if out.is_contiguous:
+            return list(parts)
+        dense = whole(Buffer(self.name(f"{out.buffer.name}.dense"), TensorType(out.dtype, out.shape)))
+        parts[0].outputs = [dense]
+        return [parts[0], Kernel("copy", _copy_body(dense), [dense], [out], origin=kernel.origin), *parts[1:]]
 
     @staticmethod
     def _row_reduction(kernel: Kernel) -> bool:
@@ -172,7 +177,7 @@ class _Chooser:
         vectors, tallest = self._image_tile(ocb)
         oh, ow = y.shape[2:] if len(y.shape) == 4 else (1, y.shape[2])
         flat = all(d == 1 for d in w[2:]) and all(s == 1 for s in anchor.attrs["strides"])
-        flat = flat and not any(any(sum(h) for h in v.buffer.layout.halo) for v in (*kernel.inputs, y))
+        flat = flat and not any(any(sum(h) for h in v.buffer.layout.halo) for v in (*kernel.inputs, y)) and _dense(y)
         image = product(kernel.inputs[0].shape[1:]) * 4
         weights = 4 * w[0] * w[1] * int(np.prod(w[2:]))
         tile_rows, rows_per_task, panels_per_task = 1, 1, 1  # type: tuple[int, Dim, int]
@@ -235,6 +240,16 @@ def _slices(n: int, rows: int, image: int, weights: int, panels: int, cache: int
         else -(-TASKS // (2 * panels * n))
     )
     return max(1, min(rows, max(fits, wanted)))
+
+
+def _dense(image: View) -> bool:
+    """Whether the pixels of a blocked image lie end to end."""
+    step: Dim = image.buffer.layout.block
+    for extent, stride in reversed(list(zip(image.shape[2:], image.strides[2:], strict=True))):
+        if equal(stride, step) is not True:
+            return False
+        step = step * extent
+    return True
 
 
 def _rows(view: View) -> tuple[Dim, int]:

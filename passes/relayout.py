@@ -14,6 +14,7 @@ from typing import ClassVar
 from opcel_compiler.ir.dims import product
 from opcel_compiler.ir.graph import Graph, Value
 from opcel_compiler.ir.layout import Layout
+from opcel_compiler.ir.parts import Parts, part_of
 from opcel_compiler.ir.program import Buffer, Kernel, Program, Step, View, whole
 from opcel_compiler.ir.types import F32, TensorType
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
@@ -44,16 +45,20 @@ class _Relayout:
         """Row-major buffer → the blocked buffer that holds the same values."""
         self.steps: list[Step] = []
         self.names = {b.name for b in program.buffers}
+        self.parts = Parts(program, width)
 
     def run(self) -> None:
         for step in self.program.steps:
             if isinstance(step, Kernel) and self._takes_blocks(step):
                 self._convert(step)
+            elif isinstance(step, Kernel) and step.family == "copy" and self._blocked_part(step) is not None:
+                self._copy_part(step)
             else:
                 self.steps.append(step)
         self.program.steps = self.steps
         self._drop_dead()
         self._refresh()
+        self.parts.join(self.program)
 
     # -- which kernels ---------------------------------------------------------------------------------------------
 
@@ -120,24 +125,57 @@ class _Relayout:
                 kernel.inputs[i] = whole(self._to_blocked(view, halo, kernel.origin))
         out = kernel.outputs[0]
         rank = len(out.shape)
-        target = self._buffer(out.buffer.name, TensorType(F32, out.shape), Layout(block_axis=1, block=self.width))
-        kernel.outputs[0] = whole(target)
+        whole_of = self._blocked_part(kernel)
+        target = whole_of or self._buffer(
+            out.buffer.name, TensorType(F32, out.shape), Layout(block_axis=1, block=self.width)
+        )
         if kind is not None:
             kernel.family = "conv.depthwise" if kind == "depthwise" else "conv.blocked"
             kernel.params["kind"] = kind
         elif kernel.family != "elementwise":
             kernel.family = "pool.blocked"
         self.steps.append(kernel)
+        if whole_of is not None:
+            self._written(kernel, target)
+            return
+        kernel.outputs[0] = whole(target)
         self._emit_copy(whole(target), out, kernel.origin)
         if out.is_contiguous and out.offset == 0 and rank >= 2:
             self.blocked[out.buffer] = target
 
+    def _blocked_part(self, kernel: Kernel) -> Buffer | None:
+        """The blocked buffer of which `kernel` writes a part, made at the first; None where parts stay row-major."""
+        plain = kernel.outputs[0].buffer
+        if plain not in self.blocked and self.parts.fit(plain, self.blocked, self._takes_blocks):
+            layout = Layout(block_axis=1, block=self.width)
+            self.blocked[plain] = self._buffer(plain.name, TensorType(F32, plain.type.dims), layout)
+        return self.blocked.get(plain) if part_of(kernel.outputs[0]) is not None else None
+
+    def _copy_part(self, kernel: Kernel) -> None:
+        source, target = kernel.inputs[0], self.blocked[kernel.outputs[0].buffer]
+        found = self.blocked.get(source.buffer)
+        if found is not None and found.type.shape == source.shape and source.is_contiguous:
+            kernel.inputs[0] = whole(found)
+            self.steps.append(kernel)
+        else:
+            self._emit_copy(source, kernel.outputs[0], kernel.origin)
+            last = self.steps[-1]
+            assert isinstance(last, Kernel)
+            kernel = last
+        self._written(kernel, target)
+
+    def _written(self, kernel: Kernel, target: Buffer) -> None:
+        """`kernel` writes its part of `target`; the last of them is followed by the way back to row-major order."""
+        plain = kernel.outputs[0].buffer
+        if self.parts.place(kernel, target):
+            self._emit_copy(whole(target), whole(plain), kernel.origin)
+
     def _to_blocked(self, view: View, halo: tuple[tuple[int, int], ...], origin: tuple[str, ...]) -> Buffer:
         found = self.blocked.get(view.buffer)
         if found is not None and found.type.shape == view.shape:
-            found.layout = _with_halo(found.layout, halo)
+            found.layout = found.layout.with_halo(halo)
             return found
-        layout = _with_halo(Layout(block_axis=1, block=self.width), halo)
+        layout = Layout(block_axis=1, block=self.width).with_halo(halo)
         found = self._buffer(view.buffer.name, TensorType(F32, view.shape), layout)
         self._emit_copy(view, whole(found), origin)
         self.blocked[view.buffer] = found
@@ -180,6 +218,11 @@ class _Relayout:
             dense = whole(self._buffer(source.buffer.name, TensorType(F32, source.shape), Layout()))
             self._emit_move("copy", source, dense, origin)
             source = dense
+        if target.buffer.layout.block == 1 and target.shape[-1] != 1 and target.strides[-1] != 1:
+            dense = whole(self._buffer(target.buffer.name, TensorType(F32, target.shape), Layout()))
+            self._emit_move("relayout", source, dense, origin)
+            self._emit_move("copy", dense, target, origin)
+            return
         self._emit_move("relayout", source, target, origin)
 
     def _emit_move(self, family: str, source: View, target: View, origin: tuple[str, ...]) -> None:
@@ -217,15 +260,7 @@ class _Relayout:
             for views in (step.inputs, step.outputs):
                 for i, v in enumerate(views):
                     if v.buffer in joined:
-                        views[i] = whole(v.buffer)
-
-
-def _with_halo(layout: Layout, halo: tuple[tuple[int, int], ...]) -> Layout:
-    if not halo:
-        return layout
-    have = layout.halo or tuple((0, 0) for _ in halo)
-    joined = tuple((max(a, c), max(b, d)) for (a, b), (c, d) in zip(have, halo, strict=True))
-    return Layout(layout.order, layout.block_axis, layout.block, joined, layout.pad_value)
+                        views[i] = self.parts.view(views, i)
 
 
 def conv_kind(kernel: Kernel, width: int) -> str | None:

@@ -57,6 +57,14 @@ class Layout:
             out = out + strides[axis] * before
         return out
 
+    def with_halo(self, halo: tuple[tuple[int, int], ...]) -> Layout:
+        """This layout with a halo at least as wide as `halo` on every side."""
+        if not halo:
+            return self
+        have = self.halo or tuple((0, 0) for _ in halo)
+        joined = tuple((max(a, c), max(b, d)) for (a, b), (c, d) in zip(have, halo, strict=True))
+        return Layout(self.order, self.block_axis, self.block, joined, self.pad_value)
+
     def __str__(self) -> str:
         if self.is_plain and not self.order:
             return "plain"

@@ -14,8 +14,9 @@ from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.outline import outline, outside_values
 from opcel_compiler.ir.program import Buffer, Kernel, Program, Region, View, whole
-from opcel_compiler.ir.types import DType, TensorType
+from opcel_compiler.ir.types import F32, DType, TensorType
 from opcel_compiler.schedule.domain import set_domains
+from opcel_compiler.schedule.transposed import phases
 
 VIEWS = frozenset({"reshape", "transpose", "expand", "slice"})
 
@@ -236,6 +237,32 @@ class Lowering:
         self.views[node.result] = out.transpose(sorted(range(last + 1), key=perm.__getitem__))
 
     _lower_log_softmax = _lower_softmax
+
+    def _lower_conv_transpose(self, node: Node) -> None:
+        """Constant weights: convolutions whose results interleave. Else one kernel."""
+        x, w, bias = (*node.operands, None)[:3]
+        assert x is not None and w is not None
+        out_type, weights = self._type(node.result), w.constant
+        parts = None
+        if weights is not None and len(out_type.dims) <= 4 and weights.dtype == F32:
+            parts = phases(x.tensor.dims[2:], out_type.dims[2:], weights.array, node.attrs)
+        if parts is None:
+            self._kernel(node, outline([node], node.results), [self.view(v) for v in body_operands(node)])
+            return
+        source, out = self.contiguous(self.view(x)), self._result(node.result, None)
+        extra = [] if bias is None else [self.view(bias)]
+        for part in parts:
+            body = Graph("body")
+            values = [body.add_input("x", x.type), body.add_input("w", TensorType(F32, part.weights.shape))]
+            if bias is not None:
+                values.append(body.add_input("bias", bias.type))
+            anchor = body.add("conv", values, part.attrs, origin=node.origin)
+            body.add_output(anchor.result)
+            taps = whole(self.weight(Constant(part.weights), w.name))
+            shape = (*out.shape[:2], *part.sizes)
+            place = out.slice((0, 0, *part.starts), shape, (1, 1, *node.attrs["strides"]))
+            self.emit("conv", body, [source, taps, *extra], [place], anchor)
+        self.views[node.result] = out
 
     def _lower_concat(self, node: Node) -> None:
         out = self._result(node.result, None)

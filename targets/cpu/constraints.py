@@ -28,7 +28,8 @@ def kernel_exists(node: Node) -> str | None:
     table = kernel_table()
     if node.op in table.elementwise or node.op in table.operators or node.op == "fused":
         return None
-    return f"{_name(node)} has none"
+    why = str(node.attrs.get("reason", "")) if node.op == "foreign" else ""
+    return f"{_name(node)} has none" + (f" ({why})" if why and not why.endswith("has no lowering") else "")
 
 
 def element_type(node: Node) -> str | None:
@@ -68,7 +69,7 @@ def constant_pad(node: Node) -> str | None:
 
 def filters(node: Node) -> str | None:
     """A convolution has one to three spatial axes and no negative pads."""
-    if node.op != "conv":
+    if node.op not in ("conv", "conv_transpose"):
         return None
     rank = len(node.operand(0).tensor.dims) - 2
     if not 1 <= rank <= 3:

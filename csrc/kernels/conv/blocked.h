@@ -14,13 +14,14 @@ struct ConvArgs {
   const float* x;  // the first padded pixel (halo included); adjacent pixels are CB elements apart
   std::int64_t x_n, x_cb, x_row;
   const float* w;  // [group][ocb / NV][icb][kh][kw][CB][NV * W]
-  float* y;        // the first output pixel; adjacent pixels are W elements apart
+  float* y;        // the first output pixel; adjacent pixels are y_pix elements apart
   std::int64_t y_n, y_cb, y_row;
   std::int64_t n, groups;
   std::int64_t ocb, icb;  // output and input blocks of one group; ocb is a multiple of NV
   std::int64_t oh, ow;
   std::int64_t rows_per_task;
   std::int64_t panels_per_task = 1;  // a panel is NV output blocks of one group
+  std::int64_t y_pix = W;
 };
 
 namespace detail {
@@ -96,14 +97,14 @@ struct Conv {
       carried = true;
     }
     if (carried) add_total(acc, total);
-    float* y = args.y + at.n * args.y_n + at.cb * args.y_cb + at.y * args.y_row + at.x * W;
+    float* y = args.y + at.n * args.y_n + at.cb * args.y_cb + at.y * args.y_row + at.x * args.y_pix;
     OPCEL_UNROLL
     for (int p = 0; p < PH; ++p) {
       OPCEL_UNROLL
       for (int q = 0; q < PW; ++q) {
         OPCEL_UNROLL
         for (int j = 0; j < NV; ++j)
-          store(y + j * args.y_cb + p * args.y_row + q * W,
+          store(y + j * args.y_cb + p * args.y_row + q * args.y_pix,
                 epi.template apply<false>(acc[p][q][j], at.n, at.cb + j, at.y + p, at.x + q, W));
       }
     }

@@ -49,6 +49,7 @@ class Module:
 def generate(program: Program, target: Target) -> list[list[KernelUnit]]:
     """The units of each step of the program, in order; none for regions."""
     units: list[list[KernelUnit]] = []
+    bordered: set[Buffer] = set()
     for step in program.steps:
         units.append([])
         if not isinstance(step, Kernel):
@@ -57,7 +58,8 @@ def generate(program: Program, target: Target) -> list[list[KernelUnit]]:
         if emitter is None:
             raise CodegenError(f"{', '.join(step.origin) or 'a step'}: no CPU generator for family {step.family!r}")
         if step.family != "relayout":
-            units[-1] += [halo_unit(v) for v in step.outputs if v.buffer.layout.halo]
+            units[-1] += [halo_unit(v) for v in step.outputs if v.buffer.layout.halo and v.buffer not in bordered]
+            bordered.update(v.buffer for v in step.outputs)
         units[-1].append(emitter(step, target))
     return units
 

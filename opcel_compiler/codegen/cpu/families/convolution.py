@@ -82,7 +82,7 @@ def emit_conv(kernel: Kernel, target: Target) -> KernelUnit:
     oh, ow = p["extent"]
     rows_per_task, panels_per_task = p["rows_per_task"], p["panels_per_task"]
     xn, xc, xr, _ = image_steps(x)
-    yn, yc, yr, _ = image_steps(y)
+    yn, yc, yr, pixel = image_steps(y)
     groups = anchor.attrs["groups"]
     ocb, icb = p["group_blocks"]
     unit.tasks = x.shape[0] * groups * ceildiv(ocb // p["out_blocks"], panels_per_task) * ceildiv(oh, rows_per_task)
@@ -91,7 +91,7 @@ def emit_conv(kernel: Kernel, target: Target) -> KernelUnit:
     fields = [
         unit.pointer(padded(x, anchor.attrs["pads"])), *map(unit.integer, (xn, xc, xr)), unit.pointer(w),
         unit.pointer(y, const=False), *map(unit.integer, (yn, yc, yr, x.shape[0], groups, ocb, icb, oh, ow)),
-        *map(unit.integer, (rows_per_task, panels_per_task)),
+        *map(unit.integer, (rows_per_task, panels_per_task, pixel)),
     ]  # fmt: skip
     numbers = (p["in_block"], kh, kw, sh, sw, dh, dw, p["out_blocks"], p["tile_rows"], *p["tile_widths"])
     return unit.finish(
@@ -189,6 +189,30 @@ def emit_conv_reference(kernel: Kernel, target: Target) -> KernelUnit:
     )  # fmt: skip
 
 
+def emit_conv_transpose(kernel: Kernel, target: Target) -> KernelUnit:
+    """Any f32 conv_transpose on dense row-major tensors."""
+    anchor = kernel.anchor
+    assert anchor is not None
+    unit = KernelUnit()
+    inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
+    values = {v: inputs[v] for v in anchor.operands if v is not None and v in inputs}
+    x, w, y = values[anchor.operand(0)], values[anchor.operand(1)], kernel.outputs[0]
+    bias = anchor.operands[2] if len(anchor.operands) > 2 else None
+    a = anchor.attrs
+    fields = [
+        unit.pointer(x), unit.pointer(w), unit.pointer(values[bias]) if bias is not None else "nullptr",
+        unit.pointer(y, const=False), *map(unit.integer, (x.shape[0], x.shape[1], y.shape[1], a["groups"])),
+        _padded_list(unit, x.shape[2:], 3, 1), _padded_list(unit, y.shape[2:], 3, 1),
+        _padded_list(unit, w.shape[2:], 3, 1), _padded_list(unit, a["strides"], 3, 1),
+        _padded_list(unit, a["dilations"], 3, 1), _padded_list(unit, a["pads"][: len(a["pads"]) // 2], 3, 0),
+    ]  # fmt: skip
+    unit.tasks = product(y.shape[:-1])
+    return unit.finish(
+        ["kernels/conv/transposed.h"], "",
+        f"  const ConvReferenceArgs args{{{', '.join(fields)}}};\n  conv_transpose_tasks(args, begin, end);\n",
+    )  # fmt: skip
+
+
 def emit_pool_reference(kernel: Kernel, target: Target) -> KernelUnit:
     anchor = kernel.anchor
     assert anchor is not None
@@ -214,5 +238,5 @@ def emit_pool_reference(kernel: Kernel, target: Target) -> KernelUnit:
 
 EMITTERS = {
     "conv.blocked": emit_conv, "conv.depthwise": emit_depthwise, "pool.blocked": emit_pool,
-    "conv.reference": emit_conv_reference, "pool.reference": emit_pool_reference,
+    "conv.reference": emit_conv_reference, "conv_transpose": emit_conv_transpose, "pool.reference": emit_pool_reference,
 }  # fmt: skip

@@ -7,14 +7,24 @@ from opcel_compiler.codegen.cpu.families.convolution import extent, image_steps
 from opcel_compiler.codegen.cpu.families.loops import merge
 from opcel_compiler.codegen.cpu.unit import MAX_TASK_WORK, KernelUnit
 from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv, product
-from opcel_compiler.ir.program import Buffer, Kernel, View
+from opcel_compiler.ir.program import Buffer, Kernel, View, whole
 from opcel_compiler.targets.schema import Target
+
+
+def _with_block_axis(view: View) -> View:
+    """A view of a blocked buffer with the position inside a block as its last axis, padding included."""
+    layout = view.buffer.layout
+    if layout.block == 1:
+        return view
+    shape = list(view.shape)
+    shape[layout.block_axis] = ceildiv(shape[layout.block_axis], layout.block)
+    return View(view.buffer, (*shape, layout.block), (*view.strides, 1), view.offset)
 
 
 def emit_copy(kernel: Kernel, target: Target) -> KernelUnit:
     """A strided copy of any element type."""
     unit = KernelUnit()
-    x, y = kernel.inputs[0], kernel.outputs[0]
+    x, y = map(_with_block_axis, (kernel.inputs[0], kernel.outputs[0]))
     size = (x.dtype.bits + 7) // 8
     extents, (from_x, to_y) = merge(list(y.shape), [list(x.expand(y.shape).strides), list(y.strides)])
     unit.tasks = dim_max(1, dim_min(64, ceildiv(product(y.shape), MAX_TASK_WORK)))
@@ -63,9 +73,10 @@ def emit_relayout(kernel: Kernel, target: Target) -> KernelUnit:
 
 
 def halo_unit(view: View) -> KernelUnit:
-    """The kernel that zeroes the border of the buffer that `view` shows whole."""
+    """The kernel that zeroes the border of the buffer that `view` shows."""
     unit = KernelUnit()
     b = view.buffer
+    view = whole(b)
     slabs: Dim = b.type.dims[0] * ceildiv(b.type.dims[1], b.layout.block)
     h, w = extent(view)
     fields = [unit.pointer(View(b, (), ()), const=False), *map(unit.integer, (slabs, h, w, b.layout.block, *_halo(b)))]

@@ -1,0 +1,87 @@
+"""A transposed convolution as ordinary convolutions, one for each position of a result element within the stride.
+
+Along one axis with stride s, pad p and dilation d, element o = s·i + r of the result sums the taps k with k·d ≡ r + p
+(mod s), each times input element i + (r + p - k·d) / s. So the elements of one r are a convolution of stride 1 with every
+(s / gcd(s, d))-th tap, reversed, dilated by d / gcd(s, d), written s elements apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product as cartesian
+from typing import Any
+
+import numpy as np
+
+from opcel_compiler.ir.dims import Dim, ceildiv
+
+
+@dataclass(frozen=True)
+class AxisPhase:
+    """Elements first, first + stride, … of one axis, `count` of them: a convolution with `taps` of the weights."""
+
+    first: int
+    count: Dim
+    taps: tuple[int, ...]
+    dilation: int
+    before: int
+    after: int
+
+
+def axis_phases(size: Dim, out: Dim, kernel: int, stride: int, pad: int, dilation: int) -> list[AxisPhase] | None:
+    """The phases of one axis; None when one has no tap, or its pads are symbolic or negative."""
+    phases = []
+    for r in range(stride):
+        count = ceildiv(out - r, stride)
+        taps = [k for k in reversed(range(kernel)) if (r + pad - k * dilation) % stride == 0]
+        if not taps:
+            return None
+        first, last = ((r + pad - k * dilation) // stride for k in (taps[0], taps[-1]))
+        after = count + last - size
+        if not isinstance(after, int) or after < 0 or first > 0:
+            return None
+        phases.append(AxisPhase(r, count, tuple(taps), dilation // math.gcd(dilation, stride), -first, after))
+    return phases
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One convolution: its attributes, its weights [filters, channels / groups, taps...], and where its result goes."""
+
+    attrs: Mapping[str, Any]
+    weights: np.ndarray
+    starts: tuple[int, ...]
+    sizes: tuple[Dim, ...]
+
+
+def phases(
+    sizes: Sequence[Dim], out: Sequence[Dim], weights: np.ndarray, attrs: Mapping[str, Any]
+) -> list[Phase] | None:
+    """The convolutions that make up a conv_transpose with spatial `sizes` and result sizes `out`; None when an axis
+    does not divide into phases. `weights` is [channels, filters / groups, kernel...]."""
+    axes: list[list[AxisPhase]] = []
+    for i, (size, total) in enumerate(zip(sizes, out, strict=True)):
+        found = axis_phases(
+            size, total, weights.shape[2 + i], attrs["strides"][i], attrs["pads"][i], attrs["dilations"][i]
+        )
+        if found is None:
+            return None
+        axes.append(found)
+    groups, (channels, filters) = attrs["groups"], weights.shape[:2]
+    grouped = weights.reshape(groups, channels // groups, *weights.shape[1:]).swapaxes(1, 2)
+    grouped = grouped.reshape(groups * filters, channels // groups, *weights.shape[2:])
+    result = []
+    for chosen in cartesian(*axes):
+        kept = (slice(None), slice(None), *np.ix_(*(a.taps for a in chosen)))
+        taps = grouped[kept]
+        pads = (*(a.before for a in chosen), *(a.after for a in chosen))
+        own = {"strides": (1,) * len(chosen), "pads": pads, "dilations": tuple(a.dilation for a in chosen)}
+        result.append(
+            Phase(
+                {**own, "groups": groups}, np.ascontiguousarray(taps), tuple(a.first for a in chosen),
+                tuple(a.count for a in chosen),
+            )
+        )  # fmt: skip
+    return result
