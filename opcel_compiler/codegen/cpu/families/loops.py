@@ -198,16 +198,18 @@ def emit_reduce(kernel: Kernel, target: Target) -> KernelUnit:
     for i in reversed(kept):
         e, s = unit.integer(x.shape[i]), unit.integer(x.strides[i])
         lines.append(f"    src += rest % {e} * {s}, rest /= {e};")
-    lines.append(f"    {ctype} acc = static_cast<{ctype}>({start});\n    int64_t count = 1;\n    (void)rest;")
+    lines.append(f"    {ctype} acc = static_cast<{ctype}>({start});\n    (void)rest;")
+    counts: list[str] = []
     for i in axes:
         e, s = unit.integer(x.shape[i]), unit.integer(x.strides[i])
-        lines.append(f"    const {ctype}* const p{i} = src;\n    count *= {e};")
+        counts.append(e)
+        lines.append(f"    const {ctype}* const p{i} = src;")
         lines.append(f"    for (int64_t j{i} = 0; j{i} < {e}; ++j{i}) {{\n      src = p{i} + j{i} * {s};")
     lines.append(f"    acc = static_cast<{ctype}>({step.format(acc='acc', x='src[0]').replace('<T>', f'<{ctype}>')});")
     lines.append("    " + "}" * len(axes))
-    mean = "acc / static_cast<T>(count)" if kernel.anchor.op == "reduce_mean" else "acc"
+    mean = f"acc / static_cast<T>({' * '.join(counts) or '1'})" if kernel.anchor.op == "reduce_mean" else "acc"
     lines.append(
-        f"    (void)count;\n    {target_}[t] = static_cast<{ctype}>({mean.replace('<T>', f'<{ctype}>')});\n  }}"
+        f"    {target_}[t] = static_cast<{ctype}>({mean.replace('<T>', f'<{ctype}>')});\n  }}"
     )
     return unit.finish(["base/scalar.h"], "", "\n".join(lines) + "\n")
 
