@@ -111,12 +111,12 @@ class Lowering:
 
     def unit_inner(self, view: View) -> View:
         """A view whose innermost axis has stride 1."""
-        return view if not view.shape or view.shape[-1] == 1 or view.strides[-1] == 1 else self.contiguous(view)
+        return view if _has_unit_inner(view) else self.contiguous(view)
 
     def rows(self, view: View, keep: int = 1) -> View:
         """A view whose axes before the last `keep` merge into one with a constant stride, innermost stride 1."""
         lead = View(view.buffer, view.shape[:-keep], view.strides[:-keep], view.offset)
-        if len(lead.merged()[0]) <= 1 and self.unit_inner(view) is view:
+        if len(lead.merged()[0]) <= 1 and _has_unit_inner(view):
             return view
         return self.contiguous(view)
 
@@ -185,12 +185,12 @@ class Lowering:
     def rows_batched(self, view: View, inner: bool = True) -> View:
         """A view whose axes before the last two merge into one; with `inner`, its innermost stride is 1."""
         lead = View(view.buffer, view.shape[:-2], view.strides[:-2], view.offset)
-        if len(lead.merged()[0]) <= 1 and (not inner or self.unit_inner(view) is view):
+        if len(lead.merged()[0]) <= 1 and (not inner or _has_unit_inner(view)):
             return view
         return self.contiguous(view)
 
     def _broadcast_rows(self, view: View) -> View:
-        return view if all(d == 1 for d in view.shape[:-1]) and self.unit_inner(view) is view else self.rows(view)
+        return view if all(d == 1 for d in view.shape[:-1]) and _has_unit_inner(view) else self.rows(view)
 
     def _result(self, value: Value, anchor: Node | None) -> View:
         """Memory for a result: dense in the order in which its only user reads it."""
@@ -313,6 +313,10 @@ class Lowering:
     def _retype(self, buffer: Buffer, t: TensorType) -> None:
         """Give a dense buffer another shape with as many elements; existing views keep their strides."""
         buffer.type = t
+
+
+def _has_unit_inner(view: View) -> bool:
+    return not view.shape or view.shape[-1] == 1 or view.strides[-1] == 1
 
 
 def body_operands(node: Node) -> list[Value]:
