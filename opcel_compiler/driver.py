@@ -7,8 +7,11 @@ import tempfile
 import time
 import warnings
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from opcel_compiler.codegen.artifact import BUILD, MANIFEST, REPORT, staged, update_json, write_json
 from opcel_compiler.codegen.cpu.build import Module, build
@@ -16,6 +19,7 @@ from opcel_compiler.compilation import Compilation, Progress, prepare
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.frontend.exporter import export_model
 from opcel_compiler.frontend.importer import import_model
+from opcel_compiler.ir.graph import Graph
 from opcel_compiler.locate import first_wrong_node
 from opcel_compiler.proof import (
     Bound,
@@ -26,7 +30,7 @@ from opcel_compiler.proof import (
     outside,
     prove,
     reference_outputs,
-    sample_inputs,
+    sampled_reference,
 )
 from opcel_compiler.report import facts
 from opcel_compiler.runtime.model import CompiledModel
@@ -118,13 +122,22 @@ def _prove(work: Compilation, model: Any, folder: Path, inputs: Any, progress: P
     if missing := _cannot_run_here(work.target):
         return Proof("unproved", reason=f"this CPU lacks {missing}; run `opcel run --prove MODEL` on one that has it")
     names, outputs = work.imported.input_names, work.imported.output_names
-    feeds = given_inputs(inputs, work.graph, names) if inputs is not None else sample_inputs(work.graph, names)
-    engine, want = reference_outputs(model, work.graph, names, outputs, feeds)
+    feeds, engine, want = _reference(model, work.graph, names, outputs, inputs)
     with CompiledModel(folder) as compiled:
         stamp = prove(lambda f: compiled.run(dict(f)), zip(outputs, want, strict=True), feeds, engine, Bound())
     if stamp.status != "proved":
         raise ProofError(f"{outside(stamp)}. {first_wrong_node(work, feeds, want, engine)}")
     return stamp
+
+
+def _reference(
+    model: Any, graph: Graph, names: Sequence[str], outputs: Sequence[str], inputs: Any
+) -> tuple[dict[str, np.ndarray], str, list[np.ndarray]]:
+    """(inputs, engine, outputs): on the given inputs, else on samples."""
+    if inputs is None:
+        return sampled_reference(model, graph, names, outputs)
+    feeds = given_inputs(inputs, graph, names)
+    return (feeds, *reference_outputs(model, graph, names, outputs, feeds))
 
 
 def _cannot_run_here(target: Target) -> str:
@@ -144,8 +157,7 @@ def prove_artifact(
             raise ProofError(f"{artifact} was not compiled from this model: the hash of the model file differs")
         names, outputs = imported.input_names, imported.output_names
         graph = imported.graph
-        feeds = given_inputs(inputs, graph, names) if inputs is not None else sample_inputs(graph, names)
-        engine, want = reference_outputs(model, graph, names, outputs, feeds)
+        feeds, engine, want = _reference(model, graph, names, outputs, inputs)
         stamp = prove(lambda f: compiled.run(dict(f)), zip(outputs, want, strict=True), feeds, engine, Bound())
         if stamp.status != "proved":
             raise ProofError(outside(stamp))

@@ -12,6 +12,7 @@ import numpy as np
 from opcel_compiler.codegen.artifact import MANIFEST, write_json
 from opcel_compiler.codegen.cpu.build import build
 from opcel_compiler.compilation import Compilation
+from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.graph import Graph, Node
 from opcel_compiler.ir.interpret import run as interpret
 from opcel_compiler.ir.types import TensorType
@@ -23,7 +24,14 @@ from opcel_compiler.schedule.lower import lower
 
 def first_wrong_node(work: Compilation, feeds: Feeds, want: Sequence[np.ndarray], engine: str) -> str:
     """A sentence that names the first kernel whose result differs from the interpreter's on the same graph, or says
-    that a pass changed the graph's meaning."""
+    that a pass changed the graph's meaning, or why neither could be found out."""
+    try:
+        return _search(work, feeds, want, engine)
+    except OpcelError as error:
+        return f"The first wrong node could not be searched for: {error}"
+
+
+def _search(work: Compilation, feeds: Feeds, want: Sequence[np.ndarray], engine: str) -> str:
     graph = work.graph
     names = work.imported.input_names
     given = {v.name: feeds[n] for n, v in zip(names, graph.inputs, strict=True)}

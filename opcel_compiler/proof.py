@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.ir.dims import symbols_of
+from opcel_compiler.ir.dims import evaluate, symbols_of
 from opcel_compiler.ir.graph import Graph, Value
 from opcel_compiler.ir.interpret import run as interpret
 from opcel_compiler.ir.types import TensorType
 
 Feeds = Mapping[str, np.ndarray]
-SIZES = (3, 7, 5, 2, 11, 13)
-"""What symbolic sizes are bound to in sample inputs, one after another, within their ranges."""
+SIZES = ((3, 7, 5, 2, 11, 13), (2, 64, 96, 32, 128), (64,))
+"""What symbolic sizes are bound to in sample inputs, one after another, within their ranges; the first that the graph's
+shapes and the reference allow."""
 
 
 class ProofError(OpcelError):
@@ -106,22 +107,48 @@ def sample_inputs(
 ) -> dict[str, np.ndarray]:
     """Seeded random inputs for a graph, keyed by `names`: normal floats, integers valid as indices where they index,
     else zeros and ones that begin with one. `sizes` gives the values of symbols; the others come from SIZES."""
-    rng = np.random.default_rng(seed)
-    chosen = dict(sizes or {})
+    return next(candidates(graph, names, seed, sizes))
+
+
+def candidates(
+    graph: Graph, names: Sequence[str], seed: int = 0, sizes: Mapping[str, int] | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Sample inputs, the best first; later ones, for models that fail on the earlier, have other sizes, then zeros and
+    ones for all integers."""
+    tables = [_bind(graph, extents, sizes or {}) for extents in SIZES]
+    distinct = [t for i, t in enumerate(tables) if t not in tables[:i]]
+    limits = index_limits(graph)
+    for limit in (limits, {}) if limits else ({},):
+        for chosen in sorted(distinct, key=lambda t: not _possible(graph, t)):
+            rng = np.random.default_rng(seed)
+            yield {n: _sample(v, rng, chosen, limit.get(v)) for n, v in zip(names, graph.inputs, strict=True)}
+
+
+def _bind(graph: Graph, extents: Sequence[int], sizes: Mapping[str, int]) -> dict[str, int]:
+    """`sizes` and a value for every other symbol in the shapes of the inputs."""
+    chosen = dict(sizes)
     for value in graph.inputs:
         if isinstance(value.type, TensorType) and value.type.shape is not None:
             for dim in value.type.shape:
                 for s in symbols_of(dim):
                     if s.name not in chosen:
-                        size = SIZES[len(chosen) % len(SIZES)]
+                        size = extents[len(chosen) % len(extents)]
                         chosen[s.name] = min(max(size, s.lo), s.hi if s.hi is not None else size)
-    limits = index_limits(graph)
-    return {n: _sample(v, rng, chosen, limits.get(v)) for n, v in zip(names, graph.inputs, strict=True)}
+    return chosen
+
+
+def _possible(graph: Graph, sizes: Mapping[str, int]) -> bool:
+    """Whether every size in the graph that these symbols decide is at least 1."""
+    for value in graph.values():
+        if isinstance(value.type, TensorType) and value.type.shape is not None:
+            for dim in value.type.shape:
+                known = not isinstance(dim, int) and all(s.name in sizes for s in symbols_of(dim))
+                if known and evaluate(dim, sizes) < 1:
+                    return False
+    return True
 
 
 def _sample(value: Value, rng: np.random.Generator, sizes: Mapping[str, int], limit: int | None) -> np.ndarray:
-    from opcel_compiler.ir.dims import evaluate
-
     t = value.tensor
     shape = tuple(evaluate(d, sizes) for d in t.dims)
     if t.dtype.is_float:
@@ -192,13 +219,31 @@ def index_limits(graph: Graph) -> dict[Value, int]:
 # -- references --------------------------------------------------------------------------------------------------------
 
 
+def sampled_reference(
+    model: Any, graph: Graph, names: Sequence[str], outputs: Sequence[str]
+) -> tuple[dict[str, np.ndarray], str, list[np.ndarray]]:
+    """(sample inputs, engine, outputs) of the first sample inputs that the model runs on. Raises ProofError."""
+    first: dict[str, np.ndarray] | None = None
+    for feeds in candidates(graph, names):
+        first = first if first is not None else feeds
+        try:
+            return feeds, ORT, _onnxruntime(model, outputs, feeds)
+        except Exception:  # its errors have no common base; the model may run on other inputs
+            continue
+    assert first is not None
+    return (first, *reference_outputs(model, graph, names, outputs, first))
+
+
+ORT = "ONNX Runtime, optimizations off"
+
+
 def reference_outputs(
     model: Any, graph: Graph, names: Sequence[str], outputs: Sequence[str], feeds: Feeds
 ) -> tuple[str, list[np.ndarray]]:
     """(engine, outputs) of the strongest reference that runs the model: ONNX Runtime without optimizations, else the
     ONNX reference evaluator, else the interpreter. Raises ProofError when none does."""
     attempts: list[tuple[str, Callable[[], list[np.ndarray]]]] = [
-        ("ONNX Runtime, optimizations off", lambda: _onnxruntime(model, outputs, feeds)),
+        (ORT, lambda: _onnxruntime(model, outputs, feeds)),
         ("ONNX reference evaluator", lambda: _onnx_reference(model, outputs, feeds)),
         ("OPCEL interpreter", lambda: _interpreter(graph, names, feeds)),
     ]
