@@ -14,6 +14,7 @@ from opcel_compiler.ir.program import Program
 from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.instruments import Counters, Instrument, Timing
 from opcel_compiler.rewrite.pipeline import PassManager, Pipeline
+from opcel_compiler.schedule.coverage import Coverage, Work, native_work, node_work
 from opcel_compiler.schedule.lower import lower
 from opcel_compiler.schedule.placement import Fallback, place
 from opcel_compiler.targets import load_target
@@ -38,7 +39,7 @@ class Compilation:
     fallbacks: list[Fallback] = dataclasses.field(default_factory=list)
     regions: list[Graph] = dataclasses.field(default_factory=list)
     program: Program | None = None
-    native_nodes: int = 0
+    coverage: Coverage = dataclasses.field(default_factory=Coverage)
     imported_nodes: int = 0
     parameters: int = 0
     native_flops: Dim = 0
@@ -75,10 +76,10 @@ def prepare(
     tools = (work.timing, work.counters, *instruments)
     PassManager.run(work.graph, passes.at("graph"), work.context, tools)
     work.fallbacks = place_for(work.graph, description)
+    work.coverage = Coverage(native_work(work.graph, description), sum((f.work for f in work.fallbacks), Work()))
     if placed is not None:
         placed(work)
     work.regions = [n.regions[0] for n in work.graph.nodes if n.op == "external"]
-    work.native_nodes = sum(_weight(n) for n in work.graph.nodes if n.op not in ("constant", "external"))
     for node in work.graph.nodes:
         if node.op == "external":
             work.fallback_flops = work.fallback_flops + flops(node)
@@ -91,17 +92,14 @@ def prepare(
 
 def place_for(graph: Graph, target: Target) -> list[Fallback]:
     """Wrap the nodes that `target` cannot run into `external` nodes; gives each such node and why."""
-    constraints = (*cpu_constraints(), *constraints_of(target))
+    exists, *limits = cpu_constraints()
+    constraints = (exists, *constraints_of(target), *limits)  # limits on shapes take it that there is a known rank
 
     def reason(node: Node) -> str | None:
         inner = list(node.regions[0].nodes) if node.op == "fused" else [node]
-        broken = (why for n in inner if n.op != "constant" for why in violations(n, constraints))
+        broken = (why for n in inner if n.op != "constant" for c in constraints for why in violations(n, (c,)))
         return next(broken, None)
 
-    return place(graph, reason)
-
-
-def _weight(node: Node) -> int:
-    return max(1, len(node.origin))
+    return place(graph, reason, lambda node: node_work(node, target))
 
 

@@ -34,6 +34,7 @@ from opcel_compiler.proof import (
 )
 from opcel_compiler.report import facts
 from opcel_compiler.runtime.model import CompiledModel
+from opcel_compiler.schedule.coverage import Coverage
 from opcel_compiler.targets.host import missing_features
 from opcel_compiler.targets.schema import Target
 
@@ -53,13 +54,14 @@ class FallbackWarning(UserWarning):
 def compile(
     model: Any, target: str = "host", output: str | os.PathLike[str] | None = None, threads: int | None = None, *,
     pipeline: str | None = None, fallback: str = "warn", inputs: str | os.PathLike[str] | Feeds | None = None,
-    proof: bool = True, progress: Progress | None = None,
+    proof: bool = True, min_coverage: float = 0.0, progress: Progress | None = None,
 ) -> CompiledModel:  # fmt: skip
     """Compile an ONNX model (path, bytes or ModelProto) for `target` into the folder `output`, and open it.
 
     Without `output` the artifact lives in a temporary folder as long as the returned model. `threads` is that of the
     opened model. `inputs` are the sample inputs of the proof (a .npz file or arrays by input name), else seeded random
-    ones. `fallback` says what to do with nodes that only another engine can run: allow, warn or error.
+    ones. `fallback` says what to do with nodes that only another engine can run: allow, warn or error; `min_coverage`,
+    0 to 1, is the least share of multiply-adds and of modelled time that must be native.
 
     Raises ModelError for a bad model, TargetError, FallbackError, ProofError when a result is outside the bound,
     OutputError and ToolchainError; in each case nothing is left at `output`.
@@ -73,7 +75,12 @@ def compile(
         keep = tempfile.TemporaryDirectory(prefix="opcel-")
         output = Path(keep.name) / "model.opcel"
     place_at = Path(output)
-    work = prepare(model, target, pipeline=pipeline, progress=report, placed=lambda w: _check_fallback(w, fallback))
+
+    def placed(work: Compilation) -> None:
+        _check_fallback(work, fallback)
+        check_coverage(work.coverage, min_coverage)
+
+    work = prepare(model, target, pipeline=pipeline, progress=report, placed=placed)
     times = {"front": time.perf_counter() - started}
     with staged(place_at) as folder:
         module = _write(work, folder, report)
@@ -91,6 +98,15 @@ def compile(
     if keep is not None:
         weakref.finalize(opened, keep.cleanup)
     return opened
+
+
+def check_coverage(coverage: Coverage, least: float) -> None:
+    """Raises FallbackError when less than `least` (0 to 1) of the multiply-adds or of the modelled time is native."""
+    if coverage.share < least:
+        raise FallbackError(
+            f"{coverage.macs_share:.1%} of the multiply-adds and {coverage.seconds_share:.1%} of the modelled time are "
+            f"native, and {least:.1%} are asked for; `opcel check` lists what is not"
+        )
 
 
 def _check_fallback(work: Compilation, mode: str) -> None:

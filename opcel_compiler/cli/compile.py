@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from opcel_compiler.cli import options
-from opcel_compiler.cli.console import Progress, bytes_text, seconds_text, value_text, write_rows
+from opcel_compiler.cli.console import Progress, bytes_text, count_text, seconds_text, value_text, write_rows
 
 NAME = "compile"
 SUMMARY = "compile an ONNX model into an artifact"
@@ -32,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--fallback", choices=("allow", "warn", "error"), default="warn",
         help="what to do with operators that only ONNX Runtime can run (default: warn)",
     )  # fmt: skip
+    options.add_min_coverage(parser)
     options.add_inputs(parser, "sample inputs for the proof (default: random ones)")
     parser.add_argument("--no-proof", action="store_true", help="do not run and compare; the artifact says unproved")
     options.add_json(parser, "the report")
@@ -50,7 +51,8 @@ def execute(args: argparse.Namespace) -> int:
         warnings.simplefilter("ignore", driver.FallbackWarning)  # the summary tells the same
         with driver.compile(
             args.model, args.target, output, args.threads, pipeline=args.pipeline, fallback=args.fallback,
-            inputs=read_arrays(args.inputs) if args.inputs else None, proof=not args.no_proof, progress=progress,
+            inputs=read_arrays(args.inputs) if args.inputs else None, proof=not args.no_proof,
+            min_coverage=args.min_coverage, progress=progress,
         ) as model:  # fmt: skip
             report = model.report
             signature = [(label, model.manifest[label]) for label in ("inputs", "outputs")]
@@ -69,13 +71,7 @@ def execute(args: argparse.Namespace) -> int:
 def report_rows(report: Mapping[str, Any], reasons: bool = True) -> Iterator[tuple[str, str]]:
     """What a report says of coverage, proof and memory; with `reasons` also why each node is not native."""
     coverage, fallback = report["coverage"], report["fallback"]
-    text = f"{coverage['native_nodes']} native"
-    if coverage["fallback_nodes"]:
-        text += f", {coverage['fallback_nodes']} in ONNX Runtime"
-        native, other = coverage.get("native_macs"), coverage.get("fallback_macs")
-        if isinstance(native, int) and isinstance(other, int) and native + other:
-            text += f" ({native / (native + other):.1%} of the multiply-adds are native)"
-    yield "nodes", text
+    yield "nodes", coverage_text(coverage)
     for entry in fallback[:MAX_REASONS] if reasons else ():
         yield "", f"{entry['op']} ({', '.join(entry['origin'][:3]) or 'unnamed'}): {entry['reason']}"
     if reasons and len(fallback) > MAX_REASONS:
@@ -85,6 +81,20 @@ def report_rows(report: Mapping[str, Any], reasons: bool = True) -> Iterator[tup
     arena = memory["arena_bytes"]
     arena_text = "an arena that depends on the shapes" if arena is None else f"{bytes_text(arena)} arena"
     yield "memory", f"{bytes_text(memory['weights_bytes'])} weights, {arena_text}"
+
+
+def coverage_text(coverage: Mapping[str, Any]) -> str:
+    """Nodes, multiply-adds and modelled time, native and not, in one line."""
+    text = f"{coverage['native_nodes']} native"
+    if coverage["fallback_nodes"]:
+        text += f", {coverage['fallback_nodes']} in ONNX Runtime"
+    native, other = (coverage[f"{part}_macs"] for part in ("native", "fallback"))
+    seconds, others = (coverage[f"{part}_seconds_modelled"] for part in ("native", "fallback"))
+    text += f"; {count_text(native + other)} multiply-adds"
+    if native + other:
+        text += f", {native / (native + other):.1%} native"
+    text += f"; {seconds_text(seconds + others)} modelled"
+    return text + (f", {seconds / (seconds + others):.1%} native" if seconds + others else "")
 
 
 def proof_text(proof: Mapping[str, Any]) -> str:

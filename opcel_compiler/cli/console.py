@@ -98,6 +98,15 @@ def bytes_text(count: float) -> str:
     return f"{count:.2f} GiB"
 
 
+def count_text(count: float) -> str:
+    """A large number for people: `950`, `4.1 G`."""
+    for unit in ("", " k", " M", " G"):
+        if count < 1000:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g} T"
+
+
 def seconds_text(seconds: float) -> str:
     """A duration for people: `12.3 µs`, `4.56 ms`, `7.8 s`."""
     if seconds < 1e-3:

@@ -37,6 +37,22 @@ def size(text: str) -> tuple[str, int]:
     return name.strip(), positive(value.strip())
 
 
+def share(text: str) -> float:
+    """A percentage such as `95%`, or a fraction such as `0.95`: 0 to 1."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; write 95% or 0.95")
+    return value
+
+
+def add_min_coverage(parser: argparse.ArgumentParser) -> None:
+    help_ = "fail, with status 3, when less of the multiply-adds or of the modelled time is native, as in 95%%"
+    parser.add_argument("--min-coverage", type=share, default=0.0, metavar="SHARE", help=help_)
+
+
 def add_json(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--json", action="store_true", help=f"print {what} as JSON and nothing else")
 

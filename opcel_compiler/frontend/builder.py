@@ -40,6 +40,8 @@ class Builder:
         self.weights = weights
         self.symbols = symbols
         self.log: list[Node] = []
+        self.operators: dict[str, str] = {}
+        """From a node's origin to its operator in the model, `domain::Name:opset` or `Name:opset`."""
         self.sizes: set[Dim] = set()
         """Dims that are some tensor's size, and so not negative whatever their bounds say."""
         self._contents: dict[Value, Content] = {}

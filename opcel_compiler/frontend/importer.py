@@ -32,6 +32,7 @@ class Imported:
     `input_names`, `output_names`: as the user wrote them, in the order of `graph.inputs` and `graph.outputs`.
     `symbols`: from the name of a symbol to the name that the file gives the dimension ("" where it gives none).
     `opsets`: the opset of each domain, "" being the default one.
+    `operators`: from a node's origin to its operator in the file, `domain::Name:opset` or `Name:opset`.
     """
 
     graph: Graph
@@ -42,6 +43,7 @@ class Imported:
     symbols: Mapping[str, str]
     producer: str
     path: Path | None
+    operators: Mapping[str, str]
     _source: Buffer = field(repr=False)
 
     @cached_property
@@ -69,7 +71,8 @@ def import_model(model: str | Path | bytes | ModelProto, *, name: str | None = N
         symbols = Symbols(limits)
         graph = Graph(name or proto.graph.name or "main")
         try:
-            inputs = _build(proto, Builder(graph, weights, symbols), opsets)
+            builder = Builder(graph, weights, symbols)
+            inputs = _build(proto, builder, opsets)
             break
         except Narrow as n:
             known = limits.get(n.symbol.name)
@@ -88,6 +91,7 @@ def import_model(model: str | Path | bytes | ModelProto, *, name: str | None = N
         symbols.originals,
         f"{proto.producer_name} {proto.producer_version}".strip(),
         path,
+        builder.operators,
         source,
     )
 

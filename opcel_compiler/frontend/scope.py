@@ -239,6 +239,7 @@ class Scope:
             raise ModelError(
                 f"node {origin!r} ({node.op_type}): the model imports no opset of domain {domain or 'ai.onnx'!r}"
             )
+        self.builder.operators[origin] = f"{domain}{'::' * bool(domain)}{node.op_type}:{version}"
         mark = self.builder.mark()
         entry = REGISTRY.get((domain, node.op_type))
         if entry is None or not entry[1] <= version <= entry[2]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from opcel_compiler.codegen.cpu.build import Module
 from opcel_compiler.compilation import Compilation
 from opcel_compiler.ir.analysis import flops
 from opcel_compiler.ir.dims import Dim
-from opcel_compiler.ir.program import Kernel, Region
+from opcel_compiler.ir.program import Kernel, Region, View
 from opcel_compiler.proof import Proof
+from opcel_compiler.schedule.coverage import Coverage
+from opcel_compiler.schedule.placement import Fallback
 from opcel_compiler.version import VERSION
 
 
@@ -58,14 +60,16 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
     """What was compiled, what fell back and why, kernel by kernel; FLOPs count a multiply-add as two."""
     assert work.program is not None
     kernels = []
-    for step in work.program.steps:
+    for i, step in enumerate(work.program.steps):
         if isinstance(step, Kernel):
             kernels.append({
+                "step": i,
                 "name": step.outputs[0].buffer.name, "family": step.family, "origin": list(step.origin),
-                "flops": _dim(_flops(step)), "bytes": _dim(_bytes(step)),
+                "flops": _dim(_flops(step)), "bytes": _dim(_bytes(step.views)),
+                "weight_bytes": _dim(_bytes([v for v in step.inputs if v.buffer.kind == "weight"])),
             })  # fmt: skip
     arena = module.memory.arena
-    fallback = [{"op": f.op, "origin": list(f.origin), "reason": f.reason} for f in work.fallbacks]
+    fallback = [fallback_facts(f, work) for f in work.fallbacks]
     return {
         "model": {
             "name": work.graph.name, "inputs": list(work.imported.input_names),
@@ -79,13 +83,31 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
         "passes": [{"name": p, "rule": r, "changes": n} for (p, r), n in sorted(work.counters.changes.items())],
         "kernels": kernels,
         "coverage": {
-            "native_nodes": work.native_nodes, "fallback_nodes": len(work.fallbacks),
+            **coverage_facts(work.coverage),
             "native_flops": _dim(work.native_flops), "fallback_flops": _dim(work.fallback_flops),
         },
         "fallback": fallback,
         "memory": {"weights_bytes": module.weights.size, "arena_bytes": arena if isinstance(arena, int) else None},
         "proof": stamp.as_dict(),
         "artifact": {"bytes": sum(p.stat().st_size for p in folder.iterdir())},
+    }  # fmt: skip
+
+
+def coverage_facts(coverage: Coverage) -> dict[str, Any]:
+    """What runs natively and what in another engine; seconds are modelled, with nominal sizes for symbols."""
+    out: dict[str, Any] = {}
+    for part, work in (("native", coverage.native), ("fallback", coverage.fallback)):
+        out |= {f"{part}_nodes": work.nodes, f"{part}_macs": work.macs, f"{part}_seconds_modelled": work.seconds}
+    return {**out, "share": coverage.share}
+
+
+def fallback_facts(fallback: Fallback, work: Compilation) -> dict[str, Any]:
+    """A node that another engine runs, with its operator and opset in the model."""
+    known = work.imported.operators
+    return {
+        "op": fallback.op, "origin": list(fallback.origin),
+        "operators": list(dict.fromkeys(known[o] for o in fallback.origin if o in known)),
+        "reason": fallback.reason, "macs": fallback.work.macs, "seconds_modelled": fallback.work.seconds,
     }  # fmt: skip
 
 
@@ -96,9 +118,9 @@ def _flops(kernel: Kernel) -> Dim:
     return total
 
 
-def _bytes(kernel: Kernel) -> Dim:
+def _bytes(views: Iterable[View]) -> Dim:
     total: Dim = 0
-    for view in kernel.views:
+    for view in views:
         size: Dim = 1
         for extent, stride in zip(view.shape, view.strides, strict=True):
             size = size * (extent if stride != 0 else 1)

@@ -16,7 +16,10 @@ from opcel_compiler.ir.types import DType, TensorType
 from opcel_compiler.schedule.domain import domain
 from opcel_compiler.targets.schema import Target
 
-__all__ = ["NOMINAL", "Cost", "domain", "kernel_cost", "kernel_flops", "nominal_sizes", "program_cost", "traffic"]
+__all__ = [
+    "NOMINAL", "Cost", "domain", "kernel_cost", "kernel_flops", "nominal", "nominal_sizes", "peak",
+    "program_cost", "traffic",
+]  # fmt: skip
 
 NOMINAL = 128
 """The size assumed for a symbol that may be larger."""
@@ -86,12 +89,17 @@ def kernel_flops(kernel: Kernel, sizes: Mapping[str, int]) -> int:
 
 def nominal_sizes(kernel: Kernel) -> dict[str, int]:
     """A size for each symbol of a kernel: NOMINAL, or the end of its range that is nearest."""
-    out: dict[str, int] = {}
     types = [v.type for v in kernel.body.values()]
     dims = [d for t in types if isinstance(t, TensorType) for d in t.dims]
     for view in kernel.views:
         dims += [*view.shape, *view.strides, view.offset, *view.buffer.type.dims]
-    for dim in (*dims, *(a.extent for a in kernel.axes)):
+    return nominal(*dims, *(a.extent for a in kernel.axes))
+
+
+def nominal(*dims: Dim) -> dict[str, int]:
+    """The same for the symbols of some dims."""
+    out: dict[str, int] = {}
+    for dim in dims:
         for s in symbols_of(dim):
             out[s.name] = max(s.lo, NOMINAL if s.hi is None else min(s.hi, NOMINAL))
     return out
@@ -119,11 +127,16 @@ def traffic(measure: TileBytes, tile: Sequence[int], outer: Sequence[int]) -> fl
 
 
 def _peak(kernel: Kernel, target: Target) -> float:
-    """Operations/s for the kernel's principal dtype; the best of all dtypes where the target states no rate for it."""
+    """Operations/s for the kernel's principal dtype."""
     dtype: DType | None = None
     if kernel.anchor is not None and kernel.anchor.operands and (x := kernel.anchor.operands[0]) is not None:
         dtype = x.tensor.dtype
     elif kernel.outputs:
         dtype = kernel.outputs[0].dtype
+    return peak(dtype, target)
+
+
+def peak(dtype: DType | None, target: Target) -> float:
+    """Operations/s for a dtype; the best of all dtypes where it is None or the target states no rate for it."""
     named = target.peak(dtype.name) if dtype is not None else 0.0
     return named or max((target.peak(name) for name in target.dtypes), default=0.0) or float("inf")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.outline import move_into_region
+from opcel_compiler.schedule.coverage import Work
 
 Reason = Callable[[Node], "str | None"]
 """Why the target cannot run a node, or None."""
@@ -19,9 +20,10 @@ class Fallback:
     op: str
     origin: tuple[str, ...]
     reason: str
+    work: Work = Work()
 
 
-def place(graph: Graph, reason: Reason) -> list[Fallback]:
+def place(graph: Graph, reason: Reason, work: Callable[[Node], Work] = lambda node: Work()) -> list[Fallback]:
     """Wrap what the target cannot run into `external` nodes, as few as dependencies allow; returns why, by node.
 
     Each external region is convex: no path leaves it and comes back.
@@ -44,9 +46,10 @@ def place(graph: Graph, reason: Reason) -> list[Fallback]:
     for node in graph.nodes:
         if node in reasons:
             groups.setdefault(depth[node], []).append(node)
+    fallbacks = [Fallback(_label(n), n.origin, why, work(n)) for n, why in reasons.items()]
     for group in groups.values():
         _wrap(graph, group, "; ".join(dict.fromkeys(reasons[n] for n in group)))
-    return [Fallback(_label(n), n.origin, why) for n, why in reasons.items()]
+    return fallbacks
 
 
 def _label(node: Node) -> str:

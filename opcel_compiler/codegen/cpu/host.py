@@ -35,6 +35,13 @@ def c_string(text: str) -> str:
     return '"' + "".join(out) + '"'
 
 
+def unbound_symbols(program: Program) -> list[str]:
+    """The symbols that are no input's dimension by themselves; a program that has some cannot be generated."""
+    dims = [as_symbol(d) for b in program.inputs for d in b.type.dims]
+    given = {s.name for s in dims if s is not None}
+    return [name for name in program.symbols if name not in given]
+
+
 class HostWriter:
     """Writes the one translation unit that knows the network. `units[i]` are the calls of the program's i-th step."""
 
@@ -112,7 +119,7 @@ class HostWriter:
                     span = f"{found.lo} to {found.hi}" if found.hi is not None else f"at least {found.lo}"
                     text = f"{found.name} must be {span}"
                     lines.append(f"  if ({at} < {found.lo}{high}) return snprintf(error, bytes, {c_string(text)}), 1;")
-        if missing := [s for s in self.symbols if s not in seen]:
+        if missing := unbound_symbols(self.program):
             raise HostError(
                 f"the size {missing[0]} cannot be read from any input's shape, so code for it cannot be generated; "
                 "fix that dimension in the model or give it a value"

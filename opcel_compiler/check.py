@@ -1,0 +1,101 @@
+"""What a compile would do with a model, without generating code: what falls back, what is refused, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from opcel_compiler.codegen.cpu.host import unbound_symbols
+from opcel_compiler.compilation import Compilation, prepare
+from opcel_compiler.errors import OpcelError
+from opcel_compiler.ir.analysis import symbols_in
+from opcel_compiler.ir.graph import Graph, Node
+from opcel_compiler.ir.types import TensorType
+from opcel_compiler.report.facts import coverage_facts, fallback_facts
+from opcel_compiler.schedule.coverage import Coverage
+
+
+@dataclass
+class Check:
+    """`fallbacks`: as in the report of an artifact. `refused`: what makes a compile fail, each with the origin of the
+    node at fault ("origin"), its operators in the model and the reason; empty when the model compiles."""
+
+    target: str
+    coverage: Coverage
+    fallbacks: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def share(self) -> float:
+        """The share of the work that would be native: 0 when the model is refused."""
+        return 0.0 if self.refused else self.coverage.share
+
+    def as_dict(self) -> dict[str, Any]:
+        facts = {**coverage_facts(self.coverage), "share": self.share}
+        return {"target": self.target, "coverage": facts, "fallback": self.fallbacks, "refused": self.refused}
+
+
+def check(model: Any, target: str = "host", *, pipeline: str | None = None) -> Check:
+    """Import, optimize, place and lower a model as `compile` does, and say what it would say.
+
+    Raises ModelError, TargetError or PipelineError when the model, the target or the pipeline cannot be read.
+    """
+    seen: list[Compilation] = []
+    fault: OpcelError | None = None
+    try:
+        work = prepare(model, target, pipeline=pipeline, placed=seen.append)
+    except OpcelError as error:
+        if not seen:
+            raise
+        work, fault = seen[0], error
+    refused = list(_refused(work))
+    if fault is not None and not refused:
+        refused.append(_refusal(work, None, str(fault)))
+    return Check(work.target.id, work.coverage, [fallback_facts(f, work) for f in work.fallbacks], refused)
+
+
+def _refusal(work: Compilation, node: Node | None, reason: str) -> dict[str, Any]:
+    origin = node.origin if node is not None else ()
+    known = work.imported.operators
+    operators = list(dict.fromkeys(known[o] for o in origin if o in known))
+    return {"op": node.op if node is not None else "", "origin": list(origin), "operators": operators, "reason": reason}
+
+
+def _refused(work: Compilation) -> Iterator[dict[str, Any]]:
+    if work.target.codegen != "cpu":
+        yield _refusal(work, None, f"target {work.target.id} has no code generator")
+    for value in work.graph.inputs:
+        if not isinstance(value.type, TensorType) or value.type.shape is None:
+            yield _refusal(work, None, f"the input {value.name} is {value.type}; only tensors of known rank are taken")
+    for node in work.graph.nodes:
+        if node.op != "external":
+            continue
+        results = [r for r in node.results if not isinstance(r.type, TensorType) or r.type.shape is None]
+        for result in results:
+            inner = _producer(node, node.results.index(result))
+            yield _refusal(
+                work, inner, f"its result {result.name} is {result.type}, and it runs in another engine, which can "
+                "only be handed tensors of known shape; replace the operator, or state the shape in the value_info",
+            )  # fmt: skip
+    if work.program is not None:
+        sizes: dict[Node | None, list[str]] = {}
+        for name in unbound_symbols(work.program):
+            sizes.setdefault(_first_with(work.graph, name), []).append(name)
+        for at, names in sizes.items():
+            what = f"the size {names[0]} of its result" if len(names) == 1 else f"the sizes {', '.join(names)}"
+            yield _refusal(work, at, f"{what} cannot be read from any input's shape; fix it in the model")
+
+
+def _producer(node: Node, index: int) -> Node:
+    """The node inside an `external` one that makes its result `index`."""
+    return node.regions[0].outputs[index].producer or node
+
+
+def _first_with(graph: Graph, name: str) -> Node | None:
+    """The first node whose results' types mention the symbol; one inside a region before the region's own node."""
+    for node in graph.nodes:
+        if any(s.name == name for r in node.results for s in symbols_in(r.type)):
+            inner = _first_with(node.regions[0], name) if node.regions else None
+            return inner or node
+    return None
