@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 import opcel_compiler as oc
 from opcel_compiler.errors import OpcelError
+from opcel_compiler.frontend.importer import import_model
 from opcel_compiler.ir.graph import Graph, Node
 from opcel_compiler.passes.dead_code import DeadCode
-from opcel_compiler.proof import Bound, ProofError, compare
+from opcel_compiler.proof import Bound, ProofError, compare, sample_inputs
 from opcel_compiler.targets.kernels import ElementwiseRow, kernel_table
 
 from .builder import Net
@@ -115,3 +117,32 @@ def test_special_values_have_to_match() -> None:
         got = want.copy()
         got[i] = other
         assert not compare("f", got, want, Bound()).within, (i, other)
+
+
+def _indexed() -> Net:
+    """A table read at the product of two inputs, and images that a pooling window must fit."""
+    net = Net("samples", 13)
+    ids, mask = (net.input(n, "batch", "length", dtype=TensorProto.INT64) for n in ("ids", "mask"))
+    net.output("rows", net("Gather", net.weight(9, 4), net("Mul", ids, mask)))
+    return net
+
+
+def test_samples_stay_within_tables_and_windows() -> None:
+    proof = oc.compile(_indexed().model()).report["proof"]
+    assert proof["reference"].startswith("ONNX Runtime")
+    net = Net("window")
+    x = net.input("x", "n", 2, "h", "w")
+    net.output("y", net("MaxPool", net("Conv", x, net.weight(3, 2, 3, 3)), kernel_shape=[9, 9]))
+    graph = import_model(net.model()).graph
+    given = sample_inputs(graph, ["x"])["x"]
+    assert min(given.shape[2:]) >= 11
+    assert sample_inputs(graph, ["x"], sizes={"h": 40, "w": 41})["x"].shape[2:] == (40, 41)
+    assert oc.compile(net.model()).manifest["proof"]["status"] == "proved"
+
+
+def test_no_reference_no_proof(tmp_path: Path) -> None:
+    """Inputs that the model itself refuses."""
+    given = {"ids": np.full((2, 3), 100), "mask": np.ones((2, 3), np.int64)}
+    with pytest.raises(ProofError, match=r"no reference could run.*--inputs.*--no-proof"):
+        oc.compile(_indexed().model(), output=tmp_path / "out", inputs=given)
+    assert list(tmp_path.iterdir()) == []
