@@ -1,0 +1,89 @@
+"""fuse: what joins an anchor, what does not."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def fused(apply, body: str, inputs: str = "%x: f32[4, 8], %r: f32[4, 8]", outputs: str = "%y") -> list[list[str]]:
+    """The operators of each node after the pass: those of a fused node's body, else its own."""
+    lines = "\n".join(body.split("|"))
+    out = apply(f"graph main({inputs}) {{\n{lines}\nreturn {outputs}\n}}", "fuse", tolerance=1e-6)
+    return [
+        [n.op for n in node.regions[0].nodes if n.op != "constant"] if node.op == "fused" else [node.op]
+        for node in out.graph.nodes
+        if node.op != "constant"
+    ]
+
+
+W = "%w = f32[8, 8] 0.25|%b = f32[8] 0.5"
+
+
+def test_epilogue(apply) -> None:
+    body = f"{W}|%m = matmul(%x, %w)|%a = add(%m, %b)|%c = relu(%a)|%y = add(%c, %r)|return"
+    assert fused(apply, body.removesuffix("|return")) == [["matmul", "add", "relu", "add"]]
+
+
+def test_a_second_reader_ends_the_epilogue(apply) -> None:
+    body = f"{W}|%m = matmul(%x, %w)|%a = add(%m, %b)|%c = relu(%a)|%y = softmax(%a){{axis=1}}"
+    assert fused(apply, body, outputs="%y, %c") == [["matmul", "add"], ["relu"], ["softmax"]]
+
+
+def test_readers_that_meet_again_stay_inside(apply) -> None:
+    body = f"{W}|%m = matmul(%x, %w)|%s = hard_sigmoid(%m){{alpha=0.2, beta=0.5}}|%y = mul(%m, %s)"
+    assert fused(apply, body) == [["matmul", "hard_sigmoid", "mul"]]
+
+
+def test_an_output_is_kept(apply) -> None:
+    body = f"{W}|%m = matmul(%x, %w)|%y = relu(%m)"
+    assert fused(apply, body, outputs="%m, %y") == [["matmul"], ["relu"]]
+
+
+def test_a_broadcast_that_widens_is_left_out(apply) -> None:
+    body = "%w = f32[8, 1] 0.25|%m = matmul(%x, %w)|%y = add(%m, %r)"
+    assert fused(apply, body) == [["matmul"], ["add"]]
+
+
+def test_one_anchor_a_group(apply) -> None:
+    body = f"{W}|%m = matmul(%x, %w)|%n = matmul(%r, %w)|%y = add(%m, %n)"
+    assert fused(apply, body) == [["matmul"], ["matmul", "add"]] or fused(apply, body) == [
+        ["matmul", "add"],
+        ["matmul"],
+    ]
+
+
+@pytest.mark.parametrize("row", ["softmax", "log_softmax"])
+def test_prologue_and_epilogue_of_rows(apply, row: str) -> None:
+    body = f"%a = add(%x, %r)|%b = neg(%a)|%s = {row}(%b){{axis=1}}|%y = mul(%s, %r)"
+    assert fused(apply, body) == [["add", "neg", row, "mul"]]
+
+
+def test_rows_of_another_axis_stay_alone(apply) -> None:
+    assert fused(apply, "%a = add(%x, %r)|%y = softmax(%a){axis=0}") == [["add"], ["softmax"]]
+
+
+def test_elementwise_nodes_join(apply) -> None:
+    body = "%a = add(%x, %r)|%b = exp(%a)|%c = sub(%b, %x)|%y = sqrt(%c)"
+    assert fused(apply, body.replace("|%y = sqrt(%c)", "|%d = abs(%c)|%y = sqrt(%d)")) == [
+        ["add", "exp", "sub", "abs", "sqrt"]
+    ]
+
+
+def test_a_value_that_goes_round_outside_does_not_join(apply) -> None:
+    # The transpose lies between the two adds: one kernel would read its own result.
+    body = "%a = add(%x, %x)|%t = transpose(%a){perm=[1, 0]}|%y = add(%a, %t)"
+    assert fused(apply, body, "%x: f32[8, 8]") == [["add"], ["transpose"], ["add"]]
+
+
+def test_a_residual_computed_later_moves_the_group(apply) -> None:
+    body = f"{W}|%m = matmul(%x, %w)|%a = relu(%m)|%q = softmax(%r){{axis=1}}|%y = add(%a, %q)"
+    assert sorted(fused(apply, body)) == sorted([["softmax"], ["matmul", "relu", "add"]])
+
+
+def test_only_f32_joins_an_anchor(apply) -> None:
+    body = f"{W}|%m = matmul(%x, %w)|%y = cast(%m){{dtype=i64}}"
+    assert fused(apply, body) == [["matmul"], ["cast"]]
+
+
+def test_a_graph_without_work_is_left_alone(apply) -> None:
+    assert fused(apply, "", outputs="%x") == []
