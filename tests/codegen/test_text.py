@@ -25,7 +25,8 @@ def test_dims_mean_the_same_in_cpp(tmp_path: Path) -> None:
     source = tmp_path / "dims.cpp"
     source.write_text(
         '#include <cstdio>\n#include "base/dims.h"\nusing namespace opcel;\nint main() {\n'
-        "  for (int64_t a = 0; a < 12; a += 5)\n    for (int64_t b = 1; b < 9; b += 3) {\n  const int64_t s[] = {a, b};\n"
+        "  for (int64_t a = 0; a < 12; a += 5)\n    for (int64_t b = 1; b < 9; b += 3) {\n"
+        "  const int64_t s[] = {a, b};\n"
         + "\n".join(lines)
         + "\n  (void)s;\n  }\n}\n"
     )

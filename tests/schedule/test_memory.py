@@ -30,7 +30,7 @@ def program(graph: Graph) -> Program:
 def test_living_buffers_are_apart(name: str) -> None:
     p = program(GRAPHS[name]())
     plan, lives = plan_memory(p), lifetimes(p)
-    for sizes in ({s: 3 for s in p.symbols}, {s: 17 for s in p.symbols}):
+    for sizes in (dict.fromkeys(p.symbols, 3), dict.fromkeys(p.symbols, 17)):
         places = {b: (evaluate(plan.offsets[b], sizes), evaluate(buffer_bytes(b), sizes)) for b in lives}
         assert all(at % ALIGNMENT == 0 for at, _ in places.values())
         assert max((at + size for at, size in places.values()), default=0) <= evaluate(plan.arena, sizes)
