@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.dims import Dim
 from opcel_compiler.ir.encodings import Constant
@@ -16,6 +18,7 @@ from opcel_compiler.ir.outline import outline, outside_values
 from opcel_compiler.ir.program import Buffer, Kernel, Program, Region, View, whole
 from opcel_compiler.ir.types import F32, DType, TensorType
 from opcel_compiler.schedule.domain import set_domains
+from opcel_compiler.schedule.recurrent import lower_recurrent
 from opcel_compiler.schedule.transposed import phases
 
 VIEWS = frozenset({"reshape", "transpose", "expand", "slice"})
@@ -264,6 +267,43 @@ class Lowering:
             self.emit("conv", body, [source, taps, *extra], [place], anchor)
         self.views[node.result] = out
 
+    def _lower_attention(self, node: Node) -> None:
+        """Heads are widened with zeros to the multiple of four that kernels take; the result is cut back."""
+        body = Graph("body")
+        operands, views = [], []
+        for i, v in enumerate(node.operands):
+            if v is not None:
+                views.append(self._widened(self.view(v), v.name) if i < 3 else self.view(v))
+                operands.append(body.add_input(v.name, TensorType(views[-1].dtype, views[-1].shape)))
+        inner = body.add("attention", operands, node.attrs, origin=node.origin, names=[node.result.name])
+        body.add_output(inner.result)
+        t = self._type(node.result)
+        if inner.result.tensor.dims == t.dims:
+            self._kernel(node, body, views)
+            return
+        views = [self._suited(x, v, inner) for x, v in zip(views, body.inputs, strict=True)]
+        out = self.temp(t.dtype, inner.result.tensor.dims, node.result.name)
+        self.emit("attention", body, views, [out], inner)
+        self.views[node.result] = out.slice([0] * 4, t.dims, [1] * 4)
+
+    def _widened(self, view: View, name: str) -> View:
+        """`view` with zeros behind its last axis, which has a constant extent, up to the next multiple of four."""
+        *lead, size = view.shape
+        assert isinstance(size, int)
+        if size % 4 == 0:
+            return view
+        out = self.temp(view.dtype, (*lead, size + -size % 4), f"{name}.wide")
+        rest = out.slice([*[0] * len(lead), size], (*lead, -size % 4), [1] * len(view.shape))
+        zero = self.weight(Constant(np.zeros((), view.dtype.numpy), view.dtype), "zero")
+        self.copy(View(zero, (), ()).expand(rest.shape), rest)
+        self.copy(view, out.slice([0] * len(view.shape), view.shape, [1] * len(view.shape)))
+        return out
+
+    def _lower_recurrent(self, node: Node) -> None:
+        self.views.update(zip(node.results, lower_recurrent(self, node), strict=True))
+
+    _lower_lstm = _lower_gru = _lower_rnn = _lower_recurrent
+
     def _lower_concat(self, node: Node) -> None:
         out = self._result(node.result, None)
         axis: int = node.attrs["axis"]
@@ -290,8 +330,6 @@ class Lowering:
         self.views[node.result] = out
 
     def _zero(self, node: Node) -> Value:
-        import numpy as np
-
         t = self._type(node.result)
         return self.graph.constant(Constant(np.zeros((), t.dtype.numpy), t.dtype), before=node)
 

@@ -12,7 +12,7 @@ ARITHMETIC = frozenset("f32 f64 i8 i16 i32 i64 u8 u16 u32 u64 bool".split())
 
 def cpu_constraints() -> tuple[Constraint, ...]:
     """The constraints of the CPU's kernels beyond those of the target's description."""
-    checks = (kernel_exists, element_type, constant_pad, filters, head_size, gather_index, batch_axes, pool_axes)
+    checks = (kernel_exists, element_type, constant_pad, filters, head_size, gather_index, batch_axes, pool_axes, recurrent)
     return tuple(Constraint(check.__name__.replace("_", "-"), check) for check in checks)
 
 
@@ -78,12 +78,12 @@ def filters(node: Node) -> str | None:
 
 
 def head_size(node: Node) -> str | None:
-    """Attention's head sizes are constant multiples of 4 up to 256."""
+    """Attention's head sizes are constants up to 256."""
     if node.op != "attention":
         return None
     for i in (0, 2):
         size = node.operand(i).tensor.dims[-1]
-        if not (isinstance(size, int) and size % 4 == 0 and 0 < size <= 256):
+        if not (isinstance(size, int) and 0 < size <= 256):
             return f"one is {size}"
     return None
 
@@ -112,3 +112,14 @@ def pool_axes(node: Node) -> str | None:
         return None
     rank = len(node.operand(0).tensor.dims) - 2
     return None if rank <= 6 else f"it has {rank}"
+
+
+def recurrent(node: Node) -> str | None:
+    """A recurrent layer has constant weights, and a GRU resets after the product (linear_before_reset)."""
+    if node.op not in ("lstm", "gru", "rnn"):
+        return None
+    for i in (1, 2, 3):
+        value = node.operands[i] if i < len(node.operands) else None
+        if value is None if i == 1 else value is not None and value.constant is None:
+            return f"its {('input weights', 'weights', 'bias')[i - 1]} are computed"
+    return "it resets before" if node.op == "gru" and not node.attrs["reset_after"] else None
