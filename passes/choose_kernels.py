@@ -68,6 +68,8 @@ class _Chooser:
         elif step.family == "conv.depthwise":
             n, oh, rows = step.outputs[0].shape[0], *_rows(step.outputs[0])
             step.params["rows_per_task"] = _split(oh, product([n, ceildiv(step.outputs[0].shape[1], self.width)]), rows)
+        elif step.family in ("lstm", "gru", "rnn"):
+            self._recurrent(step)
         elif step.family == "conv":
             return self._reference(step, "conv.reference")
         elif step.family in ("max_pool", "avg_pool"):
@@ -207,6 +209,25 @@ class _Chooser:
         )  # fmt: skip
         weight = kernel.inputs[list(kernel.body.inputs).index(anchor.operand(1))].buffer
         weight.packing = f"conv:{groups}:{in_block}:{vectors * self.width}"
+
+    # -- recurrent layers ------------------------------------------------------------------------------------------
+
+    def _recurrent(self, kernel: Kernel) -> None:
+        """Tasks of a step share out blocks of hidden units, unless a step is too short to share."""
+        anchor = kernel.anchor
+        assert anchor is not None
+        r = anchor.operand(2)
+        directions, rows, n = r.tensor.static_shape
+        kernel.inputs[list(kernel.body.inputs).index(r)].buffer.packing = f"recurrent:{self.width}"
+        batch, gates, blocks = kernel.outputs[0].shape[2], rows // n, directions * -(-n // self.width)
+        registers: int = self.target.vector.registers
+        tallest = max(1, (registers - gates - 1) // gates)
+        work = directions * rows * n * (batch if isinstance(batch, int) else 1)
+        general = tuple(h for h in (8, 6, 4, 2, 1) if h <= tallest)
+        kernel.params = {
+            "rows": heights(batch, min(tallest, 8), batch, general),
+            "blocks_per_task": blocks if work < 1 << 15 else max(1, blocks // TASKS),
+        }
 
     def _image_tile(self, ocb: int) -> tuple[int, int]:
         """(output blocks, pixels) of a register tile: accumulators fill the registers, blocks divide."""

@@ -1,9 +1,9 @@
-"""How each of our operators is written in ONNX. An entry gives the name of the node's result."""
+"""How each of our operators is written in ONNX. An entry gives the name of the node's result, or of its results."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from opcel_compiler.ir.dims import Dim, floordiv
 from opcel_compiler.ir.graph import Node
 from opcel_compiler.ir.types import I64, DType
 
-Export = Callable[[Writer, Node, list[str]], str]
+Export = Callable[[Writer, Node, list[str]], "str | Sequence[str]"]
 EXPORTS: dict[str, Export] = {}
 
 # our operator: (ONNX operator, the first opset that has it for the types in use)
@@ -277,6 +277,24 @@ def pool(w: Writer, node: Node, xs: list[str]) -> str:
     if node.attrs.get("count_include_pad"):
         attrs["count_include_pad"] = 1
     return w.node(op_type, xs, **attrs)
+
+
+@exports("lstm", "gru", "rnn")
+def recurrent(w: Writer, node: Node, xs: list[str]) -> list[str]:
+    r, a = node.operand(2).tensor, node.attrs
+    if not xs[1]:
+        raise ExportError(f"{w.where}: {node.op} without its input weights has no ONNX form")
+    if not isinstance(r.dims[2], int):
+        raise ExportError(f"{w.where}: {node.op} needs a constant number of hidden units, not {r.dims[2]}")
+    attrs: dict[str, Any] = {"hidden_size": r.dims[2], "direction": a["direction"]}
+    if node.op == "gru":
+        attrs["linear_before_reset"] = int(a["reset_after"])
+    if node.op == "rnn":
+        attrs["activations"] = [a["activation"].capitalize()] * (2 if a["direction"] == "bidirectional" else 1)
+    inputs = [*xs[:4], *[""] * (4 - len(xs[:4])), "", *xs[4:]]
+    while not inputs[-1]:
+        inputs.pop()
+    return w.many(node.op.upper(), inputs, (True, False, True)[: 3 if node.op == "lstm" else 1], **attrs)
 
 
 @exports("softmax", "log_softmax")

@@ -151,16 +151,16 @@ def _write_node(w: Writer, node: Node, final: dict[Value, str]) -> None:
         raise ExportError(f"{w.where}: the operator {node.op} has no ONNX form")
     while xs and not xs[-1]:
         xs.pop()
-    (result,) = node.results
-    name = final.get(result) or w.unique(result.name)
     first = len(w.nodes)
     made = export(w, node, xs)
-    if len(w.nodes) > first and w.nodes[-1].output[0] == made:
-        w.nodes[-1].output[0] = name
-    else:
-        w.nodes.append(helper.make_node("Identity", [made], [name]))
+    for result, have in zip(node.results, [made] if isinstance(made, str) else made, strict=True):
+        name = final.get(result) or w.unique(result.name)
+        if len(w.nodes) > first and w.nodes[-1].output[0] == have:
+            w.nodes[-1].output[0] = name
+        else:
+            w.nodes.append(helper.make_node("Identity", [have], [name]))
+        w.define(result, name)
     w.label(first, node.origin)
-    w.define(result, name)
 
 
 def _inline(w: Writer, node: Node, final: dict[Value, str]) -> None:

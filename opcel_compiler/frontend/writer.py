@@ -92,10 +92,14 @@ class Writer:
 
     def node(self, op_type: str, inputs: Sequence[str], /, **attrs: Any) -> str:
         """Append a node of the default domain with one output, and give the output's name."""
-        out = self.unique(f"{op_type.lower()}_out")
+        return self.many(op_type, inputs, (True,), **attrs)[0]
+
+    def many(self, op_type: str, inputs: Sequence[str], wanted: Sequence[bool], /, **attrs: Any) -> list[str]:
+        """Append a node of the default domain with the `wanted` ones of its outputs, and give their names."""
+        outputs = [self.unique(f"{op_type.lower()}_out") if want else "" for want in wanted]
         given = {k: v for k, v in attrs.items() if v is not None}
-        self.nodes.append(helper.make_node(op_type, list(inputs), [out], **given))
-        return out
+        self.nodes.append(helper.make_node(op_type, list(inputs), outputs, **given))
+        return [name for name in outputs if name]
 
     def constant(self, array: np.ndarray, dtype: DType | None = None) -> str:
         """The name of an initializer with this data; equal data is stored once."""

@@ -1,7 +1,7 @@
-"""Parts of image buffers: what a kernel writes of a buffer that several kernels fill, and blocked forms of such parts.
+"""Parts of image buffers: what one kernel writes of a buffer that several kernels fill, and parts of blocked buffers.
 
-A concat's operands, or convolutions whose results interleave, are parts. When channels are blocked a part can be written
-in place as long as it begins at a block, so neither needs the row-major order.
+A concat's operands, or convolutions whose results interleave, are parts. Where channels are blocked, a part is written
+in place if it begins at a block, so neither needs the row-major order.
 """
 
 from __future__ import annotations

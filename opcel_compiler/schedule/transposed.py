@@ -1,8 +1,8 @@
 """A transposed convolution as ordinary convolutions, one for each position of a result element within the stride.
 
-Along one axis with stride s, pad p and dilation d, element o = s·i + r of the result sums the taps k with k·d ≡ r + p
-(mod s), each times input element i + (r + p - k·d) / s. So the elements of one r are a convolution of stride 1 with every
-(s / gcd(s, d))-th tap, reversed, dilated by d / gcd(s, d), written s elements apart.
+Along one axis with stride s, pad p and dilation d, element o = s·i + r of the result sums the taps k with
+k·d = r + p (mod s), each times input element i + (r + p - k·d) / s. So the elements of one r are a convolution of
+stride 1 with each (s / gcd(s, d))-th tap, reversed, dilated by d / gcd(s, d), written s elements apart.
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ ARITHMETIC = frozenset("f32 f64 i8 i16 i32 i64 u8 u16 u32 u64 bool".split())
 
 def cpu_constraints() -> tuple[Constraint, ...]:
     """The constraints of the CPU's kernels beyond those of the target's description."""
-    checks = (kernel_exists, element_type, constant_pad, filters, head_size, gather_index, batch_axes, pool_axes, recurrent)
+    checks = (
+        kernel_exists, element_type, constant_pad, filters, head_size, gather_index, batch_axes, pool_axes, recurrent,
+    )  # fmt: skip
     return tuple(Constraint(check.__name__.replace("_", "-"), check) for check in checks)
 
 

@@ -174,16 +174,20 @@ class HostWriter:
         pointers = [self.address(v) for v in unit.pointers]
         if unit.fallible:
             pointers.append("&bad")
-        fixed = all(isinstance(v, int) for v in unit.integers)
+        fixed = unit.calls == 1 and all(isinstance(v, int) for v in unit.integers)
         lines = ["  {", f"    void* const p[] = {{{', '.join(pointers)}}};"]
         if unit.integers:
             values = ", ".join(map(self.dim, unit.integers))
-            lines.append(f"    {'static ' if fixed else ''}const int64_t d[] = {{{values}}};")
+            kind = "static const int64_t" if fixed else "const int64_t" if unit.calls == 1 else "int64_t"
+            lines.append(f"    {kind} d[] = {{{values}{', 0' if unit.calls != 1 else ''}}};")
         d = "d" if unit.integers else "nullptr"
+        call = f"opcel_parallel(r, {unit.name}, p, {d}, {self.dim(unit.tasks)});"
         if unit.tasks == 1:
-            lines.append(f"    {unit.name}(p, {d}, 0, 1, 0);")
-        else:
-            lines.append(f"    opcel_parallel(r, {unit.name}, p, {d}, {self.dim(unit.tasks)});")
+            call = f"{unit.name}(p, {d}, 0, 1, 0);"
+        if unit.calls != 1:
+            index = unit.call
+            call = f"for ({index} = 0; {index} < {self.dim(unit.calls)}; ++{index}) {call}"
+        lines.append(f"    {call}")
         if unit.fallible:
             text = f"{', '.join(origin[:3]) or 'gather'}: an index is out of range"
             lines.append(f"    if (bad) return opcel_fail(r, {c_string(text)});")

@@ -15,6 +15,8 @@ def packed(buffer: Buffer) -> np.ndarray:
     if buffer.packing.startswith("conv:"):
         groups, block, panel = map(int, buffer.packing.split(":")[1:])
         return conv_panels(array, groups, block, panel)
+    if buffer.packing.startswith("recurrent:"):
+        return recurrent_panels(array, int(buffer.packing.split(":")[1]))
     return laid_out(array, buffer.layout)
 
 
@@ -47,3 +49,13 @@ def conv_panels(w: np.ndarray, groups: int, block: int, panel: int) -> np.ndarra
     out[:, :per_group, :channels] = w.reshape(groups, per_group, channels, kh, kw)
     split = out.reshape(groups, tiles, panel, blocks, block, kh, kw)
     return np.ascontiguousarray(split.transpose(0, 1, 3, 5, 6, 4, 2)).reshape(-1)
+
+
+def recurrent_panels(r: np.ndarray, width: int) -> np.ndarray:
+    """[directions, gates · n, n] → [directions][n / width][n][gates][width], zero padded."""
+    directions, rows, n = r.shape
+    gates, blocks = rows // n, -(-n // width)
+    out = np.zeros((directions, gates, blocks * width, n), r.dtype)
+    out[:, :, :n] = r.reshape(directions, gates, n, n)
+    split = out.reshape(directions, gates, blocks, width, n)
+    return np.ascontiguousarray(split.transpose(0, 2, 4, 1, 3)).reshape(-1)

@@ -17,7 +17,7 @@ class KernelUnit:
     """A kernel of signature `void k(void* const* p, const int64_t* d, int64_t begin, int64_t end, int32_t thread)`.
 
     `source` names the kernel `KERNEL`. `pointers[i]` is what the host passes as p[i], `integers[i]` as d[i]; `tasks`
-    the size of its task space. Equal sources are compiled once, whatever calls them.
+    the size of its task space. With `calls` it is called that often, one call after another. Equal sources are compiled once, whatever calls them.
     """
 
     pointers: list[View] = field(default_factory=list)
@@ -25,6 +25,7 @@ class KernelUnit:
     tasks: Dim = 1
     source: str = ""
     fallible: bool = False
+    calls: Dim = 1
 
     def pointer(self, view: View, ctype: str = "float", const: bool = True) -> str:
         """The C++ expression of the address of the view's first element."""
@@ -35,6 +36,11 @@ class KernelUnit:
         """The C++ expression of a size, stride or count that is an argument of the call."""
         self.integers.append(value)
         return f"d[{len(self.integers) - 1}]"
+
+    @property
+    def call(self) -> str:
+        """The C++ expression of the number of the call, from 0; asked for after the last `integer`."""
+        return f"d[{len(self.integers)}]"
 
     @property
     def name(self) -> str:

@@ -1,0 +1,177 @@
+// One step of a recurrent layer: each call advances every direction by one time step, its tasks share out hidden units.
+//
+// The inputs' part of the gates is computed before, for all steps at once, by a matrix product. What is left is bound by
+// reading R: it is packed so that a block of W hidden units is one stream, and a task gets the same blocks in every
+// step, so each core keeps its part of R in its own cache.
+#pragma once
+
+#include "base/tiling.h"
+#include "base/vec.h"
+#include "base/vmath.h"
+
+namespace opcel {
+
+struct RecurrentArgs {
+  const float* gates;  // [steps][batch][directions][G][hidden], strides below
+  std::int64_t gates_t, gates_b;
+  const float* r;        // [directions][ceil(hidden / W)][hidden][G][W], zero past the last unit
+  const float* bias;     // [directions][2][G][hidden]; only gru's last row is read here, the others are in gates; or null
+  const float* hidden0;  // [directions][batch][hidden], or null for zero
+  const float* cell0;    // likewise; lstm only
+  float* y;              // [steps][directions][batch][hidden], strides below
+  std::int64_t y_t, y_d, y_b;
+  float* cell;  // [directions][batch][hidden]: the cell state from step to step, and in the end the last; lstm only
+  std::int64_t steps, directions, batch, hidden;
+  std::int64_t blocks_per_task;
+  bool reverse;  // the first direction runs backwards too
+};
+
+// Where a block of one row of the batch lies.
+struct RecurrentPlace {
+  const float* gates;  // of the block's first unit; `hidden` elements from gate to gate
+  const float* before;  // the hidden state before, or null for zero
+  float* y;
+  const float* cell_before;  // or null for zero
+  float* cell;
+  const float* bias;
+};
+
+// Cells: the number of gates, and what a block of units becomes. acc[g] is R's part of gate g.
+struct LstmCell {
+  static constexpr int gates = 4;
+  template <bool Tail>
+  static OPCEL_INLINE void apply(const vf (&acc)[4], const RecurrentPlace& at, std::int64_t hidden, int lanes) {
+    const vf in = sigmoid(acc[0] + load_t<Tail>(at.gates, lanes));
+    const vf out = sigmoid(acc[1] + load_t<Tail>(at.gates + hidden, lanes));
+    const vf forget = sigmoid(acc[2] + load_t<Tail>(at.gates + 2 * hidden, lanes));
+    vf cell = in * tanh(acc[3] + load_t<Tail>(at.gates + 3 * hidden, lanes));
+    if (at.cell_before) cell = fma(forget, load_t<Tail>(at.cell_before, lanes), cell);
+    store_t<Tail>(at.cell, cell, lanes);
+    store_t<Tail>(at.y, out * tanh(cell), lanes);
+  }
+};
+
+// The reset gate scales the product with R (linear_before_reset).
+struct GruCell {
+  static constexpr int gates = 3;
+  template <bool Tail>
+  static OPCEL_INLINE void apply(const vf (&acc)[3], const RecurrentPlace& at, std::int64_t hidden, int lanes) {
+    const vf update = sigmoid(acc[0] + load_t<Tail>(at.gates, lanes));
+    const vf reset = sigmoid(acc[1] + load_t<Tail>(at.gates + hidden, lanes));
+    const vf product = at.bias ? acc[2] + load_t<Tail>(at.bias, lanes) : acc[2];
+    const vf fresh = tanh(fma(reset, product, load_t<Tail>(at.gates + 2 * hidden, lanes)));
+    vf y = (1.0f - update) * fresh;
+    if (at.before) y = fma(update, load_t<Tail>(at.before, lanes), y);
+    store_t<Tail>(at.y, y, lanes);
+  }
+};
+
+template <bool Relu>
+struct RnnCell {
+  static constexpr int gates = 1;
+  template <bool Tail>
+  static OPCEL_INLINE void apply(const vf (&acc)[1], const RecurrentPlace& at, std::int64_t, int lanes) {
+    const vf v = acc[0] + load_t<Tail>(at.gates, lanes);
+    store_t<Tail>(at.y, Relu ? max(vf{}, v) : tanh(v), lanes);
+  }
+};
+
+namespace detail {
+
+// R's part of the gates of one block for B rows of the batch, in U interleaved partial sums where B is small.
+template <int G, int B>
+OPCEL_INLINE void recurrent_product(vf (&acc)[B][G], const float* r, const float* const (&before)[B], std::int64_t n) {
+  constexpr int U = G * B >= 8 ? 1 : G * B >= 4 ? 2 : G * B >= 2 ? 4 : 8;
+  vf part[U][B][G] = {};
+  std::int64_t k = 0;
+  for (; k + U <= n; k += U) {
+    OPCEL_UNROLL
+    for (int u = 0; u < U; ++u, r += G * W) {
+      vf panel[G];
+      OPCEL_UNROLL
+      for (int g = 0; g < G; ++g) panel[g] = load(r + g * W);
+      OPCEL_UNROLL
+      for (int b = 0; b < B; ++b) {
+        const vf h = set(before[b][k + u]);
+        OPCEL_UNROLL
+        for (int g = 0; g < G; ++g) accumulate(part[u][b][g], h, panel[g]);
+      }
+    }
+  }
+  for (; k < n; ++k, r += G * W) {
+    OPCEL_UNROLL
+    for (int b = 0; b < B; ++b) {
+      const vf h = set(before[b][k]);
+      OPCEL_UNROLL
+      for (int g = 0; g < G; ++g) accumulate(part[0][b][g], h, load(r + g * W));
+    }
+  }
+  OPCEL_UNROLL
+  for (int b = 0; b < B; ++b) {
+    OPCEL_UNROLL
+    for (int g = 0; g < G; ++g) {
+      acc[b][g] = part[0][b][g];
+      OPCEL_UNROLL
+      for (int u = 1; u < U; ++u) acc[b][g] += part[u][b][g];
+    }
+  }
+}
+
+template <class Cell, int B>
+__attribute__((noinline)) void recurrent_tile(const RecurrentArgs& args, std::int64_t step, std::int64_t direction,
+                                              std::int64_t block, std::int64_t first) {
+  constexpr int G = Cell::gates;
+  const std::int64_t n = args.hidden, unit = block * W;
+  const bool backward = args.reverse || direction == 1;
+  const std::int64_t t = backward ? args.steps - 1 - step : step;
+  const std::int64_t blocks = ceil_div(n, W);
+  const float* before[B];
+  for (int b = 0; b < B; ++b) {
+    const std::int64_t row = first + b;
+    if (step > 0)
+      before[b] = args.y + (backward ? t + 1 : t - 1) * args.y_t + direction * args.y_d + row * args.y_b;
+    else
+      before[b] = args.hidden0 ? args.hidden0 + (direction * args.batch + row) * n : nullptr;
+  }
+  vf acc[B][G] = {};
+  if (before[0]) recurrent_product<G, B>(acc, args.r + (direction * blocks + block) * n * G * W, before, n);
+  const int lanes = static_cast<int>(least(W, n - unit));
+  for (int b = 0; b < B; ++b) {
+    const std::int64_t row = first + b, state = (direction * args.batch + row) * n + unit;
+    const float* cell_before = step > 0 ? args.cell : args.cell0;
+    const RecurrentPlace at{args.gates + t * args.gates_t + row * args.gates_b + direction * G * n + unit,
+                            before[b] ? before[b] + unit : nullptr,
+                            args.y + t * args.y_t + direction * args.y_d + row * args.y_b + unit,
+                            cell_before ? cell_before + state : nullptr,
+                            args.cell ? args.cell + state : nullptr,
+                            args.bias ? args.bias + (direction * 2 * G + 2 * G - 1) * n + unit : nullptr};
+    if (lanes == W)
+      Cell::template apply<false>(acc[b], at, n, W);
+    else
+      Cell::template apply<true>(acc[b], at, n, lanes);
+  }
+}
+
+}  // namespace detail
+
+// Number of tasks of a step: blocks of all directions, in groups.
+inline std::int64_t recurrent_task_count(const RecurrentArgs& args) {
+  return detail::ceil_div(args.directions * detail::ceil_div(args.hidden, W), args.blocks_per_task);
+}
+
+// Tasks [begin, end) of one step. Steps are called in order; all tasks of one end before the next begins. Rows: how many
+// rows of the batch a tile takes, descending, the last 1.
+template <class Cell, int... Rows>
+void recurrent_tasks(const RecurrentArgs& args, std::int64_t step, std::int64_t begin, std::int64_t end) {
+  const std::int64_t blocks = detail::ceil_div(args.hidden, W);
+  const std::int64_t last = detail::least(args.directions * blocks, end * args.blocks_per_task);
+  for (std::int64_t at = begin * args.blocks_per_task; at < last; ++at) {
+    for (std::int64_t row = 0; row < args.batch;) {
+      const std::int64_t height = detail::Cut<Rows...>::next(args.batch - row);
+      ((height == Rows ? detail::recurrent_tile<Cell, Rows>(args, step, at / blocks, at % blocks, row) : void()), ...);
+      row += height;
+    }
+  }
+}
+
+}  // namespace opcel
