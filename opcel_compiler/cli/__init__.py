@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import opcel_compiler.cli.bench as bench_command
 import opcel_compiler.cli.check as check_command
 import opcel_compiler.cli.compile as compile_command
 import opcel_compiler.cli.info as info_command
@@ -16,7 +17,7 @@ from opcel_compiler.version import VERSION
 
 __all__ = ["main", "main_compile"]
 
-COMMANDS = (compile_command, check_command, run_command, opt_command, info_command)
+COMMANDS = (compile_command, check_command, run_command, bench_command, opt_command, info_command)
 EXIT_CODES = """\
 exit status: 0 done, 1 error, 2 wrong usage, 3 refused fallback, 4 output not writable, 6 outside the error bound,
 70 internal error, 130 interrupted. OPCEL_DEBUG=1 shows where an error was raised."""

@@ -82,6 +82,10 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
         "pipeline": str(work.pipeline),
         "passes": [{"name": p, "rule": r, "changes": n} for (p, r), n in sorted(work.counters.changes.items())],
         "kernels": kernels,
+        "regions": [
+            {"step": i, "origin": list(s.origin), "reason": s.reason}
+            for i, s in enumerate(work.program.steps) if isinstance(s, Region)
+        ],
         "coverage": {
             **coverage_facts(work.coverage),
             "native_flops": _dim(work.native_flops), "fallback_flops": _dim(work.fallback_flops),

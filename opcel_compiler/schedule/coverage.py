@@ -34,12 +34,15 @@ class Work:
         return Work(self.nodes + other.nodes, self.macs + other.macs, self.seconds + other.seconds)
 
 
+NOTHING = Work()
+
+
 @dataclass(frozen=True)
 class Coverage:
     """What runs natively and what in another engine."""
 
-    native: Work = Work()
-    fallback: Work = Work()
+    native: Work = NOTHING
+    fallback: Work = NOTHING
 
     @property
     def macs_share(self) -> float:
@@ -64,7 +67,7 @@ def _share(part: float, rest: float) -> float:
 def native_work(graph: Graph, target: Target) -> Work:
     """The sum over the nodes of a placed graph that are not in regions of another engine."""
     nodes = (n for n in graph.nodes if n.op not in ("constant", "external"))
-    return sum((node_work(n, target) for n in nodes), Work())
+    return sum((node_work(n, target) for n in nodes), NOTHING)
 
 
 def node_work(node: Node, target: Target) -> Work:

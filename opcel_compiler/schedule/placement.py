@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.outline import move_into_region
-from opcel_compiler.schedule.coverage import Work
+from opcel_compiler.schedule.coverage import NOTHING, Work
 
 Reason = Callable[[Node], "str | None"]
 """Why the target cannot run a node, or None."""
@@ -20,10 +20,10 @@ class Fallback:
     op: str
     origin: tuple[str, ...]
     reason: str
-    work: Work = Work()
+    work: Work = NOTHING
 
 
-def place(graph: Graph, reason: Reason, work: Callable[[Node], Work] = lambda node: Work()) -> list[Fallback]:
+def place(graph: Graph, reason: Reason, work: Callable[[Node], Work] = lambda node: NOTHING) -> list[Fallback]:
     """Wrap what the target cannot run into `external` nodes, as few as dependencies allow; returns why, by node.
 
     Each external region is convex: no path leaves it and comes back.

@@ -1,0 +1,67 @@
+"""Engines that can run a model, each at its best settings for one call at a time."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+Feeds = Mapping[str, np.ndarray]
+Run = Callable[[], list[np.ndarray]]
+"""One call with the feeds it was made for; the outputs in the model's order, valid until the next call."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`open(module, path, feeds, threads)` loads the model at `path`, an artifact for opcel, else an ONNX file."""
+
+    name: str
+    title: str
+    module: str
+    open: Callable[[ModuleType, Path, Feeds, int], Run]
+
+    @property
+    def is_installed(self) -> bool:
+        return importlib.util.find_spec(self.module) is not None
+
+
+def _opcel(module: ModuleType, path: Path, feeds: Feeds, threads: int) -> Run:
+    model = module.load(path, threads=threads)
+    given = dict(feeds)
+    return lambda: list(model.run(given).values())
+
+
+def _onnxruntime(module: ModuleType, path: Path, feeds: Feeds, threads: int) -> Run:
+    options = module.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = module.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    session = module.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+    return lambda: list(session.run(names, feeds))
+
+
+def _openvino(module: ModuleType, path: Path, feeds: Feeds, threads: int) -> Run:
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = module.Core().compile_model(str(path), "CPU", settings)
+    request = compiled.create_infer_request()
+    given, count = dict(feeds), len(compiled.outputs)
+
+    def run() -> list[np.ndarray]:
+        found = request.infer(given, share_inputs=True, share_outputs=True)
+        return [found[i] for i in range(count)]
+
+    return run
+
+
+OPCEL = Engine("opcel", "OPCEL", "opcel_compiler.runtime", _opcel)
+PEERS = {
+    "ort": Engine("ort", "ONNX Runtime", "onnxruntime", _onnxruntime),
+    "openvino": Engine("openvino", "OpenVINO", "openvino", _openvino),
+}
+ENGINES = {OPCEL.name: OPCEL, **PEERS}
