@@ -17,7 +17,8 @@ class KernelUnit:
     """A kernel of signature `void k(void* const* p, const int64_t* d, int64_t begin, int64_t end, int32_t thread)`.
 
     `source` names the kernel `KERNEL`. `pointers[i]` is what the host passes as p[i], `integers[i]` as d[i]; `tasks`
-    the size of its task space. With `calls` it is called that often, one call after another. Equal sources are compiled once, whatever calls them.
+    the size of its task space. With `calls` it is called that often, one call after another. Equal sources are
+    compiled once, whatever calls them.
     """
 
     pointers: list[View] = field(default_factory=list)
