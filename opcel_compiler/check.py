@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from opcel_compiler.codegen.cpu.host import unbound_symbols
 from opcel_compiler.compilation import Compilation, prepare
 from opcel_compiler.errors import OpcelError
+from opcel_compiler.frontend.proto_types import DimValue
 from opcel_compiler.ir.analysis import symbols_in
 from opcel_compiler.ir.graph import Graph, Node
 from opcel_compiler.ir.types import TensorType
@@ -36,15 +37,17 @@ class Check:
         return {"target": self.target, "coverage": facts, "fallback": self.fallbacks, "refused": self.refused}
 
 
-def check(model: Any, target: str = "host", *, pipeline: str | None = None) -> Check:
-    """Import, optimize, place and lower a model as `compile` does, and say what it would say.
+def check(
+    model: Any, target: str = "host", *, pipeline: str | None = None, dims: Mapping[str, DimValue] | None = None
+) -> Check:
+    """Import, optimize, place and lower a model as `compile` does, and say what it would say; `dims` as there.
 
     Raises ModelError, TargetError or PipelineError when the model, the target or the pipeline cannot be read.
     """
     seen: list[Compilation] = []
     fault: OpcelError | None = None
     try:
-        work = prepare(model, target, pipeline=pipeline, placed=seen.append)
+        work = prepare(model, target, pipeline=pipeline, dims=dims, placed=seen.append)
     except OpcelError as error:
         if not seen:
             raise
@@ -84,7 +87,8 @@ def _refused(work: Compilation) -> Iterator[dict[str, Any]]:
             sizes.setdefault(_first_with(work.graph, name), []).append(name)
         for at, names in sizes.items():
             what = f"the size {names[0]} of its result" if len(names) == 1 else f"the sizes {', '.join(names)}"
-            yield _refusal(work, at, f"{what} cannot be read from any input's shape; fix it in the model")
+            way = f"fix it in the model or with --dim {names[0]}=VALUE"
+            yield _refusal(work, at, f"{what} cannot be read from any input's shape; {way}")
 
 
 def _producer(node: Node, index: int) -> Node:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from opcel_compiler.frontend.importer import Imported, import_model
+from opcel_compiler.frontend.limits import ModelError
+from opcel_compiler.frontend.proto_types import DimValue
 from opcel_compiler.ir.analysis import flops
-from opcel_compiler.ir.dims import Dim
-from opcel_compiler.ir.graph import Graph, Node
+from opcel_compiler.ir.dims import Dim, as_symbol, symbols_of
+from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.program import Program
+from opcel_compiler.ir.types import TensorType
 from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.instruments import Counters, Instrument, Timing
 from opcel_compiler.rewrite.pipeline import PassManager, Pipeline
@@ -44,6 +47,7 @@ class Compilation:
     parameters: int = 0
     native_flops: Dim = 0
     fallback_flops: Dim = 0
+    dims: dict[str, DimValue] = dataclasses.field(default_factory=dict)
 
     @property
     def graph(self) -> Graph:
@@ -58,17 +62,20 @@ def prepare(
     progress: Progress | None = None,
     instruments: tuple[Instrument, ...] = (),
     placed: Callable[[Compilation], None] | None = None,
+    dims: Mapping[str, DimValue] | None = None,
 ) -> Compilation:
     """Import, run the passes, place and lower: everything before code generation.
 
-    `placed` is called once it is known which nodes run where, and may refuse that by raising.
+    `dims` gives symbolic dimensions a size, or the (least, largest) size they may have, by name. `placed` is called
+    once it is known which nodes run where, and may refuse that by raising.
     """
     report = progress or (lambda what, done, of: None)
     description = load_target(target)
     passes = Pipeline.parse(pipeline or description.pipeline)
     report("importing", 0, 0)
-    imported = import_model(model)
+    imported = import_model(model, dims=dims)
     work = Compilation(imported, description, passes, PassContext(target=description), Timing(), Counters())
+    work.dims = dict(dims or {})
     work.imported_nodes = len(work.graph)
     constants = [v.constant for v in work.graph.values()]
     work.parameters = sum(int(data.array.size) for data in constants if data is not None and data.dtype.is_float)
@@ -88,6 +95,25 @@ def prepare(
     work.program = lower(work.graph)
     PassManager.run(work.program, passes.at("program"), work.context, tools)
     return work
+
+
+def check_bound(graph: Graph) -> None:
+    """Raises ModelError for a size that no input's shape tells, and that memory is therefore not planned for."""
+
+    def shape(value: Value) -> tuple[Dim, ...]:
+        return (value.type.shape if isinstance(value.type, TensorType) else None) or ()
+
+    read = {s.name for v in graph.inputs for d in shape(v) if (s := as_symbol(d)) is not None}
+    for node in graph.nodes:
+        for value in node.results:
+            for symbol in (s for d in shape(value) for s in symbols_of(d)):
+                if symbol.name not in read:
+                    where = ", ".join(node.origin[:3]) or f"node {value.name!r}"
+                    raise ModelError(
+                        f"{where}: the size {symbol.name} of its result {value.name!r} {value.type} is known only when "
+                        f"the model runs, and no input's shape tells it; fix it with --dim {symbol.name}=VALUE "
+                        "(`dims` in Python), or give the dimension a value in the model"
+                    )
 
 
 def place_for(graph: Graph, target: Target) -> list[Fallback]:

@@ -7,7 +7,7 @@ import tempfile
 import time
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import numpy as np
 
 from opcel_compiler.codegen.artifact import BUILD, MANIFEST, REPORT, staged, update_json, write_json
 from opcel_compiler.codegen.cpu.build import Module, build
-from opcel_compiler.compilation import Compilation, Progress, prepare
+from opcel_compiler.compilation import Compilation, Progress, check_bound, prepare
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.frontend.exporter import export_model
 from opcel_compiler.frontend.importer import import_model
+from opcel_compiler.frontend.proto_types import DimValue
 from opcel_compiler.ir.graph import Graph
 from opcel_compiler.locate import first_wrong_node
 from opcel_compiler.proof import (
@@ -33,8 +34,10 @@ from opcel_compiler.proof import (
     sampled_reference,
 )
 from opcel_compiler.report import facts
-from opcel_compiler.runtime.model import CompiledModel
+from opcel_compiler.runtime.integrity import stamped
+from opcel_compiler.runtime.model import CompiledModel, verify
 from opcel_compiler.schedule.coverage import Coverage
+from opcel_compiler.schedule.memory import buffer_bytes
 from opcel_compiler.targets.host import missing_features
 from opcel_compiler.targets.schema import Target
 
@@ -54,14 +57,16 @@ class FallbackWarning(UserWarning):
 def compile(
     model: Any, target: str = "host", output: str | os.PathLike[str] | None = None, threads: int | None = None, *,
     pipeline: str | None = None, fallback: str = "warn", inputs: str | os.PathLike[str] | Feeds | None = None,
-    proof: bool = True, min_coverage: float = 0.0, progress: Progress | None = None,
+    proof: bool = True, min_coverage: float = 0.0, dims: Mapping[str, DimValue] | None = None,
+    progress: Progress | None = None,
 ) -> CompiledModel:  # fmt: skip
     """Compile an ONNX model (path, bytes or ModelProto) for `target` into the folder `output`, and open it.
 
     Without `output` the artifact lives in a temporary folder as long as the returned model. `threads` is that of the
     opened model. `inputs` are the sample inputs of the proof (a .npz file or arrays by input name), else seeded random
-    ones. `fallback` says what to do with nodes that only another engine can run: allow, warn or error; `min_coverage`,
-    0 to 1, is the least share of multiply-adds and of modelled time that must be native.
+    ones. `dims` gives symbolic dimensions a size, or the (least, largest) size they may have, by name: `{"batch": 1,
+    "seq": (1, 128)}`. `fallback` says what to do with nodes that only another engine can run: allow, warn or error;
+    `min_coverage`, 0 to 1, is the least share of multiply-adds and of modelled time that must be native.
 
     Raises ModelError for a bad model, TargetError, FallbackError, ProofError when a result is outside the bound,
     OutputError and ToolchainError; in each case nothing is left at `output`.
@@ -80,7 +85,8 @@ def compile(
         _check_fallback(work, fallback)
         check_coverage(work.coverage, min_coverage)
 
-    work = prepare(model, target, pipeline=pipeline, progress=report, placed=placed)
+    work = prepare(model, target, pipeline=pipeline, progress=report, dims=dims, placed=placed)
+    check_bound(work.graph)
     times = {"front": time.perf_counter() - started}
     with staged(place_at) as folder:
         module = _write(work, folder, report)
@@ -88,7 +94,14 @@ def compile(
         stamp = Proof("unproved", reason="proof was turned off")
         before = time.perf_counter()
         if proof:
-            stamp = _prove(work, model, folder, inputs, report)
+            _check_memory(work, module)
+            try:
+                stamp = _prove(work, model, folder, inputs, report)
+            except MemoryError as error:
+                raise ProofError(
+                    f"not enough memory to run the model on sample inputs: {error}. Limit symbolic dimensions with "
+                    "--dim, or use --no-proof and prove the artifact on a larger machine"
+                ) from error
         times["proof"] = time.perf_counter() - before
         write_json(folder / REPORT, facts.report(work, module, stamp, folder))
         write_json(folder / MANIFEST, facts.manifest(work, module, folder, stamp))
@@ -146,6 +159,19 @@ def _prove(work: Compilation, model: Any, folder: Path, inputs: Any, progress: P
     return stamp
 
 
+def _check_memory(work: Compilation, module: Module) -> None:
+    """Raises ProofError when the program's memory, where it is known, is more than the machine's."""
+    assert work.program is not None
+    sizes = [module.memory.arena, *(buffer_bytes(b) for b in (*work.program.inputs, *work.program.outputs))]
+    need = module.weights.size + sum(s for s in sizes if isinstance(s, int))
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > have:
+        raise ProofError(
+            f"the model needs {need / (1 << 30):.1f} GiB to run and this machine has {have / (1 << 30):.1f}, so it "
+            "cannot be proved here; use --no-proof and prove the artifact on a larger machine"
+        )
+
+
 def _reference(
     model: Any, graph: Graph, names: Sequence[str], outputs: Sequence[str], inputs: Any
 ) -> tuple[dict[str, np.ndarray], str, list[np.ndarray]]:
@@ -167,8 +193,10 @@ def prove_artifact(
 
     Raises ProofError when it is outside its bound or was made from another model; the artifact is then unchanged.
     """
-    imported = import_model(model)
+    verify(artifact)
     with CompiledModel(artifact) as compiled:
+        given = {n: v if isinstance(v, int) else (v[0], v[1]) for n, v in compiled.manifest.get("dims", {}).items()}
+        imported = import_model(model, dims=given)
         if compiled.manifest.get("model_sha256") != imported.model_hash:
             raise ProofError(f"{artifact} was not compiled from this model: the hash of the model file differs")
         names, outputs = imported.input_names, imported.output_names
@@ -179,5 +207,5 @@ def prove_artifact(
             raise ProofError(outside(stamp))
         folder = Path(artifact)
         update_json(folder / REPORT, {**compiled.report, "proof": stamp.as_dict()})
-        update_json(folder / MANIFEST, {**compiled.manifest, "proof": stamp.summary})
+        update_json(folder / MANIFEST, stamped({**compiled.manifest, "proof": stamp.summary}))
     return stamp

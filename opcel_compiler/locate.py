@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from opcel_compiler.codegen.artifact import MANIFEST, write_json
+from opcel_compiler.codegen.artifact import FORMAT, MANIFEST, write_json
 from opcel_compiler.codegen.cpu.build import build
 from opcel_compiler.compilation import Compilation
 from opcel_compiler.errors import OpcelError
@@ -18,6 +18,7 @@ from opcel_compiler.ir.interpret import run as interpret
 from opcel_compiler.ir.types import TensorType
 from opcel_compiler.proof import Bound, Feeds, compare
 from opcel_compiler.rewrite.pipeline import PassManager
+from opcel_compiler.runtime.integrity import stamped
 from opcel_compiler.runtime.model import CompiledModel
 from opcel_compiler.schedule.lower import lower
 
@@ -87,7 +88,7 @@ def _run_observed(work: Compilation, graph: Graph, names: Sequence[str], feeds: 
 
 def _minimal(work: Compilation, folder: Path) -> dict[str, Any]:
     weights = folder / "weights.bin"
-    return {
-        "format": 1, "inputs": [], "outputs": [], "modules": [{"kind": "cpu", "file": "model.so"}],
+    return stamped({
+        "format": FORMAT, "inputs": [], "outputs": [], "modules": [{"kind": "cpu", "file": "model.so"}],
         "weights": {"file": "weights.bin", "bytes": weights.stat().st_size if weights.exists() else 0},
-    }  # fmt: skip
+    })  # fmt: skip

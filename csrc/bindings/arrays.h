@@ -80,13 +80,17 @@ inline py::array view_of(const opcel_tensor& tensor) {
 }
 
 /// A new array, dense and uninitialised.
-inline py::object new_array(const py::dtype& dtype, const int64_t* extents, int32_t rank) {
+/// Raises RunError when there is no memory for it.
+inline py::object new_array(const Value& value, const int64_t* extents) {
   static_assert(sizeof(py::ssize_t) == sizeof(int64_t), "the extents of NumPy are used in place");
   const py::detail::npy_api& numpy = py::detail::npy_api::get();
-  PyObject* array = numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, py::dtype(dtype).release().ptr(), rank,
+  PyObject* array = numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, py::dtype(value.dtype).release().ptr(), value.rank(),
                                                 reinterpret_cast<const Py_intptr_t*>(extents), nullptr, nullptr, 0,
                                                 nullptr);
-  if (!array) throw py::error_already_set();
+  if (!array) {
+    const py::error_already_set cause;
+    raise("RunError", "no memory for output '" + text_of(value.name) + "': " + text_of(cause.value()));
+  }
   return py::reinterpret_steal<py::object>(array);
 }
 

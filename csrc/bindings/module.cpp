@@ -288,7 +288,7 @@ class Model {
       py::object& array = call->arrays[loaded.inputs.size() + i];
       PyObject* own = given.is_none() ? nullptr : PyDict_GetItemWithError(given.ptr(), value.name.ptr());
       if (!own && PyErr_Occurred()) throw py::error_already_set();
-      array = own ? checked_array(own, value, "output") : new_array(value.dtype, call->shapes[i], value.rank());
+      array = own ? checked_array(own, value, "output") : new_array(value, call->shapes[i]);
       if (own && !has_flags(array, kAligned | kDense | kWriteable))
         raise("FeedError", "output '" + text_of(value.name) + "': a writeable, aligned, C-contiguous array expected");
       call->outputs[i] = tensor_of(&array, value, nullptr);

@@ -32,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--fallback", choices=("allow", "warn", "error"), default="warn",
         help="what to do with operators that only ONNX Runtime can run (default: warn)",
     )  # fmt: skip
+    options.add_dims(parser)
     options.add_min_coverage(parser)
     options.add_inputs(parser, "sample inputs for the proof (default: random ones)")
     parser.add_argument("--no-proof", action="store_true", help="do not run and compare; the artifact says unproved")
@@ -51,7 +52,7 @@ def execute(args: argparse.Namespace) -> int:
         warnings.simplefilter("ignore", driver.FallbackWarning)  # the summary tells the same
         with driver.compile(
             args.model, args.target, output, args.threads, pipeline=args.pipeline, fallback=args.fallback,
-            inputs=read_arrays(args.inputs) if args.inputs else None, proof=not args.no_proof,
+            inputs=read_arrays(args.inputs) if args.inputs else None, proof=not args.no_proof, dims=dict(args.dim),
             min_coverage=args.min_coverage, progress=progress,
         ) as model:  # fmt: skip
             report = model.report

@@ -6,16 +6,18 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import IO, Any
 
 from opcel_compiler.errors import OpcelError
 
-INTERNAL, INTERRUPTED, BROKEN_PIPE = 70, 130, 141
+INTERNAL, INTERRUPTED, BROKEN_PIPE, TERMINATED = 70, 130, 141, 143
 LABEL_WIDTH = 12
 QUIET_SECONDS = 10.0
 """How long a step may take before a log, which is no terminal, gets another line about it."""
@@ -31,19 +33,43 @@ class UsageError(OpcelError):
     exit_code = 2
 
 
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP: the command ends as on an interrupt, so that it leaves nothing half-written."""
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise Terminated
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def guarded(command: Callable[[], int]) -> int:
     """The exit status of `command`. What it raises becomes one message on the standard error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = command()
+        with _ended_by_signals():
+            status = command()
         sys.stdout.flush()
         return status
     except OpcelError as error:
         return _failed(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _failed("interrupted", INTERRUPTED)
+    except Terminated:
+        return _failed("terminated", TERMINATED)
     except BrokenPipeError:
         # The interpreter flushes the standard output once more at exit.
         with contextlib.suppress(OSError, ValueError):

@@ -27,12 +27,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what = "an artifact's folder, an ONNX file, a graph as text, or a target's name or description (.yaml)"
     parser.add_argument("subject", metavar="ARTIFACT|MODEL|TARGET", nargs="?", help=what)
     parser.add_argument("--targets", action="store_true", help="list the targets")
+    parser.add_argument("--verify", action="store_true", help="compare every file of an artifact with its hash")
     options.add_json(parser, "the facts")
 
 
 def execute(args: argparse.Namespace) -> int:
     if args.targets == (args.subject is not None):
         raise UsageError("name one artifact, model or target, or use --targets")
+    if args.verify:
+        from opcel_compiler.runtime import verify
+
+        verify(args.subject or "")
     facts, rows = _targets() if args.targets else _facts(args.subject)
     if args.json:
         print(json.dumps(facts, indent=1))

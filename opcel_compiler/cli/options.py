@@ -37,6 +37,24 @@ def size(text: str) -> tuple[str, int]:
     return name.strip(), positive(value.strip())
 
 
+def dim(text: str) -> tuple[str, int | tuple[int, int | None]]:
+    """`name=value`, or `name=least..largest`, where either end may be left out."""
+    name, equals, value = text.partition("=")
+    least, dots, largest = (part.strip() for part in value.partition(".."))
+    if not dots:
+        return size(text)
+    if not equals or not name.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=least..largest")
+    return name.strip(), (positive(least) if least else 0, positive(largest) if largest else None)
+
+
+def add_dims(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dim", type=dim, action="append", default=[], metavar="NAME=VALUE",
+        help="fix a symbolic dimension (batch=1) or limit it (seq=1..128); may be repeated",
+    )  # fmt: skip
+
+
 def share(text: str) -> float:
     """A percentage such as `95%`, or a fraction such as `0.95`: 0 to 1."""
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import secrets
@@ -84,15 +83,3 @@ def update_json(path: Path, value: dict[str, Any]) -> None:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         work.unlink(missing_ok=True)
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    h = hashlib.sha256()
-    while block := file.read(1 << 20):
-        h.update(block)
-    return h.hexdigest()

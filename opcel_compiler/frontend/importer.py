@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +15,14 @@ from onnx import ModelProto, ValueInfoProto
 from opcel_compiler.frontend import lowerings  # noqa: F401  registers the lowerings
 from opcel_compiler.frontend.builder import Builder, Narrow
 from opcel_compiler.frontend.foreign import Typing, graphs_of
-from opcel_compiler.frontend.limits import DEFAULT_DOMAINS, ModelError, check_opsets
-from opcel_compiler.frontend.proto_types import Symbols, file_shape, type_from
+from opcel_compiler.frontend.limits import DEFAULT_DOMAINS, MAX_TENSOR_BYTES, ModelError, check_opsets
+from opcel_compiler.frontend.proto_types import DimValue, Symbols, file_shape, type_from
 from opcel_compiler.frontend.scope import Functions, Scope, check_calls, fill_defaults
 from opcel_compiler.frontend.weights import Weights, map_file
 from opcel_compiler.frontend.wire import Buffer, WireError, without_weights
-from opcel_compiler.ir.dims import Symbol
-from opcel_compiler.ir.graph import Graph, Node
-from opcel_compiler.ir.types import Type
+from opcel_compiler.ir.dims import Symbol, bounds, product, symbols_of
+from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.types import TensorType, Type
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,23 @@ class Imported:
         return tuple(n for n in self.graph.walk() if n.op == "foreign")
 
 
-def import_model(model: str | Path | bytes | ModelProto, *, name: str | None = None) -> Imported:
+def import_model(
+    model: str | Path | bytes | ModelProto, *, name: str | None = None, dims: Mapping[str, DimValue] | None = None
+) -> Imported:
     """Read a model. A path's external data is read from the folder of the file; `name` names the graph.
 
+    `dims` gives symbolic dimensions a size, or the (least, largest) size they may have, by name.
     What has no lowering becomes `foreign` nodes. Raises ModelError for a file that is missing, not ONNX, truncated,
-    of an unsupported opset, or not a valid graph.
+    of an unsupported opset, or not a valid graph, for a tensor of absurd size, and for a name in `dims` that no
+    dimension has.
     """
+    _check_dims(dims or {})
     proto, source, weights, path = _read(model)
     opsets = _opsets(proto)
     check_opsets(opsets)
     limits: dict[str, Symbol] = {}
     while True:
-        symbols = Symbols(limits)
+        symbols = Symbols(limits, dims)
         graph = Graph(name or proto.graph.name or "main")
         try:
             builder = Builder(graph, weights, symbols)
@@ -76,12 +81,18 @@ def import_model(model: str | Path | bytes | ModelProto, *, name: str | None = N
             break
         except Narrow as n:
             known = limits.get(n.symbol.name)
-            if known is not None and known.hi is not None and known.hi <= n.hi:
+            if n.hi < n.symbol.lo or (known is not None and known.hi is not None and known.hi <= n.hi):
                 raise ModelError(
                     f"the dimension {n.symbol} would have to be at most {n.hi}, which never holds"
                 ) from None
             limits[n.symbol.name] = Symbol(n.symbol.name, n.symbol.lo, n.hi)
     weights.release()
+    if unknown := [n for n in dims or {} if n not in symbols.used]:
+        names = dict.fromkeys(symbols.originals[s.name] or s.name for v in graph.inputs for s in _symbols(v))
+        raise ModelError(
+            f"no dimension of the model is called {unknown[0]!r}; its inputs have {', '.join(names) or 'none open'}"
+        )
+    _check_sizes(graph)
     return Imported(
         graph,
         tuple(v.name for v in inputs),
@@ -94,6 +105,34 @@ def import_model(model: str | Path | bytes | ModelProto, *, name: str | None = N
         builder.operators,
         source,
     )
+
+
+def _check_dims(dims: Mapping[str, DimValue]) -> None:
+    for name, value in dims.items():
+        lo, hi = (value, value) if isinstance(value, int) else value
+        if lo < 0 or (hi is not None and hi < lo):
+            raise ModelError(f"the dimension {name!r} cannot be {lo}" + (f" to {hi}" if hi != lo else ""))
+
+
+def _symbols(value: Value) -> Iterator[Symbol]:
+    if isinstance(value.type, TensorType):
+        for dim in value.type.shape or ():
+            yield from symbols_of(dim)
+
+
+def _check_sizes(graph: Graph) -> None:
+    """Raises ModelError for a tensor that no memory can hold; where symbols are open, for those at their least."""
+    for value in graph.values():
+        t = value.type
+        if not isinstance(t, TensorType) or t.shape is None:
+            continue
+        count = product([bounds(d)[0] or 0 for d in t.shape])
+        if isinstance(count, int) and count * t.dtype.bits // 8 > MAX_TENSOR_BYTES:
+            where = f"node {value.producer.origin[0]!r}" if value.producer and value.producer.origin else "input"
+            raise ModelError(
+                f"{where}: the tensor {value.name!r} of type {t} has {count:.2g} elements, and a tensor may take at "
+                f"most {MAX_TENSOR_BYTES >> 30} GiB; correct the sizes in the model"
+            )
 
 
 def _read(model: str | Path | bytes | ModelProto) -> tuple[ModelProto, Buffer, Weights, Path | None]:

@@ -19,6 +19,9 @@ MAX_CONTENT = 64
 MAX_RANK = 64
 """The highest rank of a tensor in a file."""
 
+MAX_TENSOR_BYTES = 1 << 40
+"""The largest tensor of a model, where its size is known."""
+
 MAX_FUNCTION_DEPTH = 32
 """How deep calls of model-local functions may nest."""
 

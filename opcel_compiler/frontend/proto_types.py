@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Union
 
 from onnx import TensorProto, TypeProto
 
@@ -46,21 +47,33 @@ def dtype_from(code: int, where: str) -> DType:
     return found
 
 
+DimValue = Union[int, tuple[int, Union[int, None]]]
+"""What a user gives a dimension: its size, or the (least, largest) size it may have, None meaning any."""
+
+
 class Symbols:
     """The symbols of one model: each name of a dimension in the file becomes one symbol with a printable name.
 
-    `limits` narrows the ranges of symbols by their printable names.
+    `limits` narrows the ranges of symbols by their printable names. `given` binds dimensions or narrows their ranges,
+    by the file's names or by printable ones.
     """
 
-    def __init__(self, limits: dict[str, Symbol] | None = None) -> None:
+    def __init__(self, limits: dict[str, Symbol] | None = None, given: Mapping[str, DimValue] | None = None) -> None:
         self.limits = limits or {}
+        self.given = given or {}
+        self.used: set[str] = set()
         self.originals: dict[str, str] = {}
         self._by_original: dict[str, Dim] = {}
         self._fresh = 0
 
-    def _make(self, name: str) -> Dim:
+    def _make(self, name: str, original: str = "") -> Dim:
+        key = original if original in self.given else name
+        value = self.given.get(key, (0, None))
+        self.used.add(key)
+        if isinstance(value, int):
+            return value
         found = self.limits.get(name)
-        return Expr((((found,), 1),)) if found else symbol(name)
+        return Expr((((found,), 1),)) if found else symbol(name, *value)
 
     def named(self, original: str) -> Dim:
         """The symbol for the file's dimension name `original`."""
@@ -73,7 +86,7 @@ class Symbols:
                 n += 1
                 name = f"{clean}_{n}"
             self.originals[name] = original
-            self._by_original[original] = self._make(name)
+            self._by_original[original] = self._make(name, original)
         return self._by_original[original]
 
     def fresh(self) -> Dim:

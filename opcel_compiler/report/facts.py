@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from opcel_compiler.codegen.artifact import FORMAT, file_sha256
+from opcel_compiler.codegen.artifact import FORMAT
 from opcel_compiler.codegen.cpu.build import Module
 from opcel_compiler.compilation import Compilation
 from opcel_compiler.ir.analysis import flops
 from opcel_compiler.ir.dims import Dim
 from opcel_compiler.ir.program import Kernel, Region, View
 from opcel_compiler.proof import Proof
+from opcel_compiler.runtime.integrity import file_sha256, stamped
 from opcel_compiler.schedule.coverage import Coverage
 from opcel_compiler.schedule.placement import Fallback
 from opcel_compiler.version import VERSION
@@ -39,17 +40,18 @@ def manifest(work: Compilation, module: Module | None, folder: Path, stamp: Proo
     weights = folder / "weights.bin"
     size = weights.stat().st_size if weights.exists() else 0
     isa = work.target.isa
-    return {
+    return stamped({
         "format": FORMAT, "name": work.graph.name, "opcel": VERSION, "model_sha256": work.imported.model_hash,
         "target": {
             "id": work.target.id, "name": work.target.name, "isa": isa.level if isa else "",
             "features": list(isa.features) if isa else [],
         },
-        "pipeline": str(work.pipeline), "inputs": values(work.imported.input_names, work.program.inputs),
+        "pipeline": str(work.pipeline), "dims": {n: v if isinstance(v, int) else list(v) for n, v in work.dims.items()},
+        "inputs": values(work.imported.input_names, work.program.inputs),
         "outputs": values(work.imported.output_names, work.program.outputs), "modules": modules,
         "weights": {"file": "weights.bin", "bytes": size, "sha256": file_sha256(weights) if size else ""},
         "arena": _dim(module.memory.arena) if module is not None else None, "proof": stamp.summary,
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def _dim(dim: Dim) -> int | str:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from opcel_compiler.runtime.errors import ArtifactError, FeedError, RunError
-from opcel_compiler.runtime.model import CompiledModel, TensorSpec, load, read_manifest
+from opcel_compiler.runtime.model import CompiledModel, TensorSpec, load, read_manifest, verify
 
-__all__ = ["ArtifactError", "CompiledModel", "FeedError", "RunError", "TensorSpec", "load", "read_manifest"]
+__all__ = ["ArtifactError", "CompiledModel", "FeedError", "RunError", "TensorSpec", "load", "read_manifest", "verify"]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from opcel_compiler.runtime.errors import ArtifactError, RunError
+from opcel_compiler.runtime.integrity import check_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Region:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     reason: str
+    sha256: str = ""
 
 
 class Fallback:
@@ -60,6 +62,8 @@ class Fallback:
             raise RunError(
                 f"{region.file.name} needs ONNX Runtime ({region.reason}); install the package onnxruntime"
             ) from error
+        if region.sha256:
+            check_file(region.file, region.sha256)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3

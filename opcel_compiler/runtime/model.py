@@ -16,6 +16,7 @@ import numpy as np
 from opcel_compiler.runtime import _runtime
 from opcel_compiler.runtime.errors import ArtifactError
 from opcel_compiler.runtime.fallback import Fallback, Region
+from opcel_compiler.runtime.integrity import check_file, check_manifest
 
 WeightsMode = Literal["map", "resident"]
 
@@ -32,14 +33,26 @@ class TensorSpec:
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest of the artifact in the folder `path`. Loads no code of it.
 
-    Raises ArtifactError when there is none or it is damaged.
+    Raises ArtifactError when there is none, it is damaged, or of another format.
     """
     file = Path(path) / "manifest.json"
     manifest = _read_json(file)
-    missing = [key for key in ("format", "inputs", "outputs", "modules") if key not in manifest]
-    if missing:
-        raise ArtifactError(f"{file} lacks {', '.join(missing)}: it is not the manifest of a compiled model")
+    check_manifest(manifest, file)
     return manifest
+
+
+def verify(path: str | os.PathLike[str]) -> None:
+    """Read the whole artifact and compare each file with its hash; `load` does that for its code alone.
+
+    Raises ArtifactError, naming the first file that is missing or damaged.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    _check_files(manifest, folder)
+    weights = manifest.get("weights") or {}
+    for entry in (*manifest["modules"], *([weights] if weights.get("bytes") else [])):
+        if entry.get("sha256"):
+            check_file(folder / str(entry["file"]), str(entry["sha256"]))
 
 
 def load(path: str | os.PathLike[str], threads: int | None = None, weights: WeightsMode = "map") -> CompiledModel:
@@ -137,6 +150,7 @@ def _regions(manifest: Mapping[str, Any], path: Path) -> list[Region]:
             inputs=tuple(module.get("inputs", ())),
             outputs=tuple(module.get("outputs", ())),
             reason=str(module.get("reason", "an operator without a native kernel")),
+            sha256=str(module.get("sha256", "")),
         )
         for module in _modules(manifest, path, "onnxruntime")
     ]
@@ -156,6 +170,9 @@ def _check_files(manifest: Mapping[str, Any], path: Path) -> None:
             raise ArtifactError(f"{path} is incomplete: cannot read {name}: {error.strerror}") from error
         if size is not None and found != size:
             raise ArtifactError(f"{path / name} has {found} bytes, the manifest says {size}; copy the artifact again")
+    for module in _modules(manifest, path, "cpu"):
+        if module.get("sha256"):
+            check_file(path / module["file"], str(module["sha256"]))
 
 
 def _check_cpu(manifest: Mapping[str, Any], path: Path) -> None:

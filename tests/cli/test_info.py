@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from commands import Opcel
 
+from opcel_compiler.runtime.integrity import stamped
 from opcel_compiler.targets import list_targets
 
 
@@ -101,7 +102,8 @@ def test_an_error_is_one_line(opcel: Opcel, artifact: Path, tmp_path: Path, subj
     (tmp_path / "noise.onnx").write_bytes(b"\xff\xfe no model")
     (tmp_path / "noise.yaml").write_text("- no mapping\n")
     (tmp_path / "program.txt").write_text("program p(@x) -> (@y) {\n  input @x: f32[2]\n  output @y: f32[2]\n}\n")
-    for name, manifest in (("damaged", None), ("partial", '{"format": 1, "inputs": [], "outputs": [], "modules": []}')):
+    partial = json.dumps(stamped({"format": 1, "inputs": [], "outputs": [], "modules": []}))
+    for name, manifest in (("damaged", None), ("partial", partial)):
         shutil.copytree(artifact, tmp_path / name)
         (tmp_path / name / "report.json").write_text("{" if manifest is None else "{}")
         if manifest is not None:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from commands import Opcel
 
+from opcel_compiler.runtime.integrity import stamped
+
 
 def test_given_inputs_give_the_models_outputs(opcel: Opcel, models: Path, artifact: Path, tmp_path: Path) -> None:
     result = opcel("run", artifact, "--inputs", models / "x.npz", "-o", "y.npz", "--threads", 2)
@@ -80,7 +82,7 @@ def test_an_error_is_one_line_and_leaves_nothing(
     np.savez(tmp_path / "wide.npz", x=np.zeros((2, 9), np.float32))
     (tmp_path / "partial").mkdir()
     manifest = {"format": 1, "inputs": [{"name": "x"}], "outputs": [], "modules": []}
-    (tmp_path / "partial" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "partial" / "manifest.json").write_text(json.dumps(stamped(manifest)))
     before = sorted(tmp_path.iterdir())
     result = opcel("run", *(a.format(artifact=artifact) for a in argv))
     assert result.code == 1 and result.out == ""

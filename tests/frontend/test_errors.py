@@ -179,8 +179,9 @@ def test_node_used_wrongly(what: str, build: Callable[[], onnx.ModelProto], part
 
 
 def test_huge_constant_of_shape_takes_no_memory() -> None:
-    imported = import_model(_made([1 << 20, 1 << 20, 1 << 4]))
+    imported = import_model(_made([1 << 20, 1 << 10, 1 << 4]))
     assert [n.op for n in imported.graph.nodes] == ["constant", "expand"]
+    refused(_made([1 << 20, 1 << 20, 1 << 20]), "'n'", "has 1.2e+18 elements", "at most 1024 GiB")
 
 
 def test_functions_that_call_themselves() -> None:

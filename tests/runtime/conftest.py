@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from opcel_compiler.runtime.integrity import stamped
+
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 CXX = ["g++", "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"]
@@ -51,7 +53,7 @@ def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> MakeArtifact:
             "outputs": [],
             "modules": [{"kind": "cpu", "file": "model.so"}],
         }
-        (folder / "manifest.json").write_text(json.dumps(facts | manifest))
+        (folder / "manifest.json").write_text(json.dumps(stamped(facts | manifest)))
         (folder / "report.json").write_text('{"kernels": 2}')
         return folder
 

@@ -13,6 +13,7 @@ import onnx
 import pytest
 
 from opcel_compiler.runtime import ArtifactError, FeedError, RunError, load, read_manifest
+from opcel_compiler.runtime.integrity import stamped
 
 from .conftest import MakeArtifact
 
@@ -176,7 +177,7 @@ def test_wrong_weights(make_artifact: MakeArtifact) -> None:
     with pytest.raises(ArtifactError, match=r"weights\.bin has 60 bytes, the manifest says 64"):
         load(artifact)
     manifest = json.loads((artifact / "manifest.json").read_text())
-    (artifact / "manifest.json").write_text(json.dumps(manifest | {"weights": {}}))
+    (artifact / "manifest.json").write_text(json.dumps(stamped(manifest | {"weights": {}})))
     with pytest.raises(ArtifactError, match=r"weights\.bin has 60 bytes, the model expects 64"):
         load(artifact)
     (artifact / "weights.bin").unlink()

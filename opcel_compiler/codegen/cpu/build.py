@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +13,12 @@ from typing import BinaryIO
 
 import numpy as np
 
+from opcel_compiler.codegen.cpu.cache import ObjectCache
 from opcel_compiler.codegen.cpu.families import EMITTERS
 from opcel_compiler.codegen.cpu.families.movement import halo_unit
 from opcel_compiler.codegen.cpu.host import HostWriter, Weights
 from opcel_compiler.codegen.cpu.pack import packed
-from opcel_compiler.codegen.cpu.toolchain import Toolchain, find_toolchain
+from opcel_compiler.codegen.cpu.toolchain import COMMON, Toolchain, ToolchainError, find_toolchain
 from opcel_compiler.codegen.cpu.unit import KernelUnit
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.program import Buffer, Kernel, Program
@@ -44,6 +44,15 @@ class Module:
     sources: dict[str, str] = field(default_factory=dict)
     compiled: int = 0
     cached: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One translation unit, the flags of its target, and the ONNX nodes that it is for."""
+
+    source: str
+    flags: tuple[str, ...]
+    origin: tuple[str, ...] = ()
 
 
 def generate(program: Program, target: Target) -> list[list[KernelUnit]]:
@@ -123,13 +132,21 @@ def build(
     features = target.isa.features if target.isa is not None else ()
     host = HostWriter(program, units, module.memory, weights, names, features).text()
     flags = target.flags(toolchain.kind)
-    jobs: dict[str, tuple[str, tuple[str, ...]]] = {"runtime": (_runtime_source(), ()), "host": (host, ())}
-    for unit in (u for calls in units for u in calls):
-        jobs[unit.name] = (unit.source.replace("KERNEL", unit.name), flags)
-    module.sources = {name: source for name, (source, _) in jobs.items()}
-    objects = _compile_all(toolchain, jobs, module, progress)
-    toolchain.link(objects, folder / "model.so")
+    base = base_flags(flags)
+    jobs = {"runtime": Job(_runtime_source(), base), "host": Job(host, base)}
+    for step, calls in zip(program.steps, units, strict=True):
+        for unit in calls:
+            jobs.setdefault(unit.name, Job(unit.source.replace("KERNEL", unit.name), flags, step.origin))
+    module.sources = {name: job.source for name, job in jobs.items()}
+    with ObjectCache() as cache:
+        objects = _compile_all(toolchain, jobs, cache, module, progress)
+        toolchain.link(objects, folder / "model.so", base)
     return module
+
+
+def base_flags(flags: Iterable[str]) -> tuple[str, ...]:
+    """Those of `flags` that name the machine without its extensions; zig compiles for this CPU without them."""
+    return tuple(f for f in flags if f.startswith(("--target=", "-march=")))
 
 
 def _runtime_source() -> str:
@@ -145,35 +162,20 @@ def headers_digest() -> str:
     return h.hexdigest()
 
 
-def cache_folder() -> Path:
-    """The object cache: OPCEL_CACHE, else opcel/ in XDG_CACHE_HOME or ~/.cache; made with mode 0700."""
-    base = os.environ.get("OPCEL_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "opcel"
-    )
-    folder = Path(base) / "objects"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
-
-
 def _compile_all(
-    toolchain: Toolchain, jobs: dict[str, tuple[str, tuple[str, ...]]], module: Module, progress: Progress | None
+    toolchain: Toolchain, jobs: Mapping[str, Job], cache: ObjectCache, module: Module, progress: Progress | None
 ) -> list[Path]:
-    cache = cache_folder()
-    objects: dict[str, Path] = {}
-    missing = []
-    for name, (source, flags) in jobs.items():
-        key = "\0".join([toolchain.version, *toolchain.command, *flags, headers_digest(), source])
-        path = cache / (hashlib.sha256(key.encode()).hexdigest() + ".o")
-        objects[name] = path
-        if path.exists():
-            path.touch()
-        else:
-            missing.append(name)
+    """The objects of all jobs, ordered by name."""
+    keys: dict[str, str] = {}
+    for name, job in jobs.items():
+        parts = [toolchain.version, *toolchain.command, *COMMON, *job.flags, headers_digest(), job.source]
+        keys[name] = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    missing = [name for name, key in keys.items() if not cache.fetch(key)]
     module.cached, module.compiled = len(jobs) - len(missing), len(missing)
     if progress and missing:
         progress("compiling kernels", 0, len(missing))
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        running = [pool.submit(_compile_one, toolchain, *jobs[n], n, objects[n]) for n in missing]
+        running = [pool.submit(_compile_one, toolchain, jobs[n], n, cache, keys[n]) for n in missing]
         try:
             for done, future in enumerate(as_completed(running), 1):
                 future.result()
@@ -182,14 +184,16 @@ def _compile_all(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return [objects[n] for n in sorted(objects)]
+    return [cache.object(keys[n]) for n in sorted(keys)]
 
 
-def _compile_one(toolchain: Toolchain, source: str, flags: Sequence[str], name: str, output: Path) -> None:
-    """Compile in a folder of its own and move the object into the cache in one step."""
-    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
-        path = Path(folder) / f"{name}.cpp"
-        path.write_text(source)
-        made = Path(folder) / "out.o"
-        toolchain.compile(path, made, CSRC, flags)
-        os.replace(made, output)
+def _compile_one(toolchain: Toolchain, job: Job, name: str, cache: ObjectCache, key: str) -> None:
+    source = cache.work / f"{name}.cpp"
+    source.write_text(job.source)
+    try:
+        toolchain.compile(source, cache.object(key), CSRC, job.flags)
+    except ToolchainError as error:
+        if not job.origin:
+            raise
+        raise ToolchainError(f"the kernel of {', '.join(job.origin[:3])}: {error}") from error
+    cache.store(key)

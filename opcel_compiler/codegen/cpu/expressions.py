@@ -20,16 +20,17 @@ CTYPES: dict[DType, str] = {
 """The C++ type of each element type that CPU kernels compute with."""
 
 
-def c_dim(dim: Dim, symbols: Mapping[str, str]) -> str:
-    """The C++ expression of a dim (int64_t); `symbols` gives the expression of each symbol by name."""
+def c_dim(dim: Dim, symbols: Mapping[str, str], number: str = "INT64_C") -> str:
+    """The C++ expression of a dim; `symbols` gives the expression of each symbol by name, and `number` what makes a
+    constant of its type: INT64_C for int64_t, `double` where the value may be too large for that."""
     if isinstance(dim, int):
-        return f"INT64_C({dim})"
+        return f"{number}({dim})"
     assert isinstance(dim, Expr)
     terms = []
     for mono, coeff in dim.terms:
-        factors = [c_dim(coeff, symbols)] if coeff != 1 or not mono else []
+        factors = [c_dim(coeff, symbols, number)] if coeff != 1 or not mono else []
         for atom in mono:
-            factors.append(symbols[atom.name] if isinstance(atom, Symbol) else _call(atom, symbols))
+            factors.append(symbols[atom.name] if isinstance(atom, Symbol) else _call(atom, symbols, number))
         terms.append(" * ".join(factors))
     return f"({' + '.join(terms)})"
 
@@ -37,8 +38,8 @@ def c_dim(dim: Dim, symbols: Mapping[str, str]) -> str:
 _HELPERS = {"//": "floor_div", "%": "floor_mod", "min": "least", "max": "greatest"}
 
 
-def _call(atom: Call, symbols: Mapping[str, str]) -> str:
-    return f"dims::{_HELPERS[atom.fn]}({c_dim(atom.a, symbols)}, {c_dim(atom.b, symbols)})"
+def _call(atom: Call, symbols: Mapping[str, str], number: str) -> str:
+    return f"dims::{_HELPERS[atom.fn]}({c_dim(atom.a, symbols, number)}, {c_dim(atom.b, symbols, number)})"
 
 
 def literal(value: float | int | bool, dtype: DType) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from opcel_compiler.codegen.cpu.expressions import c_dim
 from opcel_compiler.codegen.cpu.unit import KernelUnit
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.ir.dims import Dim, as_symbol
+from opcel_compiler.ir.dims import Dim, as_symbol, bounds
 from opcel_compiler.ir.program import Buffer, Program, Region, View
 from opcel_compiler.schedule.memory import MemoryPlan
 
@@ -72,8 +72,7 @@ class HostWriter:
             f"{self._values('input', self.program.inputs, self.names[0])}"
             f"{self._values('output', self.program.outputs, self.names[1])}"
             f"{self._symbols()}{self._bind()}{self._output_shapes()}"
-            "size_t arena_bytes(const int64_t* s) {\n  (void)s;\n"
-            f"  return static_cast<size_t>({self.dim(self.memory.arena)});\n}}\n\n"
+            f"{self._arena()}"
             f"{self._run()}\n}}  // namespace\n\n{self._table()}"
         )
 
@@ -124,7 +123,7 @@ class HostWriter:
                 f"the size {missing[0]} cannot be read from any input's shape, so code for it cannot be generated; "
                 "fix that dimension in the model or give it a value"
             )
-        body = "\n".join(lines)
+        body = "\n".join([*lines, *self._too_small()])
         return (
             "int32_t bind(const opcel_tensor* in, int64_t* s, char* error, size_t bytes) {\n"
             f"  (void)in, (void)s, (void)error, (void)bytes;\n{body}\n  return 0;\n}}\n\n"
@@ -140,6 +139,34 @@ class HostWriter:
             "void output_shapes(const int64_t* s, int64_t* const* shapes) {\n  (void)s, (void)shapes;\n"
             + "\n".join(lines) + "\n}\n\n"
         )  # fmt: skip
+
+    def _arena(self) -> str:
+        arena = self.memory.arena
+        guard = ""
+        if not isinstance(arena, int):
+            wide = c_dim(arena, {n: f"static_cast<double>({s})" for n, s in self.symbols.items()}, "double")
+            guard = f"  if ({wide} > 0x1p62) return SIZE_MAX;\n"
+        return (
+            f"size_t arena_bytes(const int64_t* s) {{\n  (void)s;\n{guard}"
+            f"  return static_cast<size_t>({self.dim(arena)});\n}}\n\n"
+        )
+
+    def _too_small(self) -> list[str]:
+        """Checks of each size that might be negative, as a window on too small an image has."""
+        lines: dict[str, str] = {}
+        for step in self.program.steps:
+            for view in step.outputs:
+                for dim in view.buffer.type.dims:
+                    low = bounds(dim)[0]
+                    if isinstance(dim, int) or (low is not None and low >= 0):
+                        continue
+                    where = ", ".join(step.origin[:2]) or view.buffer.name
+                    what = f"{where}: its result would have a size of {dim} = ".replace("%", "%%")
+                    text = f"{what}%lld; an input is too small"
+                    value = self.dim(dim)
+                    fail = f"snprintf(error, bytes, {c_string(text)}, static_cast<long long>({value}))"
+                    lines.setdefault(value, f"  if ({value} < 0) return {fail}, 1;")
+        return list(lines.values())
 
     # -- the run ---------------------------------------------------------------------------------------------------
 

@@ -40,56 +40,79 @@ class Toolchain:
     kind: str
     version: str
 
+    @property
+    def zig(self) -> bool:
+        """Whether this is zig's compiler, which links what it is told to and nothing else."""
+        return any(part == "ziglang" or os.path.basename(part) == "zig" for part in self.command)
+
     def compile(self, source: Path, output: Path, include: Path, flags: Sequence[str]) -> None:
         """Compile one translation unit. Raises ToolchainError with the compiler's first errors."""
-        extra = ("-fno-sanitize=undefined",) if "ziglang" in self.command else ()
+        extra = ("-fno-sanitize=undefined",) if self.zig else ()
         self._run([*COMMON, *extra, *flags, f"-I{include}", "-c", source.name, "-o", output.name], source.parent)
 
-    def link(self, objects: Sequence[Path], output: Path) -> None:
+    def link(self, objects: Sequence[Path], output: Path, flags: Sequence[str] = ()) -> None:
         """Link objects into a shared library that needs only libc, libm and pthread."""
-        zig = "ziglang" in self.command
         command = list(self.command)
-        if self.kind == "gnu" and not zig:
-            command[-1] = re.sub(r"(g|c)\+\+", lambda m: "gcc" if m[1] == "g" else "cc", os.path.basename(command[-1]))
-            if shutil.which(command[-1]) is None:
-                command = [*self.command, "-nostdlib++"] if self.kind == "clang" else list(self.command)
-        elif not zig:
+        if self.zig:
+            command[-1] = {"c++": "cc"}.get(command[-1], command[-1])
+        elif self.kind == "clang" or (plain := _c_driver(command[-1])) is None:
             command.append("-nostdlib++")
-        elif command[-1] == "c++":
-            command[-1] = "cc"
-        self._run([*LINK, *map(str, objects), "-o", str(output), "-lm", "-lpthread"], output.parent, command)
+        else:
+            command[-1] = plain
+        self._run([*flags, *LINK, *map(str, objects), "-o", str(output), "-lm", "-lpthread"], output.parent, command)
 
     def _run(self, args: Sequence[str], cwd: Path, command: Sequence[str] | None = None) -> None:
         full = [*(command or self.command), *args]
-        done = subprocess.run(full, cwd=cwd, capture_output=True, text=True, check=False, env=_environment())
+        environment = {**os.environ, "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"}
+        try:
+            done = subprocess.run(
+                full, cwd=cwd, capture_output=True, text=True, errors="replace", check=False, env=environment
+            )
+        except OSError as error:
+            raise ToolchainError(f"the C++ compiler {full[0]} cannot be started: {error.strerror}") from error
         if done.returncode:
-            head = "\n".join(done.stderr.strip().splitlines()[:12])
-            raise ToolchainError(f"the C++ compiler failed ({shlex.join(full[:1])}, exit {done.returncode}):\n{head}")
+            head = "\n".join((done.stderr or done.stdout).strip().splitlines()[:12])
+            code = done.returncode
+            how = f"exit {code}" if code > 0 else f"killed by signal {-code}; is there enough memory?"
+            raise ToolchainError(f"the C++ compiler failed ({shlex.join(full[:1])}, {how}):\n{head}".rstrip(":\n"))
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"}
+def _c_driver(command: str) -> str | None:
+    """The C compiler beside a GNU C++ compiler, for /usr/bin/g++-12 /usr/bin/gcc-12; None when there is none."""
+    folder, name = os.path.split(command)
+    plain = os.path.join(folder, re.sub(r"(g|c)\+\+", lambda m: "gcc" if m[1] == "g" else "cc", name))
+    return plain if plain != command and shutil.which(plain) else None
 
 
-@functools.cache
 def find_toolchain() -> Toolchain:
     """The compiler named by CXX, else g++, c++ or clang++, else zig's from the `ziglang` package.
 
     Raises ToolchainError when there is none; the text says how to get one.
     """
-    named = os.environ.get("CXX")
-    candidates: list[tuple[str, ...]] = [tuple(shlex.split(named))] if named else [("g++",), ("c++",), ("clang++",)]
-    if not named:
-        candidates.append((sys.executable, "-m", "ziglang", "c++"))
+    return _find(os.environ.get("CXX", ""), os.environ.get("PATH", os.defpath), sys.executable)
+
+
+@functools.cache
+def _find(named: str, path: str, python: str) -> Toolchain:
+    try:
+        candidates = [tuple(shlex.split(named))] if named.strip() else []
+    except ValueError as error:
+        raise ToolchainError(f"CXX is {named!r}, which is no command: {error}") from error
+    if not candidates:
+        candidates = [("g++",), ("c++",), ("clang++",), (python, "-m", "ziglang", "c++")]
     for command in candidates:
-        if shutil.which(command[0]) is None:
+        if shutil.which(command[0], path=path) is None:
             continue
-        done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+        try:
+            asked = [*command, "--version"]
+            done = subprocess.run(asked, capture_output=True, text=True, errors="replace", check=False)
+        except OSError:
+            continue
         if done.returncode == 0 and done.stdout:
             kind = "clang" if "clang" in done.stdout else "gnu"
             return Toolchain(command, kind, done.stdout.splitlines()[0])
-    tried = shlex.join(candidates[0]) if named else "g++, c++, clang++ and ziglang"
+    tried = f"CXX={shlex.quote(named)}" if named.strip() else "g++, c++, clang++ and ziglang"
     raise ToolchainError(
         f"no C++ compiler was found (tried {tried}). Install g++ or clang, set CXX, or run "
-        "`pip install opcel-compiler[zig]`, which brings one."
+        "`pip install opcel-compiler[zig]`, which brings one"
     )
