@@ -12,7 +12,7 @@ import opcel_compiler as oc
 
 from .builder import Net
 from .conftest import GetTwin, assert_same, reference
-from .twins import TWINS, digits, feeds, mlp
+from .twins import TWINS, feeds
 
 CHANNELS = 19
 """No multiple of any vector width."""
@@ -109,13 +109,3 @@ def test_minimum_and_maximum_keep_nan() -> None:
     got = oc.compile(model, fallback="error").run(given)
     assert_same(got, reference(model, given))
     assert np.isnan(got["max"][:36:3]).all() and np.isnan(got["min"][:36:4]).all() and np.isnan(got["relu"][::3]).all()
-
-
-@pytest.mark.parametrize("build", [mlp, digits])
-def test_an_empty_batch_gives_empty_results(build: Callable[..., onnx.ModelProto]) -> None:
-    model = build("batch")
-    with oc.compile(model, fallback="error") as compiled:
-        got = compiled.run(feeds(model, {"batch": 0}))
-        assert all(v.shape[0] == 0 for v in got.values())
-        given = feeds(model, {"batch": 2})
-        assert_same(compiled.run(given), reference(model, given))

@@ -172,7 +172,7 @@ ONE: dict[str, Callable[[Net], str]] = {
         "Relu", net("Conv", net.input("x", "n", 20, 5, 5), net.weight(1, 20, 1, 1), net.weight(1))
     ),
     "one weight": lambda net: net("Conv", net.input("x", "n", 1, 5, 5), net.weight(1, 1, 1, 1), net.weight(1)),
-    "one depthwise filter": lambda net: net("Conv", net.input("x", "n", 1, 5, 5), net.weight(1, 1, 3, 3), net.weight(1)),
+    "one plane": lambda net: net("Conv", net.input("x", "n", 1, 5, 5), net.weight(1, 1, 3, 3), net.weight(1)),
     "one weight of three axes": lambda net: net("Conv", net.input("x", "n", 1, 2, 3, 4), net.weight(1, 1, 1, 1, 1)),
     "product with one weight": lambda net: net("MatMul", net.input("x", "n", 1), net.weight(1, 1)),
     "one column and bias": lambda net: net("Gemm", net.input("x", "n", 7), net.weight(7, 1), net.weight(1)),

@@ -55,11 +55,34 @@ def test_every_level(twin: GetTwin, name: str, level: str) -> None:
     assert_same(compiled.run(given), reference(model, given))
 
 
-@pytest.mark.parametrize("name", ["resnet", "mobilenet", "bert-torchscript-symbolic", "reductions"])
-def test_the_number_of_threads_changes_no_bit(twin: GetTwin, name: str) -> None:
-    path, spec = twin(name).path, TWINS[name]
-    given = feeds(spec.build(), spec.sizes[-1], 3)
-    with oc.load(path, threads=1) as one, oc.load(path, threads=2) as two:
-        first, second = one.run(given), two.run(given)
-    for key, value in first.items():
-        np.testing.assert_array_equal(value.view(np.uint8), second[key].view(np.uint8))
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("mlp-symbolic", {"batch": 700}),
+        ("resnet-symbolic", {"batch": 9}),
+        ("mobilenet", {}),
+        ("digits", {"batch": 60}),
+        ("bert-torchscript-symbolic", {"batch": 17, "length": 33}),
+        ("reductions", {"batch": 500}),
+    ],
+)
+def test_the_number_of_threads_changes_no_bit(twin: GetTwin, name: str, sizes: dict[str, int]) -> None:
+    path = twin(name).path
+    given = feeds(TWINS[name].build(), sizes, 3)
+    with oc.load(path, threads=1) as one:
+        first = one.run(given)
+    for threads in (2, 3):
+        with oc.load(path, threads=threads) as several:
+            second = several.run(given)
+        for key, value in first.items():
+            np.testing.assert_array_equal(value.view(np.uint8), second[key].view(np.uint8))
+
+
+@pytest.mark.parametrize("name", ["mlp-symbolic", "resnet-symbolic", "digits", "bert-dynamo-symbolic", "integers"])
+def test_an_empty_batch_gives_empty_results(twin: GetTwin, name: str) -> None:
+    compiled, model = twin(name), TWINS[name].build()
+    sizes = TWINS[name].sizes[-1]
+    got = compiled.run(feeds(model, {**sizes, "batch": 0}))
+    assert all(v.shape[0] == 0 for v in got.values())
+    given = feeds(model, sizes, 6)
+    assert_same(compiled.run(given), reference(model, given))
