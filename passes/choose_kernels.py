@@ -216,7 +216,7 @@ class _Chooser:
         """Tasks of a step share out blocks of hidden units, unless a step is too short to share."""
         anchor = kernel.anchor
         assert anchor is not None
-        r = anchor.operand(2)
+        r = anchor.operand(1)
         directions, rows, n = r.tensor.static_shape
         kernel.inputs[list(kernel.body.inputs).index(r)].buffer.packing = f"recurrent:{self.width}"
         batch, gates, blocks = kernel.outputs[0].shape[2], rows // n, directions * -(-n // self.width)

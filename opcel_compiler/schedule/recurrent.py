@@ -20,13 +20,13 @@ def lower_recurrent(lowering: Lowering, node: Node) -> list[View]:
 
     Of the biases, only what a gru's reset gate scales stays with the steps.
     """
-    x, _, r, bias, *initial = (*node.operands, None, None, None)[:6]
+    x, r, _, bias, *initial = (*node.operands, None, None, None)[:6]
     assert x is not None and r is not None
     sides = _bias(node, bias)
     gates = _input_gates(lowering, node, sides[0])
     body = Graph("body")
     views = [gates]
-    operands: list[Value | None] = [body.add_input("gates", TensorType(gates.dtype, gates.shape)), None]
+    operands: list[Value | None] = [body.add_input("gates", TensorType(gates.dtype, gates.shape))]
 
     def use(name: str, view: View | None) -> None:
         if view is None:
@@ -36,6 +36,7 @@ def lower_recurrent(lowering: Lowering, node: Node) -> list[View]:
         operands.append(body.add_input(name, TensorType(view.dtype, view.shape)))
 
     use("r", lowering.view(r))
+    use("w", None)
     use("bias", None if sides[1] is None else whole(lowering.weight(Constant(sides[1]), "bias")))
     for value in initial[: len(node.results)]:
         zero = value is None or (value.constant is not None and not value.constant.array.any())
@@ -54,7 +55,7 @@ def _bias(node: Node, bias: Value | None) -> tuple[np.ndarray | None, np.ndarray
         return None, None
     assert bias.constant is not None
     array = bias.constant.array
-    half, n = array.shape[1] // 2, node.operand(2).tensor.static_shape[2]
+    half, n = array.shape[1] // 2, node.operand(1).tensor.static_shape[2]
     of_w, of_r = array[:, :half], array[:, half:].copy()
     kept = np.zeros_like(array)
     if node.op == "gru" and node.attrs["reset_after"]:
@@ -66,7 +67,7 @@ def _bias(node: Node, bias: Value | None) -> tuple[np.ndarray | None, np.ndarray
 
 def _input_gates(lowering: Lowering, node: Node, bias: np.ndarray | None) -> View:
     """x·wᵀ + bias as [t, b, d·g·n]."""
-    x, w = node.operand(0), node.operand(1)
+    x, w = node.operand(0), node.operand(2)
     assert w.constant is not None
     array = w.constant.array
     flat = np.ascontiguousarray(array.reshape(-1, array.shape[2]))

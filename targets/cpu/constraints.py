@@ -120,8 +120,8 @@ def recurrent(node: Node) -> str | None:
     """A recurrent layer has constant weights, and a GRU resets after the product (linear_before_reset)."""
     if node.op not in ("lstm", "gru", "rnn"):
         return None
-    for i in (1, 2, 3):
-        value = node.operands[i] if i < len(node.operands) else None
-        if value is None if i == 1 else value is not None and value.constant is None:
-            return f"its {('input weights', 'weights', 'bias')[i - 1]} are computed"
+    if len(node.operands) < 3 or node.operands[2] is None:
+        return "it has no weights for its input"
+    if computed := next((v for v in node.operands[1:4] if v is not None and v.constant is None), None):
+        return f"%{computed.name} is computed"
     return "it resets before" if node.op == "gru" and not node.attrs["reset_after"] else None

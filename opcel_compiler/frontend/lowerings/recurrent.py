@@ -46,12 +46,12 @@ def recurrent(c: Lowering) -> list[Value | None]:
     if c.op_type == "LSTM" and c.opt(7) is not None:
         raise Unsupported("peepholes have no lowering")
     batch_first = bool(c.attr_int("layout", 0))
-    x, w, r = c.x(0), c.x(1), c.x(2)
+    x, r, w = c.x(0), c.x(2), c.x(1)
     states = [c.opt(5), c.opt(6)] if c.op_type == "LSTM" else [c.opt(5)]
     if batch_first:
         x = c.transpose(x, (1, 0, 2))
         states = [None if s is None else c.transpose(s, (1, 0, 2)) for s in states]
-    node = c.builder.add(c.op_type.lower(), [x, w, r, c.opt(3), *states], attrs, c.origin)
+    node = c.builder.add(c.op_type.lower(), [x, r, w, c.opt(3), *states], attrs, c.origin)
     y, *cell = node.results
     results: list[Value | None] = [y, _last(c, y, direction) if c.wants(1) else None, *cell]
     if batch_first:

@@ -1,6 +1,6 @@
 """Recurrent layers over whole sequences, in one direction or in both.
 
-Operands: x [t, b, i], w [d, g·n, i], r [d, g·n, n], bias [d, 2·g·n] (that of w, then that of r), the initial hidden
+Operands: x [t, b, i], r [d, g·n, n], w [d, g·n, i], bias [d, 2·g·n] (that of w, then that of r), the initial hidden
 state h [d, b, n] and, for lstm, the initial cell state c [d, b, n]; d directions, n hidden units, g gates in ONNX's
 order. Without w, x holds w's part of the gates already: [t, b, d·g·n]. The result y is [t, d, b, n], in the order of x
 also where the direction is reverse; absent biases and states are zero.
@@ -38,8 +38,8 @@ Step = Callable[[np.ndarray, np.ndarray, np.ndarray, State], State]
 
 def _infer(gates: int, states: int) -> Callable[[Operands, Attrs], tuple[Type, ...]]:
     def infer(operands: Operands, attrs: Attrs) -> tuple[Type, ...]:
-        x, r = tensor_of(operands, 0, "f"), tensor_of(operands, 2, "f")
-        w, bias, *initial = (optional_tensor(operands, i) for i in (1, 3, *range(4, 4 + states)))
+        x, r = tensor_of(operands, 0, "f"), tensor_of(operands, 1, "f")
+        w, bias, *initial = (optional_tensor(operands, i) for i in range(2, 4 + states))
         dtype = same_dtype([x, r, *(t for t in (w, bias, *initial) if t is not None)])
         if attrs["direction"] not in DIRECTIONS:
             raise InferenceError(f"direction={attrs['direction']!r} is none of {', '.join(DIRECTIONS)}")
@@ -73,8 +73,8 @@ def _infer(gates: int, states: int) -> Callable[[Operands, Attrs], tuple[Type, .
 def _evaluate(gates: int, states: int, cell: Callable[[Attrs], Step]) -> Callable[[Arrays, Attrs], State]:
     @quiet
     def evaluate(arrays: Arrays, attrs: Attrs) -> State:
-        x, r = widen(array_at(arrays, 0)), widen(array_at(arrays, 2))
-        w, bias, *initial = (optional_array(arrays, i) for i in (1, 3, *range(4, 4 + states)))
+        x, r = widen(array_at(arrays, 0)), widen(array_at(arrays, 1))
+        w, bias, *initial = (optional_array(arrays, i) for i in range(2, 4 + states))
         (t, b), (d, rows, n) = x.shape[:2], r.shape
         y = np.empty((t, d, b, n), x.dtype)
         last = np.empty((d, b, n), x.dtype)
@@ -96,7 +96,7 @@ def _evaluate(gates: int, states: int, cell: Callable[[Attrs], Step]) -> Callabl
 
 def _flops(gates: int) -> Callable[[Operands, Sequence[Type], Attrs], Dim]:
     def flops(operands: Operands, results: Sequence[Type], _: Attrs) -> Dim:
-        x, w, r, y = tensor_of(operands, 0), optional_tensor(operands, 1), tensor_of(operands, 2), results[0]
+        x, r, w, y = tensor_of(operands, 0), tensor_of(operands, 1), optional_tensor(operands, 2), results[0]
         if not isinstance(y, TensorType) or y.shape is None or x.shape is None or r.shape is None:
             return 0
         depth = r.shape[2] if w is None else r.shape[2] + x.shape[2]
@@ -144,7 +144,7 @@ _DIRECTION = AttrDef("direction", "str", "forward")
 define(
     "lstm",
     "Long short-term memory: every hidden state y and the last cell state",
-    "x w? r bias? h? c?",
+    "x r w? bias? h? c?",
     _infer(4, 2),
     _evaluate(4, 2, _lstm),
     (_DIRECTION,),
@@ -155,7 +155,7 @@ define(
 define(
     "gru",
     "Gated recurrent unit; reset_after: the reset gate scales the product with r, else the state before it",
-    "x w? r bias? h?",
+    "x r w? bias? h?",
     _infer(3, 1),
     _evaluate(3, 1, _gru),
     (_DIRECTION, AttrDef("reset_after", "bool", False)),
@@ -165,7 +165,7 @@ define(
 define(
     "rnn",
     "Recurrent layer; activation: tanh or relu",
-    "x w? r bias? h?",
+    "x r w? bias? h?",
     _infer(1, 1),
     _evaluate(1, 1, _rnn),
     (_DIRECTION, AttrDef("activation", "str", "tanh")),

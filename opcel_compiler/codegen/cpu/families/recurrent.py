@@ -15,7 +15,7 @@ def emit_recurrent(kernel: Kernel, target: Target) -> KernelUnit:
     unit = KernelUnit()
     inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
     operands = [*(None if v is None else inputs[v] for v in anchor.operands), None, None, None][:6]
-    gates, _, r, bias, hidden, cell = operands
+    gates, r, _, bias, hidden, cell = operands
     assert gates is not None and r is not None
     y = kernel.outputs[0]
     steps, directions, batch, n = y.shape
