@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from opcel_compiler.ir.dims import product
 from opcel_compiler.ir.graph import Node, Value
 from opcel_compiler.ir.opdef import all_ops
-from opcel_compiler.rewrite.facts import keeps_type, shape_of, trailing
+from opcel_compiler.rewrite.facts import keeps_type, same_dims, shape_of, trailing
 from opcel_compiler.rewrite.pass_ import RulePass
 from opcel_compiler.rewrite.pattern import Match, one_of, op, value
 from opcel_compiler.rewrite.rule import Builder, rule
@@ -118,6 +119,27 @@ def sink_transpose(m: Match, build: Builder) -> Value:
     return build("transpose", build(m.node.op, *operands, **m.node.attrs), perm=perm)
 
 
+def _splits_lead(m: Match) -> str | None:
+    flat, split = shape_of(m["flat"]), shape_of(m.root)
+    if flat is None or split is None or len(split) < 3:
+        return "a rank is unknown"
+    if not same_dims((product(split[:-2]), *split[-2:]), (flat[0], flat[2], flat[1])):
+        return "the reshape does more than split the first axis"
+    return None
+
+
+@rule(
+    op("reshape", op("transpose", op("reshape", value("x"), name="flat", single_use=True), perm=(0, 2, 1))),
+    _splits_lead,
+)
+def transpose_split(m: Match, build: Builder) -> Value:
+    """Lead axes that are joined, for a transpose of the last two, and split again may stay as they are"""
+    shape = m.root.tensor.dims
+    rank = len(shape)
+    x = build("reshape", m["x"], shape=(*shape[:-2], shape[-1], shape[-2]))
+    return build("transpose", x, perm=(*range(rank - 2), rank - 1, rank - 2))
+
+
 def _keeps_order(m: Match) -> str | None:
     perm = m.maker("t").attrs["perm"]
     axes = m.node.attrs["axes"]
@@ -144,4 +166,4 @@ class MoveTransposes(RulePass):
     name: ClassVar[str] = "move-transposes"
     summary: ClassVar[str] = "merge transposes and cancel them across elementwise operators"
 
-    rules = (transpose_nothing, transpose_twice, sink_transpose, reduce_transposed)
+    rules = (transpose_nothing, transpose_twice, transpose_split, sink_transpose, reduce_transposed)

@@ -56,6 +56,33 @@ def gelu_tanh(m: Match, build: Builder) -> Value:
     return build("gelu", m["x"], approximate="tanh")
 
 
+def _not_halved(m: Match) -> str | None:
+    for user in m.root.users:
+        if user.op in ("mul", "div") and any(v is not None and v.constant is not None for v in user.operands):
+            return f"%{user.result.name} may halve it, which is the usual form"
+    return _CHECK(m)
+
+
+def _doubled(gate: Pattern) -> Pattern:
+    return op("mul", _X, op("add", gate, const(1)))
+
+
+def _twice(x: Value, build: Builder) -> Value:
+    return build("mul", x, build.constant(2.0, x.tensor.dtype))
+
+
+@rule(_doubled(_ERF), _not_halved, Numerics.REASSOCIATES, quiet=True)
+def gelu_doubled(m: Match, build: Builder) -> Value:
+    """x (1 + erf(x / sqrt 2)) is 2 gelu(x); the half may have gone into a product that follows"""
+    return _twice(build("gelu", m["x"]), build)
+
+
+@rule(_doubled(_TANH), _not_halved, Numerics.REASSOCIATES, quiet=True)
+def gelu_tanh_doubled(m: Match, build: Builder) -> Value:
+    """x (1 + tanh(sqrt(2/pi) (x + 0.044715 x³))) is twice the tanh form of gelu(x)"""
+    return _twice(build("gelu", m["x"], approximate="tanh"), build)
+
+
 _ONE_PLUS_EXP = op("add", op("exp", op("neg", _X)), const(1))
 
 
@@ -118,4 +145,7 @@ class RecognizeActivations(RulePass):
     name: ClassVar[str] = "recognize-activations"
     summary: ClassVar[str] = "find gelu, silu, sigmoid, softplus and softmax in decomposed form"
 
-    rules = (gelu, gelu_tanh, sigmoid, silu, softplus, softmax, softmax_unshifted, log_softmax)
+    rules = (
+        gelu, gelu_tanh, gelu_doubled, gelu_tanh_doubled, sigmoid, silu, softplus, softmax, softmax_unshifted,
+        log_softmax,
+    )  # fmt: skip

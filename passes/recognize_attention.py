@@ -213,9 +213,12 @@ def attention_guarded(m: Match, build: Builder) -> Value:
 
 _HIDDEN = const("hidden", lambda c: (uniform(c) or 0.0) <= _HUGE)
 _BEFORE = op("less_equal", value("a"), value("b"))
+_AFTER = op("less", value("b"), value("a"))
 _CAUSAL = one_of(
     op("where", _BEFORE, const(0), _HIDDEN, name="mask"),
     op("where", _BEFORE, _HIDDEN, const(0), name="mask"),
+    op("where", _AFTER, const(0), _HIDDEN, name="mask"),
+    op("where", _AFTER, _HIDDEN, const(0), name="mask"),
 )
 
 
@@ -234,7 +237,8 @@ def _start(v: Value, rows: bool) -> Dim | None:
 
 def _hides_later_keys(m: Match) -> str | None:
     """Column j is visible to row i when j <= i + offset; attention counts rows from the last key."""
-    shown = m.maker("mask").operand(1) is not m["hidden"]
+    condition = m.maker("mask").operand(0).producer
+    shown = (m.maker("mask").operand(1) is not m["hidden"]) == (condition is not None and condition.op == "less_equal")
     rows, columns = (m["b"], m["a"]) if shown else (m["a"], m["b"])
     first_row, first_column = _start(rows, True), _start(columns, False)
     if first_row is None or first_column is None:

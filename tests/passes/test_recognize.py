@@ -57,6 +57,22 @@ EIGHT = "[1., 2., 3., 4., 5., 6., 7., 8.]"
 
 
 @pytest.mark.parametrize(
+    ("end", "ops"),
+    [
+        ("%y = mul(%p, %x)", ["gelu", "mul"]),
+        ("%d = mul(%p, %x)|%y = mul(%d, %half)", ["gelu"]),
+        ("%d = mul(%p, %x)|%y = mul(%half, %d)", ["gelu"]),
+        ("%d = mul(%p, %x)|%y = relu(%d)", ["gelu", "mul", "relu"]),
+    ],
+)
+def test_gelu_whose_half_went_elsewhere(apply, end: str, ops: list[str]) -> None:
+    tanh = TANH + INNER[0] + "%e = tanh(%b)|%p = add(%e, %one)|"
+    for gate, form in ((ERF, "none"), (tanh, "tanh")):
+        out = apply(graph(NUMBERS + gate + end), "recognize-activations,dead-code", tolerance=4e-6)
+        assert out.ops == ops and out.only("gelu") == {"approximate": form}
+
+
+@pytest.mark.parametrize(
     ("body", "ops"),
     [
         (f"%g = f32[8] {EIGHT}|%b = f32[8] {EIGHT}|%w = mul(%z, %g)|%y = add(%b, %w)", ["layer_norm"]),
@@ -266,6 +282,8 @@ RANGES = (
 )
 SEEN = "%b = less_equal(%j, %u)|%g = where(%b, %z, %f)|"
 HIDDEN = "%b = less_equal(%u, %j)|%g = where(%b, %f, %z)|"
+LATER = "%b = less(%u, %j)|%g = where(%b, %f, %z)|"
+EARLIER = "%b = less(%j, %u)|%g = where(%b, %z, %f)|"
 
 
 @pytest.mark.parametrize(
@@ -274,6 +292,10 @@ HIDDEN = "%b = less_equal(%u, %j)|%g = where(%b, %f, %z)|"
         ("0", SEEN, "-inf", True),
         ("0", SEEN, "-3.4e38", True),
         ("1", HIDDEN, "-inf", True),
+        ("0", LATER, "-inf", True),
+        ("1", EARLIER, "-inf", True),
+        ("0", EARLIER, "-1e38", False),
+        ("1", LATER, "-1e38", False),
         ("0", SEEN, "-1.0", False),
         ("1", SEEN, "-1e38", False),
         ("0", HIDDEN, "-1e38", False),

@@ -216,6 +216,7 @@ def test_padded_channels_do_not_join(apply) -> None:
 
 # -- move-transposes -----------------------------------------------------------------------------------------------
 
+JOINED = "%a = reshape(%x){shape=[2*n, 2, 6]}|%b = transpose(%a){perm=[0, 2, 1]}|"
 TRANSPOSES = [
     ("%y = transpose(%x){perm=[0, 1, 2]}", []),
     ("%a = transpose(%x){perm=[1, 2, 0]}|%y = transpose(%a){perm=[2, 0, 1]}", []),
@@ -236,6 +237,10 @@ TRANSPOSES = [
     ),
     ("%a = transpose(%x){perm=[0, 2, 1]}|%y = reduce_mean(%a){axes=[1, 2], keepdims=false}", ["reduce_mean"]),
     ("%a = transpose(%x){perm=[2, 1, 0]}|%y = reduce_mean(%a){axes=[1], keepdims=false}", ["transpose", "reduce_mean"]),
+    (JOINED + "%y = reshape(%b){shape=[n, 2, 6, 2]}", ["reshape", "transpose"]),
+    (JOINED + "%y = reshape(%b){shape=[2, n, 6, 2]}", ["reshape", "transpose"]),
+    (JOINED + "%y = reshape(%b){shape=[n, 2, 3, 4]}", ["reshape", "transpose", "reshape"]),
+    (JOINED + "%y = reshape(%b){shape=[2*n, 12]}", ["reshape", "transpose", "reshape"]),
 ]
 
 
