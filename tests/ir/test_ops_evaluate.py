@@ -31,10 +31,10 @@ def ours(op: str, arrays: Arrays, attrs: dict[str, Any]) -> np.ndarray:
     d.check_operands(arrays)
     types = d.infer([None if a is None else TensorType(dtype_of(a), a.shape) for a in arrays], full)
     assert d.evaluate is not None
-    (out,) = d.evaluate(arrays, full)
-    assert isinstance(out, np.ndarray)
-    assert types == (TensorType(dtype_of(out), out.shape),)
-    return out
+    results = d.evaluate(arrays, full)
+    assert all(isinstance(out, np.ndarray) for out in results)
+    assert types == tuple(TensorType(dtype_of(out), out.shape) for out in results)
+    return results[0]
 
 
 def onnx_result(op: str, arrays: Arrays, attrs: dict[str, Any], reference: bool) -> np.ndarray:
@@ -147,6 +147,19 @@ def contractions() -> Iterator[Case]:
                onnx_attrs={"scale": 0.3, "is_causal": 1}, tol=1e-5, reference=True)  # fmt: skip
 
 
+def recurrent() -> Iterator[Case]:
+    for op, gates, attrs, theirs in (
+        ("lstm", 4, {}, {}), ("gru", 3, {}, {}), ("rnn", 1, {}, {}),
+        ("gru", 3, {"reset_after": True}, {"linear_before_reset": 1}),
+        ("rnn", 1, {"activation": "relu"}, {"activations": ["Relu", "Relu"]}),
+    ):  # fmt: skip
+        x, r, w, b = f(4, 2, 3), f(2, gates * 5, 5), f(2, gates * 5, 3), f(2, 10 * gates)
+        states = [f(2, 2, 5) for _ in range(2 if op == "lstm" else 1)]
+        theirs = {"direction": "bidirectional", "hidden_size": 5, **theirs}
+        yield Case(op, op.upper(), [x, r, w, b, *states], {"direction": "bidirectional", **attrs},
+                   onnx_arrays=[x, w, r, b, None, *states], onnx_attrs=theirs, tol=1e-5)  # fmt: skip
+
+
 def reductions() -> Iterator[Case]:
     x = f(3, 4, 5)
     for op in ("sum", "mean", "max", "min", "prod"):
@@ -196,7 +209,7 @@ def movement() -> Iterator[Case]:
     yield Case("gather_nd", "GatherND", [f(3, 3, 5, 2), RNG.integers(0, 2, (3, 3, 2))], {"batch_dims": 2})
 
 
-CASES = [*elementwise(), *contractions(), *reductions(), *movement()]
+CASES = [*elementwise(), *contractions(), *recurrent(), *reductions(), *movement()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{i}-{c.op}" for i, c in enumerate(CASES)])

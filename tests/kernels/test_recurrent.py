@@ -1,0 +1,84 @@
+"""One step at a time of lstm, gru and rnn against the operators' own evaluation in float64."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import pytest
+from harness import ISAS, WIDTH, build, integers, pointers
+
+from opcel_compiler.codegen.cpu.pack import recurrent_panels
+from opcel_compiler.ir.opdef import op_def
+
+SOURCE = """
+#include "kernels/recurrent/steps.h"
+using namespace opcel;
+extern "C" void steps(void* const* p, const int64_t* d) {
+  const RecurrentArgs a{(float*)p[0], d[0], d[1], (float*)p[1], (float*)p[2], (float*)p[3], (float*)p[4], (float*)p[5],
+                        d[2], d[3], d[4], (float*)p[6], d[5], d[6], d[7], d[8], d[9], d[10] != 0};
+  const int64_t tasks = recurrent_task_count(a);
+  for (int64_t s = 0; s < d[5]; ++s) {
+    recurrent_tasks<CELL, 3, 2, 1>(a, s, tasks / 2, tasks);
+    recurrent_tasks<CELL, 3, 2, 1>(a, s, 0, tasks / 2);
+  }
+}
+"""
+CELLS = {"lstm": "LstmCell", "gru": "GruCell", "rnn": "RnnCell<false>", "relu": "RnnCell<true>"}
+GATES = {"lstm": 4, "gru": 3, "rnn": 1, "relu": 1}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("initial", [True, False])
+@pytest.mark.parametrize("batch, hidden, per_task", [(1, 32, 1), (5, 19, 2), (3, 7, 4), (7, 48, 1)])
+def test_steps(isa: str, direction: str, cell: str, initial: bool, batch: int, hidden: int, per_task: int) -> None:
+    lib = build(SOURCE.replace("CELL", CELLS[cell]), isa)
+    rng = np.random.default_rng(hidden)
+    t, d, rows = 4, 2 if direction == "bidirectional" else 1, GATES[cell] * hidden
+
+    def floats(*shape: int, scale: float = 1.0) -> np.ndarray:
+        return (rng.standard_normal(shape) * scale).astype(np.float32)
+
+    gates, r = floats(t, batch, d * rows), floats(d, rows, hidden, scale=hidden**-0.5)
+    h, c = (floats(d, batch, hidden) if initial else None for _ in range(2))
+    bias = np.zeros((d, 2 * rows), np.float32)
+    if cell == "gru":
+        bias[:, -hidden:] = floats(d, hidden)
+    y = np.full((t, d, batch, hidden + 1), 7, np.float32)
+    state = np.full((d, batch, hidden), 7, np.float32)
+    packed = recurrent_panels(r, WIDTH[isa])
+    numbers = integers(
+        gates.strides[0] // 4, gates.strides[1] // 4, *(s // 4 for s in y.strides[:3]), t, d, batch, hidden, per_task,
+        direction == "reverse",
+    )  # fmt: skip
+    lib.steps.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    state_of = state if cell == "lstm" else None
+    lib.steps(pointers(gates, packed, bias if cell == "gru" else None, h, c, y, state_of), numbers)
+    attrs: dict[str, Any] = {"direction": direction}
+    attrs |= {"gru": {"reset_after": True}, "relu": {"activation": "relu"}}.get(cell, {})
+    op = op_def("rnn" if cell == "relu" else cell)
+    operands = [gates, r, None, bias, h] + ([c] if cell == "lstm" else [])
+    assert op.evaluate is not None
+    want = op.evaluate([None if a is None else a.astype(np.float64) for a in operands], op.complete(attrs))
+    np.testing.assert_allclose(y[..., :-1], want[0], 2e-5, 2e-6)
+    assert (y[..., -1] == 7).all(), "nothing past a row is written"
+    if cell == "lstm":
+        np.testing.assert_allclose(state, want[1], 2e-5, 2e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_how_blocks_are_shared_out_changes_no_bit(isa: str) -> None:
+    lib = build(SOURCE.replace("CELL", "LstmCell"), isa)
+    lib.steps.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    rng = np.random.default_rng(1)
+    one, n = rng.standard_normal((3, 1, 80)).astype(np.float32), 20
+    r = recurrent_panels(rng.standard_normal((1, 80, n)).astype(np.float32), WIDTH[isa])
+    got = []
+    for per_task in (1, 2, 9):
+        y, c = np.empty((3, 1, 1, n), np.float32), np.empty((1, 1, n), np.float32)
+        lib.steps(pointers(one, r, None, None, None, y, c), integers(80, 80, n, n, n, 3, 1, 1, n, per_task, 0))
+        got.append(y)
+    assert np.array_equal(got[0], got[1]) and np.array_equal(got[0], got[2])
