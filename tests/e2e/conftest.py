@@ -15,7 +15,7 @@ import pytest
 import opcel_compiler as oc
 from opcel_compiler.proof import Bound, compare
 
-from .twins import TWINS
+from .twins_more import ALL
 
 GetTwin = Callable[..., oc.CompiledModel]
 
@@ -40,7 +40,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> GetTwin:
     def get(name: str, target: str = "host") -> oc.CompiledModel:
         if (name, target) not in made:
             output = folder / f"{name}.{target}"
-            made[name, target] = oc.compile(TWINS[name].build(), target, output, fallback="error")
+            made[name, target] = oc.compile(ALL[name].build(), target, output, fallback="error")
         return made[name, target]
 
     return get
