@@ -1,0 +1,60 @@
+"""Networks as files to measure: NAME.onnx with NAME.npz beside it, feeds by input name."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import opcel_compiler
+from opcel_compiler.bench.measure import Bench, measure
+
+
+def names_in(folder: Path, wanted: Sequence[str]) -> list[str]:
+    """`wanted`, or all the networks of a folder. Raises SystemExit that names what is missing."""
+    names = list(wanted) or sorted(p.stem for p in folder.glob("*.onnx") if p.with_suffix(".npz").exists())
+    missing = [name for name in names if not (folder / f"{name}.onnx").exists() or not feeds_of(folder, name).exists()]
+    if missing or not names:
+        what = ", ".join(missing) or "any network"
+        raise SystemExit(f"{folder} does not hold {what}, as NAME.onnx and NAME.npz; see python -m benchmarks.export")
+    return names
+
+
+def feeds_of(folder: Path, name: str) -> Path:
+    return folder / f"{name}.npz"
+
+
+def measure_network(
+    folder: Path, name: str, work: Path, against: Sequence[str], *, target: str = "host", threads: int, rounds: int,
+    fallback: str = "error", idle: Callable[[], None] = lambda: None,
+) -> tuple[Bench, dict[str, Any]]:  # fmt: skip
+    """Compile NAME into the folder `work` and measure it; also gives the compiler's report."""
+    model, feeds, artifact = folder / f"{name}.onnx", feeds_of(folder, name), work / f"{name}.opcel"
+    with opcel_compiler.compile(model, target, artifact, inputs=feeds, fallback=fallback) as compiled:
+        report = compiled.report
+    with np.load(feeds) as file:
+        arrays = {key: file[key] for key in file.files}
+    time.sleep(1)  # what the compilers left running
+    result = measure(
+        artifact, arrays, model=model, against=against, threads=threads, rounds=rounds, idle=idle
+    )  # fmt: skip
+    return result, report
+
+
+def machine_facts() -> dict[str, Any]:
+    """The CPU, and the versions of what was measured."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    facts: dict[str, Any] = {"cpu": models[0] if models else platform.machine(), "cpus": os.cpu_count() or 0}
+    for package in ("onnxruntime", "openvino"):
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return facts
