@@ -54,7 +54,8 @@ def _search(work: Compilation, feeds: Feeds, want: Sequence[np.ndarray], engine:
     meaning = [compare(n, np.asarray(a), w, bound).within for (n, a), w in zip(final.items(), want, strict=True)]
     if not all(meaning):
         return (
-            f"Every kernel agrees with the interpreter, so a pass changed what the graph computes (against {engine})."
+            f"Every kernel agrees with the interpreter, so a pass changed what the graph computes (against {engine}); "
+            "`opcel opt MODEL --bisect` names the pass and the rewrite."
         )
     return "Every kernel is within the bound by itself; the error adds up over the network."
 
