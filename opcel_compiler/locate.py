@@ -55,7 +55,7 @@ def _search(work: Compilation, feeds: Feeds, want: Sequence[np.ndarray], engine:
     if not all(meaning):
         return (
             f"Every kernel agrees with the interpreter, so a pass changed what the graph computes (against {engine}); "
-            "`opcel opt MODEL --bisect` names the pass and the rewrite."
+            f"`opcel opt MODEL --target {work.target.id} --bisect` names the pass and the rewrite."
         )
     return "Every kernel is within the bound by itself; the error adds up over the network."
 
