@@ -1,9 +1,9 @@
 """The benchmark networks beside ONNX Runtime and OpenVINO: python -m benchmarks.peers [NAME ...]
 
-The networks are those of `python -m benchmarks.export`, made at first use where PyTorch is installed. For each it prints
-the ratio of our time to that of either engine (below 1 is faster), what part of our time the machine's own floor is, and
-how far outputs are from ONNX Runtime's unoptimized ones. The floor is the network's FLOPs at the peak of multiply-adds,
-measured in the same run, or reading its weights once, whichever takes longer. docs/measuring.md says how.
+The networks are those of `python -m benchmarks.export`, made at first use where PyTorch is installed. A row tells the
+ratio of our time to that of either engine (below 1 is faster), what part of our time the machine's own floor is, and
+how far outputs are from ONNX Runtime's unoptimized ones. The floor is the network's FLOPs at the peak of
+multiply-adds, measured in the same run, or reading its weights once, whichever takes longer: docs/measuring.md.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Machine:
 
     @cached_property
     def bandwidths(self) -> Mapping[int, float]:
-        """Bytes/s of reads, all threads together, by the bytes that each thread reads over and over: the best of five."""
+        """Bytes/s of reads, all threads together, by the bytes that each thread reads over and over; best of five."""
         out = {}
         for size in SIZES:
             data = [np.ones(size // 4, np.float32) for _ in range(self.threads)]

@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     options.add_threads(parser)
     parser.add_argument("--rounds", type=options.positive, default=15, metavar="N", help="turns of each (default: 15)")
-    parser.add_argument("--price", type=price, metavar="USD", help="the machine's price an hour, to cost a million calls")
+    parser.add_argument("--price", type=price, metavar="USD", help="the machine's price an hour, for cost a million")
     parser.add_argument("--profile", action="store_true", help="show what each kernel takes, and of its bound")
     options.add_json(parser, "the figures")
 
