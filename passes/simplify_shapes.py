@@ -227,6 +227,37 @@ def transpose_ones(m: Match, build: Builder) -> Value:
     return build("reshape", m["x"], shape=m.root.tensor.dims)
 
 
+_ROWS = op("matmul", op("reshape", value("x"), name="flat"), value("w"), name="product", single_use=True)
+
+
+def _keeps_columns(m: Match) -> str | None:
+    flat, w, result = shape_of(m["flat"]), shape_of(m["w"]), shape_of(m.root)
+    if flat is None or w is None or result is None or len(w) != 2 or len(flat) != 2 or not result:
+        return "a rank is unknown, or the product is not one of matrices"
+    if equal(result[-1], w[-1]) is not True:
+        return "the columns of the product are regrouped"
+    bias = shape_of(m["b"]) if "b" in m else ()
+    if bias is None or any(d != 1 for d in bias[:-1]):
+        return "what is added differs from row to row"
+    return None
+
+
+_AND_BIAS = op("add", _ROWS, value("b"), single_use=True)
+
+
+@rule(op("reshape", one_of(_ROWS, _AND_BIAS)), _keeps_columns, quiet=True)
+def reshape_before_matmul(m: Match, build: Builder) -> Value:
+    """A linear layer on x flattened to rows, the rows then regrouped, is the layer on x so grouped"""
+    rows = (*m.root.tensor.dims[:-1], m["flat"].tensor.dims[-1])
+    y = build("matmul", build("reshape", m["x"], shape=rows), m["w"])
+    if "b" not in m:
+        return y
+    bias = m["b"]
+    if bias.tensor.rank > 1:
+        bias = build("reshape", bias, shape=bias.tensor.dims[-1:])
+    return build("add", y, bias)
+
+
 _PADDED = op("pad", value("x"), const(0), name="padded", mode="constant", single_use=True)
 _PADDED_BY_DEFAULT = op("pad", value("x"), None, name="padded", mode="constant", single_use=True)
 
@@ -259,5 +290,5 @@ class SimplifyShapes(RulePass):
     rules = (
         same_shape, reshape_twice, expand_twice, expand_left, expand_right, expand_condition, expand_branch,
         expand_later, expand_mask, whole_slice, slice_twice, gather_run, concat_one, flatten_concat,
-        pad_nothing, reduce_one, transpose_ones, pad_into_conv,
+        pad_nothing, reduce_one, transpose_ones, reshape_before_matmul, pad_into_conv,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from opcel_compiler.ir.dims import Dim
 from opcel_compiler.ir.program import Buffer, Kernel, Program, Region, View, whole
 from opcel_compiler.ir.types import F32
 
-STRIDED = frozenset({"conv.blocked", "conv.depthwise", "pool.blocked", "relayout"})
+STRIDED = frozenset({"conv.blocked", "conv.depthwise", "pool.blocked", "elementwise", "relayout"})
 """Families that read and write parts of blocked buffers as well as whole ones."""
 
 

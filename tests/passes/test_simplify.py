@@ -266,3 +266,38 @@ def test_transpose_used_twice_stays(apply) -> None:
         "move-transposes",
     )
     assert out.ops == ["transpose", "exp", "transpose"] and "no transpose would go" in out.reasons
+
+
+def test_a_linear_layer_on_rows_is_one_on_their_groups(apply) -> None:
+    """As exporters write Gemm between two reshapes: what follows meets the product itself."""
+    out = apply(
+        """graph main(%x: f32[n, 3, 2, 4], %w: f32[8, 5], %b: f32[1, 5], %r: f32[n, 3, 5]) {
+          %f = reshape(%x){shape=[3*n, 8]}
+          %p = matmul(%f, %w)
+          %s = add(%b, %p)
+          %u = reshape(%s){shape=[n, 3, 5]}
+          %y = add(%u, %r)
+          return %y
+        }""",
+        "simplify-shapes",
+    )
+    assert out.ops == ["reshape", "matmul", "reshape", "add", "add"]
+
+
+@pytest.mark.parametrize(
+    ("middle", "shape", "returned"),
+    [("", "n, 3, 5", "%u, %p"), ("", "n, 5, 3", "%u"), ("%s = add(%p, %c)", "n, 3, 5", "%u")],
+    ids=["used elsewhere", "columns regrouped", "rows that differ"],
+)
+def test_rows_that_stay_flat(apply, middle: str, shape: str, returned: str) -> None:
+    out = apply(
+        f"""graph main(%x: f32[n, 3, 8], %w: f32[8, 5], %c: f32[3*n, 5]) {{
+          %f = reshape(%x){{shape=[3*n, 8]}}
+          %p = matmul(%f, %w)
+          {middle}
+          %u = reshape(%{"s" if middle else "p"}){{shape=[{shape}]}}
+          return {returned}
+        }}""",
+        "simplify-shapes",
+    )
+    assert out.ops == ["reshape", "matmul", *(["add"] if middle else []), "reshape"]
