@@ -19,8 +19,9 @@ __all__ = ["main", "main_compile"]
 
 COMMANDS = (compile_command, check_command, run_command, bench_command, opt_command, info_command)
 EXIT_CODES = """\
-exit status: 0 done, 1 error, 2 wrong usage, 3 refused fallback, 4 output not writable, 6 outside the error bound,
-70 internal error, 130 interrupted. OPCEL_DEBUG=1 shows where an error was raised."""
+exit status: 0 done, 1 error, 2 wrong usage, 3 refused fallback, 4 output not writable, 5 no working C++ compiler,
+6 outside the error bound, 70 internal error, 130 interrupted, 141 closed output, 143 terminated.
+OPCEL_DEBUG=1 shows where an error was raised."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

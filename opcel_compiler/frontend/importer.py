@@ -15,7 +15,7 @@ from onnx import ModelProto, ValueInfoProto
 from opcel_compiler.frontend import lowerings  # noqa: F401  registers the lowerings
 from opcel_compiler.frontend.builder import Builder, Narrow
 from opcel_compiler.frontend.foreign import Typing, graphs_of
-from opcel_compiler.frontend.limits import DEFAULT_DOMAINS, MAX_TENSOR_BYTES, ModelError, check_opsets
+from opcel_compiler.frontend.limits import DEFAULT_DOMAINS, MAX_GRAPH_DEPTH, MAX_TENSOR_BYTES, ModelError, check_opsets
 from opcel_compiler.frontend.proto_types import DimValue, Symbols, file_shape, type_from
 from opcel_compiler.frontend.scope import Functions, Scope, check_calls, fill_defaults
 from opcel_compiler.frontend.weights import Weights, map_file
@@ -160,6 +160,8 @@ def _read(model: str | Path | bytes | ModelProto) -> tuple[ModelProto, Buffer, W
     try:
         proto = ModelProto.FromString(without_weights(data))
     except (WireError, DecodeError) as e:
+        if "depth" in str(e).lower():
+            raise ModelError(f"{what} nests graphs more than {MAX_GRAPH_DEPTH} deep; flatten its branches") from None
         raise ModelError(f"{what} is no ONNX model, or is truncated: {e}") from None
     if not proto.HasField("graph") or proto.ir_version < 1:
         raise ModelError(f"{what} is no ONNX model: it has no {'IR version' if proto.HasField('graph') else 'graph'}")
