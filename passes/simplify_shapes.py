@@ -253,7 +253,7 @@ def reshape_before_matmul(m: Match, build: Builder) -> Value:
     if "b" not in m:
         return y
     bias = m["b"]
-    if bias.tensor.rank > 1:
+    if len(bias.tensor.dims) > 1:
         bias = build("reshape", bias, shape=bias.tensor.dims[-1:])
     return build("add", y, bias)
 

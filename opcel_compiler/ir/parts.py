@@ -13,7 +13,7 @@ from opcel_compiler.ir.dims import Dim
 from opcel_compiler.ir.program import Buffer, Kernel, Program, Region, View, whole
 from opcel_compiler.ir.types import F32
 
-STRIDED = frozenset({"conv.blocked", "conv.depthwise", "pool.blocked", "elementwise", "relayout"})
+STRIDED = frozenset({"conv.blocked", "conv.depthwise", "pool.blocked", "copy", "elementwise", "relayout"})
 """Families that read and write parts of blocked buffers as well as whole ones."""
 
 
@@ -123,7 +123,8 @@ class Parts:
             if not isinstance(step, Kernel) or step.family != "copy" or (id(step.outputs), 0) not in self._places:
                 continue
             source, (target, into) = step.inputs[0].buffer, self._places[id(step.outputs), 0]
-            if source.kind != "temp" or source.layout.block == 1 or source is target:
+            is_part = (id(step.inputs), 0) in self._places
+            if is_part or source.kind != "temp" or source.layout.block == 1 or source is target:
                 continue
             users = [s for s in program.steps if s is not step and any(v.buffer is source for v in s.views)]
             if not all(isinstance(s, Kernel) and s.family in STRIDED for s in users):
