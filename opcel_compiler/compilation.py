@@ -14,6 +14,7 @@ from opcel_compiler.ir.dims import Dim, as_symbol, symbols_of
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.program import Program
 from opcel_compiler.ir.types import TensorType
+from opcel_compiler.report.sketch import Sketch, graph_sketch
 from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.instruments import Counters, Instrument, Timing
 from opcel_compiler.rewrite.pipeline import PassManager, Pipeline
@@ -48,6 +49,8 @@ class Compilation:
     native_flops: Dim = 0
     fallback_flops: Dim = 0
     dims: dict[str, DimValue] = dataclasses.field(default_factory=dict)
+    sketch: Sketch = dataclasses.field(default_factory=dict)
+    """The graph as it was imported."""
 
     @property
     def graph(self) -> Graph:
@@ -76,6 +79,7 @@ def prepare(
     imported = import_model(model, dims=dims)
     work = Compilation(imported, description, passes, PassContext(target=description), Timing(), Counters())
     work.dims = dict(dims or {})
+    work.sketch = graph_sketch(imported.graph, imported.input_names)
     work.imported_nodes = len(work.graph)
     constants = [v.constant for v in work.graph.values()]
     work.parameters = sum(int(data.array.size) for data in constants if data is not None and data.dtype.is_float)

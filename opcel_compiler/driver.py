@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from opcel_compiler.codegen.artifact import BUILD, MANIFEST, REPORT, staged, update_json, write_json
+from opcel_compiler.codegen.artifact import BUILD, MANIFEST, PAGE, REPORT, staged, update_json, write_json, write_page
 from opcel_compiler.codegen.cpu.build import Module, build
 from opcel_compiler.compilation import Compilation, Progress, check_bound, prepare
 from opcel_compiler.errors import OpcelError
@@ -34,6 +34,7 @@ from opcel_compiler.proof import (
     sampled_reference,
 )
 from opcel_compiler.report import facts
+from opcel_compiler.report.html import page
 from opcel_compiler.runtime.integrity import stamped
 from opcel_compiler.runtime.model import CompiledModel, verify
 from opcel_compiler.schedule.coverage import Coverage
@@ -103,8 +104,10 @@ def compile(
                     "--dim, or use --no-proof and prove the artifact on a larger machine"
                 ) from error
         times["proof"] = time.perf_counter() - before
-        write_json(folder / REPORT, facts.report(work, module, stamp, folder))
-        write_json(folder / MANIFEST, facts.manifest(work, module, folder, stamp))
+        told, manifest = facts.report(work, module, stamp, folder), facts.manifest(work, module, folder, stamp)
+        write_json(folder / REPORT, told)
+        write_json(folder / MANIFEST, manifest)
+        write_page(folder / PAGE, page(told, manifest))
         times["total"] = time.perf_counter() - started
         write_json(folder / BUILD, facts.build_facts(times, work, module))
     opened = CompiledModel(place_at, threads=threads)
@@ -206,6 +209,9 @@ def prove_artifact(
         if stamp.status != "proved":
             raise ProofError(outside(stamp))
         folder = Path(artifact)
-        update_json(folder / REPORT, {**compiled.report, "proof": stamp.as_dict()})
-        update_json(folder / MANIFEST, stamped({**compiled.manifest, "proof": stamp.summary}))
+        told = {**compiled.report, "proof": stamp.as_dict()}
+        manifest = stamped({**compiled.manifest, "proof": stamp.summary})
+        update_json(folder / REPORT, told)
+        update_json(folder / MANIFEST, manifest)
+        write_page(folder / PAGE, page(told, manifest))
     return stamp

@@ -28,6 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("subject", metavar="ARTIFACT|MODEL|TARGET", nargs="?", help=what)
     parser.add_argument("--targets", action="store_true", help="list the targets")
     parser.add_argument("--verify", action="store_true", help="compare every file of an artifact with its hash")
+    parser.add_argument("--html", type=Path, metavar="OUT", help="write an artifact's report as one HTML page")
+    what = "with --html: what `opcel bench --profile --json` printed, for the measured times"
+    parser.add_argument("--profile", type=Path, metavar="FILE", help=what)
     options.add_json(parser, "the facts")
 
 
@@ -38,12 +41,35 @@ def execute(args: argparse.Namespace) -> int:
         from opcel_compiler.runtime import verify
 
         verify(args.subject or "")
+    if args.profile and not args.html:
+        raise UsageError("--profile goes with --html")
     facts, rows = _targets() if args.targets else _facts(args.subject)
+    if args.html:
+        _write_page(facts, args.html, args.profile)
+        return 0
     if args.json:
         print(json.dumps(facts, indent=1))
     else:
         write_rows(rows)
     return 0
+
+
+def _write_page(facts: Any, output: Path, profile: Path | None) -> None:
+    from opcel_compiler.codegen.artifact import write_page
+    from opcel_compiler.report.html import page
+
+    if not isinstance(facts, dict) or facts["kind"] != "artifact":
+        raise CommandError("--html needs a compiled model: only a compile has a report")
+    try:
+        steps = json.loads(profile.read_text(encoding="utf-8"))["steps"] if profile else ()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        way_out = "write one with `opcel bench --profile --json`"
+        raise CommandError(f"{profile} holds no profile ({error}); {way_out}") from error
+    try:
+        text = page(facts["report"], facts["manifest"], steps)
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise CommandError(f"{facts['path']} has no whole report, or the profile is another's: {error}") from error
+    write_page(output, text)
 
 
 def _facts(subject: str) -> tuple[Any, Rows]:

@@ -7,14 +7,14 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from opcel_compiler.errors import OpcelError
 
 FORMAT = 1
-MANIFEST, REPORT, BUILD = "manifest.json", "report.json", "build.json"
+MANIFEST, REPORT, BUILD, PAGE = "manifest.json", "report.json", "build.json", "report.html"
 
 
 class OutputError(OpcelError):
@@ -75,9 +75,18 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 def update_json(path: Path, value: dict[str, Any]) -> None:
     """Replace a JSON file in one step."""
+    _replace(path, lambda work: write_json(work, value))
+
+
+def write_page(path: Path, text: str) -> None:
+    """Put an HTML page in place in one step. Raises OutputError."""
+    _replace(path, lambda work: work.write_bytes(text.encode("utf-8")))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     work = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        write_json(work, value)
+        write(work)
         os.replace(work, path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

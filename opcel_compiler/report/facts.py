@@ -14,9 +14,12 @@ from opcel_compiler.ir.analysis import flops
 from opcel_compiler.ir.dims import Dim
 from opcel_compiler.ir.program import Kernel, Region, View
 from opcel_compiler.proof import Proof
+from opcel_compiler.report.sketch import program_sketch
 from opcel_compiler.runtime.integrity import file_sha256, stamped
+from opcel_compiler.schedule.cost import kernel_cost
 from opcel_compiler.schedule.coverage import Coverage
 from opcel_compiler.schedule.placement import Fallback
+from opcel_compiler.targets.schema import Target
 from opcel_compiler.version import VERSION
 
 
@@ -69,6 +72,7 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
                 "name": step.outputs[0].buffer.name, "family": step.family, "origin": list(step.origin),
                 "flops": _dim(_flops(step)), "bytes": _dim(_bytes(step.views)),
                 "weight_bytes": _dim(_bytes([v for v in step.inputs if v.buffer.kind == "weight"])),
+                **_modelled(step, work.target),
             })  # fmt: skip
     arena = module.memory.arena
     fallback = [fallback_facts(f, work) for f in work.fallbacks]
@@ -95,6 +99,11 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
         "fallback": fallback,
         "memory": {"weights_bytes": module.weights.size, "arena_bytes": arena if isinstance(arena, int) else None},
         "proof": stamp.as_dict(),
+        "graphs": {
+            "before": work.sketch, "after": program_sketch(
+                work.program, work.imported.input_names, work.imported.output_names
+            ),
+        },
         "artifact": {"bytes": sum(p.stat().st_size for p in folder.iterdir())},
     }  # fmt: skip
 
@@ -115,6 +124,12 @@ def fallback_facts(fallback: Fallback, work: Compilation) -> dict[str, Any]:
         "operators": list(dict.fromkeys(known[o] for o in fallback.origin if o in known)),
         "reason": fallback.reason, "macs": fallback.work.macs, "seconds_modelled": fallback.work.seconds,
     }  # fmt: skip
+
+
+def _modelled(kernel: Kernel, target: Target) -> dict[str, Any]:
+    """What a kernel takes by the roofline of the target's description, at nominal sizes, and what bounds it there."""
+    cost = kernel_cost(kernel, target)
+    return {"seconds_modelled": cost.seconds, "bound_by": cost.bound_by}
 
 
 def _flops(kernel: Kernel) -> Dim:
