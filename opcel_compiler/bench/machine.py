@@ -55,8 +55,9 @@ class Machine:
         self.close()
 
     def sample(self) -> None:
-        """Look for the peak once more; best done between measurements, over as long a time."""
-        self._best = max(self._best, self._together(lambda _: float(self._flops(SAMPLE_S))))
+        """Look for the peak for a tenth of a second; best done between measurements, over as long a time."""
+        found = (self._together(lambda _: float(self._flops(SAMPLE_S))) for _ in range(5))
+        self._best = max(self._best, *found)
 
     @property
     def peak(self) -> float:

@@ -163,7 +163,8 @@ def step_rows(steps: list[StepTime], result: Bench) -> Iterator[tuple[str, str]]
     order = sorted(steps, key=lambda step: -step.seconds)
     for step in order[:SHOWN_STEPS]:
         spent = max(step.seconds, 1e-12)
-        rates = f"{count_text(step.flops / spent):>8} {count_text(step.bytes / spent):>8}"
+        known = step.bound is not None
+        rates = f"{count_text(step.flops / spent):>8} {count_text(step.bytes / spent):>8}" if known else f"{'':>17}"
         bound = f"{step.share:>6.0%} {step.bound.by:<8}" if step.share is not None and step.bound else f"{'':>6} {'':8}"
         nodes = ", ".join(step.origin[:3]) + (f" and {len(step.origin) - 3} more" if len(step.origin) > 3 else "")
         share = step.seconds / total if total else 0.0

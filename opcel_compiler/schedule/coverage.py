@@ -88,10 +88,13 @@ def node_macs(node: Node) -> int:
     if node.op != "foreign":
         return 0
     count = OPAQUE.get(str(node.attrs["op_type"]))
-    shapes = [_shape(v) for v in node.operands]
+    shapes = [() if v is None else _shape(v) for v in (*node.operands, *node.results[:1])]
+    known = [shape for shape in shapes if shape is not None]
+    if count is None or len(known) < len(shapes):
+        return 0
     try:
-        return _size(count(shapes, _shape(node.results[0]))) if count is not None else 0
-    except (IndexError, ValueError, ZeroDivisionError):  # an optional operand is absent, or a shape is not known
+        return _size(count(known[:-1], known[-1]))
+    except IndexError:  # an operand that the operator needs is absent
         return 0
 
 
@@ -103,10 +106,8 @@ def _flops(node: Node) -> Dim:
 Shape = tuple[Dim, ...]
 
 
-def _shape(value: Value | None) -> Shape:
-    if value is None or not isinstance(value.type, TensorType) or value.type.shape is None:
-        return ()
-    return value.type.shape
+def _shape(value: Value) -> Shape | None:
+    return value.type.shape if isinstance(value.type, TensorType) else None
 
 
 def _recurrent(operands: Sequence[Shape], _: Shape) -> Dim:
@@ -118,14 +119,19 @@ def _convolved(weights: int) -> Callable[[Sequence[Shape], Shape], Dim]:
     return lambda operands, y: product(y) * product(operands[weights][1:])
 
 
+def _scattered(operands: Sequence[Shape], _: Shape) -> Dim:
+    """X [n, c, spatial...], W [c, o / groups, kernel...]: each element of X meets one filter."""
+    return product(operands[0]) * product(operands[1][1:])
+
+
 def _multiplied(operands: Sequence[Shape], y: Shape) -> Dim:
     return product(y) * operands[0][-1]
 
 
 OPAQUE: dict[str, Callable[[Sequence[Shape], Shape], Dim]] = {
     "LSTM": _recurrent, "GRU": _recurrent, "RNN": _recurrent, "Conv": _convolved(1), "ConvInteger": _convolved(1),
-    "DeformConv": _convolved(1), "QLinearConv": _convolved(3), "MatMul": _multiplied, "MatMulInteger": _multiplied,
-    "QLinearMatMul": _multiplied, "FusedMatMul": _multiplied,
+    "DeformConv": _convolved(1), "FusedConv": _convolved(1), "QLinearConv": _convolved(3), "ConvTranspose": _scattered,
+    "MatMul": _multiplied, "MatMulInteger": _multiplied, "QLinearMatMul": _multiplied, "FusedMatMul": _multiplied,
 }  # fmt: skip
 """Multiply-adds of operators that stay opaque, from the shapes of operands and first result."""
 
