@@ -11,12 +11,12 @@ from opcel_compiler.codegen.artifact import FORMAT
 from opcel_compiler.codegen.cpu.build import Module
 from opcel_compiler.compilation import Compilation
 from opcel_compiler.ir.analysis import flops
-from opcel_compiler.ir.dims import Dim
+from opcel_compiler.ir.dims import Dim, dim_min
 from opcel_compiler.ir.program import Kernel, Region, View
 from opcel_compiler.proof import Proof
 from opcel_compiler.report.sketch import program_sketch
 from opcel_compiler.runtime.integrity import file_sha256, stamped
-from opcel_compiler.schedule.cost import kernel_cost
+from opcel_compiler.schedule.cost import gathered_bytes, kernel_cost
 from opcel_compiler.schedule.coverage import Coverage
 from opcel_compiler.schedule.placement import Fallback
 from opcel_compiler.targets.schema import Target
@@ -70,8 +70,10 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
             kernels.append({
                 "step": i,
                 "name": step.outputs[0].buffer.name, "family": step.family, "origin": list(step.origin),
-                "flops": _dim(_flops(step)), "bytes": _dim(_bytes(step.views)),
-                "weight_bytes": _dim(_bytes([v for v in step.inputs if v.buffer.kind == "weight"])),
+                "flops": _dim(_flops(step)), "bytes": _dim(_bytes(step, range(len(step.views)))),
+                "weight_bytes": _dim(
+                    _bytes(step, [j for j, v in enumerate(step.inputs) if v.buffer.kind == "weight"])
+                ),
                 **_modelled(step, work.target),
             })  # fmt: skip
     arena = module.memory.arena
@@ -139,14 +141,21 @@ def _flops(kernel: Kernel) -> Dim:
     return total
 
 
-def _bytes(views: Iterable[View]) -> Dim:
+def _bytes(kernel: Kernel, views: Iterable[int]) -> Dim:
+    """What some of a kernel's views hold, each once; of a table that is gathered from, what is taken."""
     total: Dim = 0
-    for view in views:
-        size: Dim = 1
-        for extent, stride in zip(view.shape, view.strides, strict=True):
-            size = size * (extent if stride != 0 else 1)
-        total = total + size * ((view.dtype.bits + 7) // 8)
+    gathered = gathered_bytes(kernel)
+    for i in views:
+        size = _view_bytes(kernel.views[i])
+        total = total + (dim_min(size, gathered[i]) if i in gathered else size)
     return total
+
+
+def _view_bytes(view: View) -> Dim:
+    size: Dim = 1
+    for extent, stride in zip(view.shape, view.strides, strict=True):
+        size = size * (extent if stride != 0 else 1)
+    return size * ((view.dtype.bits + 7) // 8)
 
 
 def build_facts(times: Mapping[str, float], work: Compilation, module: Module) -> dict[str, Any]:

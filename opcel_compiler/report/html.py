@@ -38,7 +38,7 @@ def page(report: Mapping[str, Any], manifest: Mapping[str, Any], steps: Sequence
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src \'unsafe-inline\'">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escaped(name)} – opcel report</title><style>{CSS}</style></head>\n<body>"
         + "\n".join(body)
@@ -82,9 +82,7 @@ def _summary(report: Mapping[str, Any]) -> str:
 def _errors(proof: Mapping[str, Any]) -> str:
     worst = max((o["max_abs"] for o in proof["outputs"]), default=0.0)
     norm = max((o["relative_l2"] for o in proof["outputs"]), default=0.0)
-    return (
-        f"against {proof['reference']}: largest error {worst:.2g}, relative L2 {norm:.2g} (bound: {proof['bound']})"
-    )
+    return f"against {proof['reference']}: largest error {worst:.2g}, relative L2 {norm:.2g} (bound: {proof['bound']})"
 
 
 def _bounds(report: Mapping[str, Any]) -> str:
@@ -157,8 +155,8 @@ def _kernels(report: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> s
     entries.sort(key=lambda e: int(e["step"]))
     if steps and len(steps) != len(entries):
         raise ValueError(f"{len(steps)} measured steps for {len(entries)} kernels and regions")
-    total = sum(float(k.get("seconds_modelled", 0.0)) for k in entries)
-    measured = sum(float(s["seconds"]) for s in steps)
+    total = max((float(k.get("seconds_modelled", 0.0)) for k in entries), default=0.0)
+    measured = max((float(s["seconds"]) for s in steps), default=0.0)
     heads = ["#Step", "Kernel", "From the nodes", "#FLOPs", "#Bytes", "#Bound", "By"]
     rows = []
     for i, e in enumerate(entries):
@@ -233,11 +231,11 @@ def _count(value: int | str | None) -> str:
     return f'<td class="r n" title="{escaped(shortened(value, 300))}">{escaped(shortened(value, 24))}</td>'
 
 
-def _time(seconds: float | None, total: float) -> str:
-    """A duration over a bar that shows its share of `total`."""
+def _time(seconds: float | None, most: float) -> str:
+    """A duration over a bar, which is full at `most`."""
     if seconds is None:
         return "<td></td>"
-    share = 100 * seconds / total if total else 0.0
+    share = 100 * seconds / most if most else 0.0
     return f'<td class="r bar" style="--w:{share:.1f}%">{escaped(seconds_text(seconds))}</td>'
 
 

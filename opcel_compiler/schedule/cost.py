@@ -10,14 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from opcel_compiler.ir.access import TileBytes
-from opcel_compiler.ir.dims import Dim, evaluate, symbols_of
+from opcel_compiler.ir.dims import Dim, evaluate, product, symbols_of
+from opcel_compiler.ir.graph import Node
 from opcel_compiler.ir.program import Kernel, Program
 from opcel_compiler.ir.types import DType, TensorType
 from opcel_compiler.schedule.domain import domain
 from opcel_compiler.targets.schema import Target
 
 __all__ = [
-    "NOMINAL", "Cost", "domain", "kernel_cost", "kernel_flops", "nominal", "nominal_sizes", "peak",
+    "NOMINAL", "Cost", "domain", "gathered_bytes", "kernel_cost", "kernel_flops", "nominal", "nominal_sizes", "peak",
     "program_cost", "traffic",
 ]  # fmt: skip
 
@@ -47,6 +48,7 @@ def kernel_cost(kernel: Kernel, target: Target, sizes: Mapping[str, int] | None 
         kernel = replace(kernel, axes=axes, maps=maps)
     flops = float(kernel_flops(kernel, sizes))
     measure = TileBytes(kernel, sizes)
+    most = {i: evaluate(taken, sizes) for i, taken in gathered_bytes(kernel).items()}
     moved: dict[str, float] = {}
     seconds = {"compute": flops / _peak(kernel, target)}
     outer, count = measure.extents, 1.0
@@ -55,7 +57,7 @@ def kernel_cost(kernel: Kernel, target: Target, sizes: Mapping[str, int] | None 
         tile = outer
         if inner in kernel.tiles:
             tile = tuple(min(evaluate(t, sizes), n) for t, n in zip(kernel.tiles[inner], outer, strict=True))
-        moved[memory.name] = count * traffic(measure, tile, outer)
+        moved[memory.name] = count * traffic(measure, tile, outer, most)
         seconds[memory.name] = moved[memory.name] / memory.bandwidth
         for t, n in zip(tile, outer, strict=True):
             count *= max(n, 1) / max(t, 1)
@@ -105,11 +107,27 @@ def nominal(*dims: Dim) -> dict[str, int]:
     return out
 
 
-def traffic(measure: TileBytes, tile: Sequence[int], outer: Sequence[int]) -> float:
+GATHERS = frozenset({"gather", "gather_elements", "gather_nd"})
+
+
+def gathered_bytes(kernel: Kernel) -> dict[int, Dim]:
+    """Of each input that is a table, from which the body only gathers, the bytes that it takes."""
+    out: dict[int, Dim] = {}
+    for i, value in enumerate(kernel.body.inputs):
+        users = [node for node, at in value.uses if isinstance(node, Node) and node.op in GATHERS and at == 0]
+        if users and len(users) == len(value.uses):
+            results = [n.result.tensor for n in users]
+            out[i] = sum((product(t.dims) * ((t.dtype.bits + 7) // 8) for t in results), start=0)
+    return out
+
+
+def traffic(
+    measure: TileBytes, tile: Sequence[int], outer: Sequence[int], most: Mapping[int, int] | None = None
+) -> float:
     """Bytes that enter or leave a memory while its tiles sweep a tile `outer` of the next outer one.
 
     The loops run in the order of the axes, reduce axes innermost. An operand stays while the loops inside the last
-    axis that it depends on turn; outputs are accumulated in place and written once.
+    axis that it depends on turn; outputs are accumulated in place and written once. `most` limits what an input takes.
     """
     total = 0.0
     last = len(tile) - len(measure.reduce)
@@ -122,7 +140,8 @@ def traffic(measure: TileBytes, tile: Sequence[int], outer: Sequence[int]) -> fl
         for a in turning:
             if a <= inner:
                 times *= outer[a] / tile[a] if a in depends else -(-outer[a] // tile[a])
-        total += measure.view(i, tile) * times
+        moved = measure.view(i, tile) * times
+        total += min(moved, most[i]) if most and i in most else moved
     return total
 
 

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from opcel_compiler.ir.dims import Dim, evaluate, product
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.types import TensorType
-from opcel_compiler.schedule.cost import nominal, peak
+from opcel_compiler.schedule.cost import GATHERS, nominal, peak
 from opcel_compiler.targets.schema import Target
 
 FREE = frozenset({"constant", "dims", "reshape", "transpose", "expand", "slice"})
 """Operators that compute nothing: constants, sizes, and what is a view."""
-
-GATHERS = frozenset({"gather", "gather_elements", "gather_nd"})
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,17 @@ from kernel_cases import CASES, gemm, op
 
 from opcel_compiler.ir.access import TileBytes
 from opcel_compiler.ir.dims import symbol
+from opcel_compiler.ir.graph import Graph, Value
 from opcel_compiler.ir.types import tensor
-from opcel_compiler.schedule.cost import NOMINAL, kernel_cost, kernel_flops, nominal_sizes, program_cost, traffic
+from opcel_compiler.schedule.cost import (
+    NOMINAL,
+    gathered_bytes,
+    kernel_cost,
+    kernel_flops,
+    nominal_sizes,
+    program_cost,
+    traffic,
+)
 from opcel_compiler.targets import load_target
 
 NULL = load_target("null")
@@ -40,6 +49,23 @@ def test_tiles_add_traffic_per_level() -> None:
     step.tiles = {"sram": (64, 48, 32), "local": (2, 2, 2)}
     cost = kernel_cost(step, NULL)
     assert (cost.bound_by, cost.seconds) == ("sram", pytest.approx(cost.bytes["sram"] / 32e9))
+
+
+def test_a_table_is_read_where_it_is_gathered_from() -> None:
+    table, indices = tensor("f32", 1000, 16), tensor("i64", 2, 3)
+    program, _ = single(op("gather", axis=0), table, indices)
+    assert kernel_cost(next(program.kernels), NULL).bytes["dram"] == 8 * 6 + 2 * (4 * 6 * 16)
+    small = tensor("f32", 2, 16)
+    program, _ = single(op("gather", axis=0), small, indices)
+    assert kernel_cost(next(program.kernels), NULL).bytes["dram"] == 8 * 6 + 4 * 2 * 16 + 4 * 6 * 16
+
+    def used_otherwise(g: Graph, x: Value, i: Value) -> Value:
+        row = g.add("gather", [x, i], {"axis": 0}).result
+        total = g.add("reduce_sum", [x], {"axes": (0, 1), "keepdims": False}).result
+        return g.add("add", [row, total], {}).result
+
+    program, _ = single(used_otherwise, table, indices)
+    assert gathered_bytes(next(program.kernels)) == {}
 
 
 def test_traffic_counts_reloads() -> None:
