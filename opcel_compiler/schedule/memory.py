@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, equal
+from opcel_compiler.ir.dims import Dim, ceildiv, dim_max
 from opcel_compiler.ir.program import Buffer, Program
 
 ALIGNMENT = 64
@@ -76,7 +76,7 @@ def _slots(lives: dict[Buffer, tuple[int, int]], sizes: dict[Buffer, Dim]) -> Me
     for b in sorted(lives, key=lambda b: lives[b]):
         first, last = lives[b]
         free = [i for i, (_, busy) in enumerate(slots) if busy < first]
-        same = next((i for i in free if equal(slots[i][0], sizes[b]) is True), None)
+        same = next((i for i in free if slots[i][0] == sizes[b]), None)
         pick = same if same is not None else (free[0] if free else None)
         if pick is None:
             where[b] = len(slots)
