@@ -87,6 +87,14 @@ def test_what_stays_opaque(op: str, attrs: dict[str, Any], extra: dict[str, np.n
     check(model, feeds, foreign=[op], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "extra", [{"lengths": np.full(BATCH, STEPS, np.int32)}, {"p": np.zeros((1, 3 * HIDDEN), np.float32)}]
+)
+def test_operands_that_change_nothing(extra: dict[str, np.ndarray]) -> None:
+    model, feeds = layer("LSTM", extra=extra)
+    check(model, feeds, rtol=1e-4, atol=1e-5)
+
+
 def test_symbolic_sizes() -> None:
     t, b = symbol("t", 1), symbol("b", 1)
     types = [TensorType(F32, (t, b, 4)), TensorType(F32, (2, 24, 6)), TensorType(F32, (2, 24, 4))]

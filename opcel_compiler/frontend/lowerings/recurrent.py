@@ -41,11 +41,11 @@ def recurrent(c: Lowering) -> list[Value | None]:
         raise Unsupported(f"the activations {activations} have no lowering")
     if c.has("clip") or c.attr_int("input_forget", 0):
         raise Unsupported("clip and input_forget have no lowering")
-    if c.opt(4) is not None:
-        raise Unsupported("sequence lengths have no lowering")
-    if c.op_type == "LSTM" and c.opt(7) is not None:
-        raise Unsupported("peepholes have no lowering")
     batch_first = bool(c.attr_int("layout", 0))
+    if (lengths := c.opt(4)) is not None and not _all_equal(lengths, c.shape(c.x(0))[int(batch_first)]):
+        raise Unsupported("sequence lengths have no lowering")
+    if c.op_type == "LSTM" and (peepholes := c.opt(7)) is not None and not _all_equal(peepholes, 0):
+        raise Unsupported("peepholes have no lowering")
     x, r, w = c.x(0), c.x(2), c.x(1)
     states = [c.opt(5), c.opt(6)] if c.op_type == "LSTM" else [c.opt(5)]
     if batch_first:
@@ -58,6 +58,11 @@ def recurrent(c: Lowering) -> list[Value | None]:
         perms = ((2, 0, 1, 3), (1, 0, 2), (1, 0, 2))
         results = [None if v is None else c.transpose(v, p) for v, p in zip(results, perms, strict=False)]
     return results[: len(c.node.output)]
+
+
+def _all_equal(x: Value, number: Dim) -> bool:
+    """Whether x is known to hold nothing but `number`."""
+    return x.constant is not None and isinstance(number, int) and bool((x.constant.array == number).all())
 
 
 def _last(c: Lowering, y: Value, direction: str) -> Value:
