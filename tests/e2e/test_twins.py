@@ -15,6 +15,11 @@ from .twins import feeds
 from .twins_more import ALL
 
 
+def assert_equal_bits(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
+    for key, value in first.items():
+        np.testing.assert_array_equal(value.reshape(-1).view(np.uint8), second[key].reshape(-1).view(np.uint8), key)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_same_as_onnx_runtime(twin: GetTwin, name: str) -> None:
     compiled, spec = twin(name), ALL[name]
@@ -22,7 +27,11 @@ def test_same_as_onnx_runtime(twin: GetTwin, name: str) -> None:
     assert compiled.manifest["proof"]["status"] == "proved"
     for seed, sizes in enumerate(spec.sizes, 1):
         given = feeds(model, sizes, seed)
-        assert_same(compiled.run(given), reference(model, given), **sizes)
+        got = compiled.run(given)
+        assert_same(got, reference(model, given), **sizes)
+        for threads in (1, 2, 3):
+            with oc.load(compiled.path, threads=threads) as other:
+                assert_equal_bits(other.run(given), got)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -75,8 +84,7 @@ def test_the_number_of_threads_changes_no_bit(twin: GetTwin, name: str, sizes: d
     for threads in (2, 3):
         with oc.load(path, threads=threads) as several:
             second = several.run(given)
-        for key, value in first.items():
-            np.testing.assert_array_equal(value.view(np.uint8), second[key].view(np.uint8))
+        assert_equal_bits(first, second)
 
 
 @pytest.mark.parametrize("name", ["mlp-symbolic", "resnet-symbolic", "digits", "bert-dynamo-symbolic", "integers"])
