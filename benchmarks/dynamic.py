@@ -1,4 +1,4 @@
-"""One artifact for many sizes: python -m benchmarks.dynamic MODEL.onnx ... [--sizes batch=1,3,17 length=1,7,128] [--json F]
+"""One artifact for many sizes: python -m benchmarks.dynamic MODEL.onnx ... [--sizes NAME=1,3,17 ...] [--json F]
 
 Each model is compiled once with its symbolic sizes and compared with ONNX Runtime (optimizations off) at every
 combination of the sizes given. Exit status 1 when a result is outside the proof's bound.

@@ -74,10 +74,16 @@ class Lowering:
         return base if not count else self.name(f"{base}.{count}")
 
     def _type(self, value: Value) -> TensorType:
-        if not isinstance(value.type, TensorType) or value.type.shape is None:
-            where = ", ".join(value.producer.origin) if value.producer else f"input {value.name}"
+        t = value.type
+        where = ", ".join(value.producer.origin) if value.producer else f"input {value.name}"
+        if not isinstance(t, TensorType) or t.dtype.kind == "s":
+            raise LoweringError(
+                f"{where}: %{value.name} is {t}; strings, sequences, optionals and maps have no place in an artifact's "
+                "memory. Cut the part of the model that makes or reads them off before compiling"
+            )
+        if t.shape is None:
             raise LoweringError(f"{where}: {value!r} has no known rank, so no memory can be planned for it")
-        return value.type
+        return t
 
     def view(self, value: Value) -> View:
         found = self.views.get(value)
