@@ -26,6 +26,7 @@ volatile float sink;
 /// FLOP/s in f32, a multiply-add being two, over about `seconds`.
 EXPORTED double opcel_peak_flops(double seconds) {
   vf sums[kSums];
+  OPCEL_UNROLL  // here as below: an array that is indexed by a variable stays in memory
   for (int i = 0; i < kSums; ++i) sums[i] = opcel::set(static_cast<float>(i));
   vf factor = opcel::set(0.999f), term = opcel::set(1e-3f);
   opcel::keep(factor), opcel::keep(term);
@@ -45,6 +46,7 @@ EXPORTED double opcel_peak_flops(double seconds) {
     passed = now() - start;
   }
   vf total = sums[0];
+  OPCEL_UNROLL
   for (int j = 1; j < kSums; ++j) total += sums[j];
   sink = opcel::hsum(total);
   return 2.0 * opcel::W * kSums * static_cast<double>(passes) / passed;
@@ -54,7 +56,8 @@ EXPORTED double opcel_peak_flops(double seconds) {
 EXPORTED double opcel_read_bandwidth(const float* data, int64_t count, double seconds) {
   constexpr int kStreams = 8;
   vf sums[kStreams];
-  for (vf& sum : sums) sum = opcel::set(0.0f);
+  OPCEL_UNROLL
+  for (int j = 0; j < kStreams; ++j) sums[j] = opcel::set(0.0f);
   const double start = now();
   double passed = 0, bytes = 0;
   while (passed < seconds || bytes == 0) {
@@ -68,6 +71,7 @@ EXPORTED double opcel_read_bandwidth(const float* data, int64_t count, double se
     bytes += 4.0 * static_cast<double>(count);
     passed = now() - start;
   }
+  OPCEL_UNROLL
   for (int j = 1; j < kStreams; ++j) sums[0] += sums[j];
   sink = opcel::hsum(sums[0]);
   return bytes / passed;

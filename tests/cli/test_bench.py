@@ -24,6 +24,7 @@ from opcel_compiler.bench.machine import SIZES, Machine
 from opcel_compiler.bench.measure import measure
 from opcel_compiler.bench.turns import EngineError, Worker
 from opcel_compiler.bench.worker import block
+from opcel_compiler.codegen.cpu.build import CSRC
 
 
 @pytest.fixture(autouse=True)
@@ -210,6 +211,14 @@ def test_a_machine_has_a_peak_and_bandwidths() -> None:
         assert machine.bandwidth(1 << 40) == machine.bandwidths[SIZES[-1]]
         machine.threads = 2
         assert machine.bandwidth(SIZES[0] + 2) == machine.bandwidths[SIZES[0]]
+
+
+def test_the_peak_is_that_of_registers() -> None:
+    """No multiply-add of the probe touches memory: it would measure the stack."""
+    flags = ["-std=c++17", "-O2", "-fPIC", "-mavx2", "-mfma", f"-I{CSRC}", "-S", "-o", "-"]
+    done = subprocess.run(["g++", *flags, CSRC / "bench/peak.cpp"], capture_output=True, text=True, check=True)
+    products = [line for line in done.stdout.splitlines() if "vfmadd" in line and "ps\t" in line]
+    assert len(products) >= 12 and not [line for line in products if "(" in line]
 
 
 class _Machine(Machine):
