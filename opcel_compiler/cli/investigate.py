@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from opcel_compiler.cli.console import CommandError, note
 from opcel_compiler.cli.files import read_arrays
 from opcel_compiler.cli.source import Source, Subject, check, lowered
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.ir.graph import Graph
+from opcel_compiler.ir.graph import Graph, Node
 from opcel_compiler.ir.interpret import run as interpret
 from opcel_compiler.proof import Bound, OutputError_, compare, given_inputs, sample_inputs
 from opcel_compiler.rewrite.bisect import Culprit, find_culprit
@@ -61,10 +61,31 @@ class _Judge:
     def _run(self, subject: Subject) -> dict[str, np.ndarray]:
         feeds = dict(zip((v.name for v in subject.inputs), self.feeds, strict=True))
         if isinstance(subject, Graph):
-            return interpret(subject, feeds)
+            return interpret(subject, feeds, foreign=_by_onnxruntime)
         from opcel_compiler.ir.program_interpret import run_program
 
         return run_program(subject, feeds, self.target)
+
+
+def _by_onnxruntime(node: Node, operands: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+    """The results of an operator that has no definition of ours. Raises CommandError when there are none to be had."""
+    import onnxruntime
+
+    from opcel_compiler.frontend.exporter import export_region
+
+    inputs = {v: a for v, a in zip(node.operands, operands, strict=True) if v is not None and v.constant is None}
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    try:
+        region = export_region([node], list(inputs), node.results)
+        data = region.model.SerializeToString()
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return list(session.run(None, dict(zip(region.inputs, inputs.values(), strict=True))))
+    except Exception as error:  # it raises many kinds, none of them derived from one of its own
+        what = f"{node.attrs['op_type']} ({', '.join(node.origin) or 'unnamed'})"
+        reason = str(error).splitlines()[0]
+        raise CommandError(f"nothing here can run {what}, so results cannot be compared: {reason}") from error
 
 
 def bisect(source: Source, pipeline: Pipeline, ctx: PassContext, inputs: Path | None, lower: bool) -> Rows:
@@ -79,7 +100,7 @@ def bisect(source: Source, pipeline: Pipeline, ctx: PassContext, inputs: Path | 
     names = source.input_names
     feeds = given_inputs(read_arrays(inputs), graph, names) if inputs else sample_inputs(graph, names)
     given = list(feeds.values())
-    want = interpret(graph, dict(zip((v.name for v in graph.inputs), given, strict=True)))
+    want = interpret(graph, dict(zip((v.name for v in graph.inputs), given, strict=True)), foreign=_by_onnxruntime)
     if not all(np.all(np.isfinite(a)) for a in want.values() if a.dtype.kind == "f"):
         note("outputs of the input graph are not finite on these inputs, which hides errors; give others with --inputs")
     judge = _Judge(given, want, ctx.target, Bound())

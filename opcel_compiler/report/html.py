@@ -119,7 +119,8 @@ def _fallback(report: Mapping[str, Any]) -> str:
 def _interface(report: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     rows = [[side, _name(value_text(v))] for side in ("inputs", "outputs") for v in manifest[side]]
     rows = [[side[:-1], text] for side, text in rows]
-    return _section("Inputs and outputs", _table("Inputs and outputs", ("", "Name, type and shape"), rows))
+    table = _table("Inputs and outputs", ("", "Name, type and shape"), rows)
+    return _section("Inputs and outputs", f'<div class="few">{table}</div>')
 
 
 def _pictures(report: Mapping[str, Any]) -> str:
@@ -139,7 +140,8 @@ def _pictures(report: Mapping[str, Any]) -> str:
         picture = svg(drawn, f"{title}, {count} boxes; the table of kernels says the same in words")
         out.append(
             f'<details open><summary>{title} <span class="n">({remark})</span></summary>'
-            f'<div class="scroll graph" tabindex="0" role="region" aria-label="{title}">{picture}</div></details>'
+            f'<div class="scroll graph" tabindex="0" role="region" aria-label="{title}"><div>{picture}</div></div>'
+            "</details>"
         )
     legend = "".join(
         f'<li class="{kind}">{kind}</li>'

@@ -29,6 +29,7 @@ class _Box:
     above: list[_Box] = field(default_factory=list)
     below: list[_Box] = field(default_factory=list)
     x: float = 0.0
+    trunk: bool = False
 
     @property
     def width(self) -> int:
@@ -58,7 +59,7 @@ def joined(sketch: Sketch, limit: int = MAX_BOXES) -> tuple[Sketch, int]:
     boxes = []
     for h in kept:
         titles = [nodes[i][1] for i in members[h]]
-        many = f"{titles[0]} … {titles[-1]} ({len(titles)})"
+        many = f"{len(titles)}: {titles[0]} … {titles[-1]}"
         boxes.append(nodes[h] if len(titles) == 1 else [_main(nodes, members[h]), many, nodes[h][2]])
     pairs = {(index[home[a]], index[home[b]]): None for a, b in edges if home[a] in index and home[b] in index}
     forward = sorted((a, b) for a, b in pairs if a < b)
@@ -72,7 +73,8 @@ def _main(nodes: Sequence[Sequence[str]], members: Sequence[int]) -> str:
 
 
 def svg(sketch: Sketch, label: str) -> str:
-    """The picture as one SVG element in its natural size; `label` is what a screen reader says of it."""
+    """The picture as an SVG element in its natural size, behind a mark where its middle is; `label` is what a screen
+    reader says of it."""
     nodes = sketch["nodes"]
     if not nodes:
         return ""
@@ -86,7 +88,9 @@ def svg(sketch: Sketch, label: str) -> str:
         for box in layer:
             box.x = round(box.x - left + 4)
     boxes = {b.node: b for layer in layers for b in layer if b.node is not None}
+    middle = next(b.x for b in layers[-1] if b.trunk)
     parts = [
+        f'<i style="left:{max(0, round(middle) - WIDTH)}px"></i>'
         f'<svg role="img" aria-label="{escaped(label)}" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}"><path class="a" d="{_lines(layers)}"/>'
     ]
@@ -100,7 +104,7 @@ def svg(sketch: Sketch, label: str) -> str:
 
 
 def _layers(count: int, edges: Iterable[Sequence[int]]) -> tuple[list[list[_Box]], list[tuple[int, int]]]:
-    """Boxes and bends by layer, and the edges that span too many. Boxes without a source lie right above their user."""
+    """Boxes and bends by layer, and the edges that span too many. What only inputs lead to lies just above its use."""
     above: list[list[int]] = [[] for _ in range(count)]
     below: list[list[int]] = [[] for _ in range(count)]
     for a, b in edges:
@@ -109,9 +113,12 @@ def _layers(count: int, edges: Iterable[Sequence[int]]) -> tuple[list[list[_Box]
     depth = [0] * count
     for i in range(count):
         depth[i] = max((depth[a] + 1 for a in above[i]), default=0)
+    late = [False] * count
+    for i in range(count):
+        late[i] = all(late[a] and len(below[a]) == 1 for a in above[i])
     for i in reversed(range(count)):
-        if not above[i] and below[i]:
-            depth[i] = max(0, min(depth[b] for b in below[i]) - 1)
+        if late[i] and below[i]:
+            depth[i] = min(depth[b] for b in below[i]) - 1
     layers: list[list[_Box]] = [[] for _ in range(max(depth) + 1)]
     boxes = [_Box(i, depth[i]) for i in range(count)]
     for box in boxes:
@@ -155,6 +162,7 @@ def _place(layers: list[list[_Box]]) -> None:
         x = -sum(b.width for b in layer) / 2
         for box in layer:
             box.x, x = x + box.width / 2, x + box.width
+    _mark_trunk(layers)
     for sweep in range(8):
         for layer in layers if sweep % 2 == 0 else reversed(layers):
             wanted = []
@@ -162,13 +170,22 @@ def _place(layers: list[list[_Box]]) -> None:
                 near = (box.above if sweep % 2 == 0 else box.below) or box.above or box.below
                 pull = [_weight(n) for n in near]
                 mean = sum(n.x * w for n, w in zip(near, pull, strict=True)) / sum(pull) if near else box.x
-                wanted.append(mean)
+                wanted.append(0.0 if box.trunk else mean)
             _spread(layer, wanted)
 
 
 def _weight(box: _Box) -> int:
-    """Lanes of arrows make way for boxes."""
-    return 1 if box.node is None else 200
+    """Lanes of arrows make way for boxes, and all for the trunk."""
+    return 1 if box.node is None else 1_000_000 if box.trunk else 200
+
+
+def _mark_trunk(layers: list[list[_Box]]) -> None:
+    """A longest path, the middle of those there are: it is drawn straight, which keeps the rest from drifting."""
+    box: _Box | None = next(b for b in layers[-1] if b.node is not None)
+    while box is not None:
+        box.trunk = True
+        near = [b for b in box.above if b.above] or box.above
+        box = near[len(near) // 2] if near else None
 
 
 def _spread(layer: list[_Box], wanted: Sequence[float]) -> None:

@@ -225,7 +225,7 @@ def test_a_chain_is_joined_only_when_there_is_need() -> None:
     chain: Sketch = {"nodes": [["row", "a", ""]] * MAX_BOXES, "edges": [[i, i + 1] for i in range(MAX_BOXES - 1)]}
     assert joined(chain) == (chain, 0)
     longer: Sketch = {"nodes": [["row", "a", ""]] * (MAX_BOXES + 1), "edges": [[i, i + 1] for i in range(MAX_BOXES)]}
-    assert joined(longer)[0]["nodes"] == [["row", f"a … a ({MAX_BOXES + 1})", ""]]
+    assert joined(longer)[0]["nodes"] == [["row", f"{MAX_BOXES + 1}: a … a", ""]]
 
 
 def test_a_sketch_of_a_graph_leaves_out_constants() -> None:
