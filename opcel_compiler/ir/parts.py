@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
-from opcel_compiler.ir.dims import Dim
+from opcel_compiler.ir.dims import Dim, equal, evaluate, symbols_of
 from opcel_compiler.ir.program import Buffer, Kernel, Program, Region, View, whole
 from opcel_compiler.ir.types import F32
 
@@ -40,21 +40,29 @@ class Part:
 
 
 def part_of(view: View) -> Part | None:
-    """Which part of its row-major buffer `view` is; None when it is all of it, or no part, or not known."""
-    dims = view.buffer.type.dims
-    base = whole(view.buffer).strides
-    if len(dims) != len(view.shape) or view.buffer.layout.block != 1 or view.is_whole or type(view.offset) is not int:
+    """Which part of its row-major buffer `view` is; None when it is all of it, or no part, or not known.
+
+    Symbolic sizes: read off for one value of each symbol, then proved for all.
+    """
+    dims, base = view.buffer.type.dims, whole(view.buffer).strides
+    if len(dims) != len(view.shape) or view.buffer.layout.block != 1 or view.is_whole:
         return None
-    rest, starts, steps = view.offset, [], []
+    symbols = {s.name for d in (*base, *view.strides, view.offset) for s in symbols_of(d)}
+    sizes = {name: 1009 + 2 * i for i, name in enumerate(sorted(symbols))}
+    rest, starts, steps = evaluate(view.offset, sizes), [], []
     for extent, stride, own in zip(view.shape, view.strides, base, strict=True):
-        if type(own) is not int or type(stride) is not int or own == 0:
+        here = evaluate(own, sizes)
+        if here <= 0:
             return None
-        starts.append(rest // own)
-        rest %= own
-        steps.append(1 if extent == 1 else stride // own)
-        if extent != 1 and (stride % own or stride <= 0):
+        starts.append(rest // here)
+        rest %= here
+        steps.append(1 if extent == 1 else evaluate(stride, sizes) // here)
+        if extent != 1 and (steps[-1] < 1 or equal(stride, own * steps[-1]) is not True):
             return None
-    return Part(tuple(starts), view.shape, tuple(steps))
+    offset: Dim = 0
+    for start, own in zip(starts, base, strict=True):
+        offset = offset + own * start
+    return Part(tuple(starts), view.shape, tuple(steps)) if equal(offset, view.offset) is True else None
 
 
 class Parts:
@@ -89,7 +97,7 @@ class Parts:
                 if not takes_blocks(step):
                     return False
                 gain += size
-            elif step.family == "copy" and view.shape[2:] == dims[2:] and step.inputs[0].shape == view.shape:
+            elif step.family == "copy" and _full_planes(part, dims) and step.inputs[0].shape == view.shape:
                 gain += size if step.inputs[0].buffer in blocked else -size
             else:
                 return False
@@ -138,6 +146,12 @@ class Parts:
                 views[i] = moved.view(target)
             for views, i in _uses(program, target):
                 views[i] = self.view(views, i)
+
+
+def _full_planes(part: Part, dims: Sequence[Dim]) -> bool:
+    """Whether the part has every pixel of its channels. Sizes that a concat takes as equal may differ in form."""
+    same = all(equal(a, b) is not False for a, b in zip(part.sizes[2:], dims[2:], strict=True))
+    return same and not any(part.starts[2:]) and all(step == 1 for step in part.steps)
 
 
 def _uses(program: Program, buffer: Buffer) -> list[tuple[list[View], int]]:
