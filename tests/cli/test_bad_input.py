@@ -267,7 +267,7 @@ def test_a_small_disk(opcel: Opcel, tmp_path: Path) -> None:
 
 def test_terminated_it_leaves_nothing(models: Path, tmp_path: Path) -> None:
     slow = tmp_path / "cxx"
-    slow.write_text('#!/bin/sh\nif [ "$1" = --version ]; then echo cxx; else touch started; exec sleep 60; fi\n')
+    slow.write_text('#!/bin/sh\nif [ "$1" = --version ]; then echo cxx; else touch started; exec sleep 3; fi\n')
     slow.chmod(0o755)
     environment = {
         **os.environ, "PYTHONPATH": str(ROOT), "CXX": str(slow), "OPCEL_CACHE": str(tmp_path / "cache"),
