@@ -1,5 +1,7 @@
 // opcel_compiler.runtime._runtime: compiled models for Python.
+#include <fcntl.h>
 #include <pybind11/pybind11.h>
+#include <unistd.h>
 
 #include <map>
 #include <memory>
@@ -64,6 +66,7 @@ struct Call {
 
 /// An open library and model; lives until the last run on it returns.
 struct Loaded {
+  int folder = -1;  // of the artifact; open as long as the library
   void* library = nullptr;
   const opcel_api* api = nullptr;
   opcel_model* model = nullptr;
@@ -77,6 +80,7 @@ struct Loaded {
     for (const std::unique_ptr<Call>& call : idle) api->destroy_context(call->context);
     if (model) api->close(model);
     if (library) dlclose(library);
+    if (folder >= 0) ::close(folder);
   }
 
   std::unique_ptr<Call> take_call() {
@@ -172,7 +176,11 @@ class Model {
   Model(const std::string& artifact, bool resident, std::shared_ptr<SharedPool> pool, py::object region)
       : loaded_(std::make_shared<Loaded>()) {
     char error[1024] = "";
-    loaded_->api = opcel_load(artifact.c_str(), &loaded_->library, error, sizeof error);
+    // The loader takes a library it has seen under this path for the same one, also when an artifact has taken the place
+    // of another that is still open. The name of an open descriptor is this model's alone.
+    loaded_->folder = ::open(artifact.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC);
+    const std::string folder = loaded_->folder < 0 ? artifact : "/proc/self/fd/" + std::to_string(loaded_->folder);
+    loaded_->api = opcel_load(folder.c_str(), &loaded_->library, error, sizeof error);
     if (!loaded_->api) raise("ArtifactError", "cannot open " + artifact + ": " + error);
     loaded_->pool = std::move(pool);
     loaded_->region = std::move(region);

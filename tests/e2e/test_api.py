@@ -140,3 +140,15 @@ def test_an_artifact_of_an_earlier_compile_is_replaced(tmp_path: Path) -> None:
     with oc.compile(mlp(3), output=tmp_path / "out") as compiled:
         assert compiled.inputs[0].shape == (3, 20)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_artifact_may_take_the_place_of_one_that_is_open(tmp_path: Path) -> None:
+    def scaled(factor: float) -> oc.CompiledModel:
+        net = Net("scaled")
+        net.output("y", net("Mul", net.input("x", 4), factor))
+        return oc.compile(net.model(), output=tmp_path / "model.opcel")
+
+    x = np.arange(4, dtype=np.float32)
+    with scaled(2.0) as first, scaled(3.0) as second:
+        np.testing.assert_array_equal(first.run({"x": x})["y"], 2 * x)
+        np.testing.assert_array_equal(second.run({"x": x})["y"], 3 * x)
