@@ -15,7 +15,8 @@ from pathlib import Path
 import opcel_compiler
 from opcel_compiler.frontend.importer import import_model
 from opcel_compiler.ir.analysis import graph_symbols
-from opcel_compiler.proof import Bound, compare, reference_outputs, sample_inputs
+from opcel_compiler.proof import Bound, compare, sample_inputs
+from opcel_compiler.references import reference_outputs
 
 DEFAULT = ("batch=1,3,17", "length=1,7,128")
 

@@ -28,7 +28,8 @@ from opcel_compiler.errors import OpcelError
 from opcel_compiler.frontend.importer import import_model
 from opcel_compiler.ir.dims import as_symbol
 from opcel_compiler.ir.types import TensorType
-from opcel_compiler.proof import Bound, Feeds, compare, reference_outputs, sample_inputs
+from opcel_compiler.proof import Bound, Feeds, compare, sample_inputs
+from opcel_compiler.references import reference_outputs
 
 LOOSE = 4.0
 """How many times the change by ONNX Runtime's own optimizations an error may be."""

@@ -30,9 +30,8 @@ from opcel_compiler.proof import (
     given_inputs,
     outside,
     prove,
-    reference_outputs,
-    sampled_reference,
 )
+from opcel_compiler.references import reference_outputs, sampled_reference
 from opcel_compiler.report import facts
 from opcel_compiler.report.html import page
 from opcel_compiler.runtime.integrity import stamped
@@ -90,7 +89,10 @@ def compile(
     check_bound(work.graph)
     times = {"front": time.perf_counter() - started}
     with staged(place_at) as folder:
+        _ = work.imported.model_hash  # reads the whole file
+        work.imported.release()
         module = _write(work, folder, report)
+        work.imported.release()
         times["build"] = time.perf_counter() - started - times["front"]
         stamp = Proof("unproved", reason="proof was turned off")
         before = time.perf_counter()
@@ -144,7 +146,7 @@ def _write(work: Compilation, folder: Path, progress: Progress) -> Module:
     for i, region in enumerate(work.regions):
         (folder / f"region_{i}.onnx").write_bytes(export_model(region).SerializeToString(deterministic=True))
     names = (work.imported.input_names, work.imported.output_names)
-    return build(work.program, work.target, folder, names, progress)
+    return build(work.program, work.target, folder, names, progress, work.imported.release)
 
 
 def _prove(work: Compilation, model: Any, folder: Path, inputs: Any, progress: Progress) -> Proof:

@@ -6,7 +6,6 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import numpy as np
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.dims import evaluate, symbols_of
 from opcel_compiler.ir.graph import Graph, Value
-from opcel_compiler.ir.interpret import run as interpret
 from opcel_compiler.ir.types import TensorType
 
 Feeds = Mapping[str, np.ndarray]
@@ -214,77 +212,6 @@ def index_limits(graph: Graph) -> dict[Value, int]:
                     seen.update(new)
                     stack += new
     return out
-
-
-# -- references --------------------------------------------------------------------------------------------------------
-
-
-def sampled_reference(
-    model: Any, graph: Graph, names: Sequence[str], outputs: Sequence[str]
-) -> tuple[dict[str, np.ndarray], str, list[np.ndarray]]:
-    """(sample inputs, engine, outputs) of the first sample inputs that the model runs on. Raises ProofError."""
-    first: dict[str, np.ndarray] | None = None
-    for feeds in candidates(graph, names):
-        first = first if first is not None else feeds
-        try:
-            return feeds, ORT, _onnxruntime(model, outputs, feeds)
-        except Exception:  # its errors have no common base; the model may run on other inputs
-            continue
-    assert first is not None
-    return (first, *reference_outputs(model, graph, names, outputs, first))
-
-
-ORT = "ONNX Runtime, optimizations off"
-
-
-def reference_outputs(
-    model: Any, graph: Graph, names: Sequence[str], outputs: Sequence[str], feeds: Feeds
-) -> tuple[str, list[np.ndarray]]:
-    """(engine, outputs) of the strongest reference that runs the model: ONNX Runtime without optimizations, else the
-    ONNX reference evaluator, else the interpreter. Raises ProofError when none does."""
-    attempts: list[tuple[str, Callable[[], list[np.ndarray]]]] = [
-        (ORT, lambda: _onnxruntime(model, outputs, feeds)),
-        ("ONNX reference evaluator", lambda: _onnx_reference(model, outputs, feeds)),
-        ("OPCEL interpreter", lambda: _interpreter(graph, names, feeds)),
-    ]
-    reasons = []
-    for engine, attempt in attempts:
-        try:
-            return engine, attempt()
-        except Exception as error:  # each engine has its own exceptions; the next one is tried
-            reasons.append(f"{engine}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-    raise ProofError(
-        "no reference could run the model on the sample inputs, so nothing can be proved. "
-        f"{'; '.join(reasons)}. Give valid inputs with --inputs, or use --no-proof"
-    )
-
-
-def _onnxruntime(model: Any, outputs: Sequence[str], feeds: Feeds) -> list[np.ndarray]:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    source = (
-        str(model)
-        if isinstance(model, (str, Path))
-        else model
-        if isinstance(model, bytes)
-        else model.SerializeToString()
-    )
-    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    return [np.asarray(v) for v in session.run(list(outputs), dict(feeds))]
-
-
-def _onnx_reference(model: Any, outputs: Sequence[str], feeds: Feeds) -> list[np.ndarray]:
-    from opcel_compiler.frontend.reference import evaluate_onnx
-
-    return evaluate_onnx(model, outputs, feeds)
-
-
-def _interpreter(graph: Graph, names: Sequence[str], feeds: Feeds) -> list[np.ndarray]:
-    got = interpret(graph, {v.name: feeds[n] for n, v in zip(names, graph.inputs, strict=True)})
-    return list(got.values())
 
 
 def prove(

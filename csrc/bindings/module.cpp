@@ -1,6 +1,7 @@
 // opcel_compiler.runtime._runtime: compiled models for Python.
 #include <fcntl.h>
 #include <pybind11/pybind11.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <map>
@@ -64,10 +65,51 @@ struct Call {
   std::vector<py::object> arrays;  // the inputs and then the outputs, while the run lasts
 };
 
+/// The code of an artifact, loaded once however often the artifact is opened.
+///
+/// The loader takes a library that it has seen under some path for the same one, also when an artifact has taken the place
+/// of another that is still open. So it is given the name of a descriptor that stays open as long as the library.
+class Library {
+ public:
+  static std::shared_ptr<Library> open(const std::string& artifact) {
+    static auto* mutex = new std::mutex;
+    static auto* known = new std::map<std::pair<dev_t, ino_t>, std::weak_ptr<Library>>;
+    const std::lock_guard<std::mutex> lock(*mutex);
+    struct stat facts {};
+    if (stat((artifact + "/model.so").c_str(), &facts) == 0) {
+      if (std::shared_ptr<Library> found = (*known)[{facts.st_dev, facts.st_ino}].lock()) return found;
+    }
+    auto library = std::make_shared<Library>(artifact);
+    (*known)[{facts.st_dev, facts.st_ino}] = library;
+    return library;
+  }
+
+  explicit Library(const std::string& artifact) : folder_(::open(artifact.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)) {
+    char error[1024] = "";
+    const std::string name = folder_ < 0 ? artifact : "/proc/self/fd/" + std::to_string(folder_);
+    api_ = opcel_load(name.c_str(), &handle_, error, sizeof error);
+    if (!api_) reason_ = error;
+  }
+  Library(const Library&) = delete;
+  ~Library() {
+    if (handle_) dlclose(handle_);
+    if (folder_ >= 0) ::close(folder_);
+  }
+
+  /// Null when it could not be loaded; reason() then says why.
+  const opcel_api* api() const { return api_; }
+  const std::string& reason() const { return reason_; }
+
+ private:
+  int folder_;
+  void* handle_ = nullptr;
+  const opcel_api* api_ = nullptr;
+  std::string reason_;
+};
+
 /// An open library and model; lives until the last run on it returns.
 struct Loaded {
-  int folder = -1;  // of the artifact; open as long as the library
-  void* library = nullptr;
+  std::shared_ptr<Library> library;
   const opcel_api* api = nullptr;
   opcel_model* model = nullptr;
   const opcel_description* facts = nullptr;
@@ -79,8 +121,6 @@ struct Loaded {
   ~Loaded() {
     for (const std::unique_ptr<Call>& call : idle) api->destroy_context(call->context);
     if (model) api->close(model);
-    if (library) dlclose(library);
-    if (folder >= 0) ::close(folder);
   }
 
   std::unique_ptr<Call> take_call() {
@@ -176,12 +216,9 @@ class Model {
   Model(const std::string& artifact, bool resident, std::shared_ptr<SharedPool> pool, py::object region)
       : loaded_(std::make_shared<Loaded>()) {
     char error[1024] = "";
-    // The loader takes a library it has seen under this path for the same one, also when an artifact has taken the place
-    // of another that is still open. The name of an open descriptor is this model's alone.
-    loaded_->folder = ::open(artifact.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC);
-    const std::string folder = loaded_->folder < 0 ? artifact : "/proc/self/fd/" + std::to_string(loaded_->folder);
-    loaded_->api = opcel_load(folder.c_str(), &loaded_->library, error, sizeof error);
-    if (!loaded_->api) raise("ArtifactError", "cannot open " + artifact + ": " + error);
+    loaded_->library = Library::open(artifact);
+    loaded_->api = loaded_->library->api();
+    if (!loaded_->api) raise("ArtifactError", "cannot open " + artifact + ": " + loaded_->library->reason());
     loaded_->pool = std::move(pool);
     loaded_->region = std::move(region);
     opcel_host host{};

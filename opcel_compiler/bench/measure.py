@@ -16,7 +16,8 @@ import numpy as np
 from opcel_compiler.bench.engines import OPCEL, PEERS, Engine
 from opcel_compiler.bench.turns import EngineError, Worker
 from opcel_compiler.frontend.importer import import_model
-from opcel_compiler.proof import Bound, OutputError_, compare, given_inputs, reference_outputs
+from opcel_compiler.proof import Bound, OutputError_, compare, given_inputs
+from opcel_compiler.references import reference_outputs
 
 BLOCK_S = 0.15
 MIN_CALLS, MAX_CALLS = 3, 2000

@@ -45,11 +45,16 @@ class Imported:
     path: Path | None
     operators: Mapping[str, str]
     _source: Buffer = field(repr=False)
+    _weights: Weights = field(repr=False)
 
     @cached_property
     def model_hash(self) -> str:
         """The SHA-256 of the model file, in hex; of a model in memory, of its deterministic serialisation."""
         return hashlib.sha256(self._source).hexdigest()
+
+    def release(self) -> None:
+        """Let go of the pages of mapped weights that were read so far; the graph's constants stay valid."""
+        self._weights.release()
 
     @property
     def foreign(self) -> tuple[Node, ...]:
@@ -104,6 +109,7 @@ def import_model(
         path,
         builder.operators,
         source,
+        weights,
     )
 
 

@@ -1,4 +1,4 @@
-"""Tensor data of a model as NumPy arrays: views of the file's bytes wherever their alignment allows."""
+"""Tensor data of a model as NumPy arrays: views of the file's bytes, small unaligned ones apart."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from opcel_compiler.ir.types import DType
 _READ_WHOLE = 1 << 20
 """Files up to this size are read; larger ones are mapped."""
 
+_LARGE = 1 << 16
+"""Tensors of more bytes are never copied for the sake of alignment."""
 
 _MAX_SPARSE = 1 << 28
 """The most elements of a sparse tensor."""
@@ -147,7 +149,8 @@ def _decode(raw: memoryview, dtype: DType, shape: tuple[int, ...], count: int, w
     if dtype.bits < 8:
         return _unpack(np.frombuffer(raw, np.uint8, need), dtype, count).reshape(shape)
     array: np.ndarray = np.frombuffer(raw, np.uint8, need).view(dtype.numpy)
-    return (array if array.flags.aligned else array.copy()).reshape(shape)
+    # A large tensor stays where the file has it, aligned or not: a copy would hold it twice while the file is mapped.
+    return (array if array.flags.aligned or need > _LARGE else array.copy()).reshape(shape)
 
 
 def _unpack(packed: np.ndarray, dtype: DType, count: int) -> np.ndarray:

@@ -152,3 +152,8 @@ def test_an_artifact_may_take_the_place_of_one_that_is_open(tmp_path: Path) -> N
     with scaled(2.0) as first, scaled(3.0) as second:
         np.testing.assert_array_equal(first.run({"x": x})["y"], 2 * x)
         np.testing.assert_array_equal(second.run({"x": x})["y"], 3 * x)
+        with oc.load(tmp_path / "model.opcel") as again:
+            second.close()
+            with scaled(5.0) as last:
+                np.testing.assert_array_equal(last.run({"x": x})["y"], 5 * x)
+            np.testing.assert_array_equal(again.run({"x": x})["y"], 3 * x)

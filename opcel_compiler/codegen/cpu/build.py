@@ -26,6 +26,9 @@ from opcel_compiler.schedule.memory import MemoryPlan, plan_memory
 from opcel_compiler.targets.schema import Target
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
+RELEASE_EVERY = 32 << 20
+"""Bytes of packed weights after which pages of the model's file are let go."""
+
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, of)."""
 
@@ -82,9 +85,13 @@ def weight_buffers(program: Program, units: Iterable[list[KernelUnit]]) -> list[
     return list(seen)
 
 
-def write_weights(buffers: Sequence[Buffer], file: BinaryIO) -> Weights:
-    """Pack the buffers into `file` one after another, equal contents once; constants are read one at a time."""
+def write_weights(buffers: Sequence[Buffer], file: BinaryIO, release: Callable[[], None] | None = None) -> Weights:
+    """Pack the buffers into `file` one after another, equal contents once; constants are read one at a time.
+
+    `release` is called every RELEASE_EVERY bytes: what was read of the model's file need not stay in memory.
+    """
     weights = Weights()
+    unreleased = 0
     seen: dict[str, int] = {}
     for b in buffers:
         array = packed(b)
@@ -97,6 +104,10 @@ def write_weights(buffers: Sequence[Buffer], file: BinaryIO) -> Weights:
             file.write(data)
             weights.size += len(data)
         weights.offsets[b] = seen[digest]
+        unreleased += len(data)
+        if release is not None and unreleased >= RELEASE_EVERY:
+            unreleased = 0
+            release()
     return weights
 
 
@@ -116,14 +127,17 @@ def fingerprint(path: Path, size: int) -> int:
 
 def build(
     program: Program, target: Target, folder: Path, names: tuple[Sequence[str], Sequence[str]],
-    progress: Progress | None = None,
+    progress: Progress | None = None, release: Callable[[], None] | None = None,
 ) -> Module:  # fmt: skip
-    """Write model.so and weights.bin into `folder`. Raises ToolchainError or CodegenError."""
+    """Write model.so and weights.bin into `folder`; `release` is that of `write_weights`.
+
+    Raises ToolchainError or CodegenError.
+    """
     toolchain = find_toolchain()
     units = generate(program, target)
     weights_path = folder / "weights.bin"
     with weights_path.open("wb") as file:
-        weights = write_weights(weight_buffers(program, units), file)
+        weights = write_weights(weight_buffers(program, units), file, release)
     if weights.size:
         weights.check = fingerprint(weights_path, weights.size)
     else:
