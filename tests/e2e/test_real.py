@@ -15,7 +15,7 @@ from opcel_compiler.proof import sample_inputs
 
 from .conftest import assert_same, reference
 
-ROOT = Path(os.environ.get("OPCEL_MODELS", "/nonexistent"))
+ROOT = Path(os.environ.get("OPCEL_MODELS", "/nonexistent")) / "real"
 pytestmark = pytest.mark.skipif(not ROOT.is_dir(), reason="OPCEL_MODELS does not name the folder of trained networks")
 
 NATIVE = [

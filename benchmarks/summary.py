@@ -1,0 +1,152 @@
+"""The page of measured results, from benchmarks/results: python -m benchmarks.summary > docs/results.md"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def load(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text())
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def peers() -> str:
+    rows = []
+    for row in load("peers.json")["rows"]:
+        ours, *others = row["engines"]
+        cells = [row["network"], f"{1e3 * ours['p50_s']:.3f}"]
+        for other in others:
+            cells += [
+                f"{1e3 * other['p50_s']:.3f}",
+                f"{other['ratio']:.2f} ({other['ratio_low']:.2f}-{other['ratio_high']:.2f})",
+            ]
+        rows.append([*cells, f"{max(o['max_abs'] for o in ours['outputs']):.1e}", "yes" if ours["within"] else "NO"])
+    head = ["network", "ours ms", "ONNX Runtime ms", "ratio", "OpenVINO ms", "ratio", "largest error", "within"]
+    return table(head, rows)
+
+
+def compare() -> str:
+    rows = []
+    for r in load("compare.json")["rows"]:
+        ratio = f"{r['ratio']:.2f} ({r['ratio_low']:.2f}-{r['ratio_high']:.2f})"
+        error = f"{r['max_abs']:.1e}" if r["within"] else f"OUTSIDE {r['max_abs']:.1e}"
+        rows.append([r["network"], f"{r['ours']:.3f}", f"{r['onnxruntime']:.3f}", ratio, error])
+    return table(["network", "ours ms", "ONNX Runtime ms", "ratio", "largest error"], rows)
+
+
+def compile_time() -> str:
+    rows = [
+        [r["model"], f"{r['cold_s']:.1f}", f"{r['warm_s']:.2f}", f"{r['peak_mib']:.0f}", f"{r['model_mib']:.0f}",
+         f"{250e6 / 2**20 + 1.5 * r['model_mib']:.0f}", f"{r['children_peak_mib']:.0f}"]
+        for r in load("compile.json")
+    ]  # fmt: skip
+    return table(["model", "cold s", "warm s", "our peak MiB", "model MiB", "allowed MiB", "children MiB"], rows)
+
+
+def startup() -> str:
+    s = load("startup-bert_base.json")
+    ours, theirs, c = s["opcel"], s["onnxruntime"], s["c_program"]
+    return (
+        f"BERT-base, warm page cache, medians of {s['rounds']} fresh processes: open {ours['open_ms']:.1f} ms (mapped) "
+        f"against {theirs['open_ms']:.0f} ms; first result less a steady run {ours['start_up_ms']:.1f} ms against "
+        f"{theirs['start_up_ms']:.0f} ms, a ratio of {s['start_up_ratio']:.3f}. A C program built from `opcel.h` alone "
+        f"peaks at {c['peak_mib']:.0f} MiB; the weights have {c['weights_mib']:.0f} and the arena {c['arena_mib']:.1f} "
+        "(rows of the embedding table that are not looked up are never read)."
+    )
+
+
+def dynamic() -> str:
+    rows = [
+        [r["network"], str(r["batch"]), str(r.get("length", "")), f"{r['max_abs']:.1e}", f"{r['relative_l2']:.1e}",
+         "yes" if r["within"] else "NO"]
+        for r in load("dynamic.json")
+    ]  # fmt: skip
+    return table(["network", "batch", "length", "largest error", "relative L2", "within"], rows)
+
+
+def models() -> str:
+    rows = load("models.json")
+    counts = Counter(r["status"] for r in rows)
+    told = [
+        [
+            r["file"],
+            r["status"],
+            (r.get("why") or f"max {r['max_abs']:.2g}, L2 {r['relative_l2']:.2g}")
+            .split("\n")[0][:150]
+            .replace("|", "/"),
+        ]
+        for r in rows
+        if r["status"] != "within"
+    ]
+    fallen = [
+        [r["file"], r["status"], "; ".join(r["fallback"])[:200].replace("|", "/")] for r in rows if r.get("fallback")
+    ]
+    return (
+        f"{len(rows)} files: {', '.join(f'{n} {status}' for status, n in counts.most_common())}. Those not within:\n\n"
+        + table(["file", "status", "why, or errors"], told)
+        + "\n\nCompiled with regions in ONNX Runtime:\n\n"
+        + table(["file", "status", "operators and reasons"], fallen)
+    )
+
+
+def main() -> None:
+    machine = load("peers.json")["machine"]
+    facts = ", ".join(f"{k} {v}" for k, v in machine.items() if isinstance(v, (str, int)))
+    print(f"""# Measured results
+
+Made by `python -m benchmarks.summary` from `benchmarks/results/`. The machine: {facts}. It is shared, so ratios
+count and single times do not; [measuring.md](measuring.md) says how they are made. A ratio is our time over theirs:
+below 1 we are faster; in brackets the quartiles over the rounds.
+
+## Eleven networks beside ONNX Runtime and OpenVINO
+
+f32, batch 1, 2 threads, every operator native. `python -m benchmarks.export DIR`, then
+`python -m benchmarks.peers --networks DIR --json benchmarks/results/peers.json`.
+
+{peers()}
+
+## Exporters
+
+`python -m benchmarks.compare DIR --rounds 21 --json benchmarks/results/compare.json`; `minilm_dynamo` is from the
+newer exporter.
+
+{compare()}
+
+## One artifact for many sizes
+
+`python -m benchmarks.dynamic mlp_dyn.onnx minilm_dyn.onnx --json benchmarks/results/dynamic.json`
+
+{dynamic()}
+
+## Start-up and memory
+
+`python -m benchmarks.startup bert_base.onnx bert_base.npz --json benchmarks/results/startup-bert_base.json`
+
+{startup()}
+
+## Compiling
+
+`python -m benchmarks.compile_time MODEL.onnx ... --json benchmarks/results/compile.json`. Allowed: 250 MB and 1.5 times
+the model.
+
+{compile_time()}
+
+## Stored models
+
+`python -m benchmarks.models FOLDER --json benchmarks/results/models.json`. `loose`: outside the bound, but within 4
+times what ONNX Runtime's own optimizations change.
+
+{models()}""")
+
+
+if __name__ == "__main__":
+    main()
