@@ -20,7 +20,7 @@ from opcel_compiler.ir.interpret import run as interpret
 from opcel_compiler.proof import Feeds, ProofError, candidates
 
 ORT = "ONNX Runtime, optimizations off"
-LARGE = 32 << 20
+LARGE = 8 << 20
 """Bytes of a model file from which it gets a process of its own; a smaller one is not worth starting it."""
 
 
