@@ -108,6 +108,8 @@ def main() -> None:
             row = {"file": entry["file"], **examine(folder / entry["file"], entry.get("run_shapes") or {})}
         except Exception as error:  # a model that breaks the compiler is a row of its own
             row = {"file": entry["file"], "status": "BROKEN", "why": f"{type(error).__name__}: {error}"}
+        if "why" in row:
+            row["why"] = row["why"].replace(f"{folder}/", "")
         rows.append(row)
         detail = row.get("why") or f"max {row['max_abs']:.2g}, L2 {row['relative_l2']:.2g}"
         print(f"{row['status']:9} {row['file']:60} {detail[:160]}", flush=True)
