@@ -29,9 +29,8 @@ def main() -> None:
     theirs = session.run(None, {"x": x})[0]
     with opcel_compiler.compile(model, proof=False) as compiled:
         ours = compiled.run({"x": x})["y"]
-    print(
-        f"largest error against float64: ONNX Runtime {abs(theirs - truth).max():.1e}, ours {abs(ours - truth).max():.1e}"
-    )
+    errors = [f"{abs(y - truth).max():.1e}" for y in (theirs, ours)]
+    print(f"largest error against float64: ONNX Runtime {errors[0]}, ours {errors[1]}")
 
 
 if __name__ == "__main__":
