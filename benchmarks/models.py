@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import sys
+import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 
 import opcel_compiler
+from opcel_compiler.check import check
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.frontend.importer import import_model
 from opcel_compiler.ir.dims import as_symbol
@@ -91,6 +93,18 @@ def examine(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
     return {**row, "status": "loose" if loose else "outside"}
 
 
+def checked(path: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """How long `opcel check` takes, and whether it says of the model what the compile then did."""
+    start = time.perf_counter()
+    try:
+        found = check(path, "host")
+        refused, falls_back = bool(found.refused), bool(found.fallbacks)
+    except OpcelError:
+        refused, falls_back = True, False
+    agrees = refused == (row["status"] == "refused") and (refused or falls_back == bool(row.get("fallback")))
+    return {"check_s": round(time.perf_counter() - start, 3), "check_agrees": agrees}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=os.environ.get("OPCEL_MODELS"))
@@ -108,6 +122,7 @@ def main() -> None:
             row = {"file": entry["file"], **examine(folder / entry["file"], entry.get("run_shapes") or {})}
         except Exception as error:  # a model that breaks the compiler is a row of its own
             row = {"file": entry["file"], "status": "BROKEN", "why": f"{type(error).__name__}: {error}"}
+        row |= checked(folder / entry["file"], row)
         if "why" in row:
             row["why"] = row["why"].replace(f"{folder}/", "")
         rows.append(row)

@@ -103,8 +103,11 @@ def models() -> str:
     fallen = [
         [r["file"], r["status"], "; ".join(r["fallback"])[:200].replace("|", "/")] for r in rows if r.get("fallback")
     ]
+    agreed, slowest = sum(r["check_agrees"] for r in rows), max(r["check_s"] for r in rows)
+    told_counts = ", ".join(f"{n} {status}" for status, n in counts.most_common())
     return (
-        f"{len(rows)} files: {', '.join(f'{n} {status}' for status, n in counts.most_common())}. Those not within:\n\n"
+        f"{len(rows)} files: {told_counts}. `opcel check` foretold {agreed} of them, the slowest in {slowest:.1f} s. "
+        "Those not within:\n\n"
         + table(["file", "status", "why, or errors"], told)
         + "\n\nCompiled with regions in ONNX Runtime:\n\n"
         + table(["file", "status", "operators and reasons"], fallen)
