@@ -87,7 +87,8 @@ def examine(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
     row["their_max_abs"] = max(e.max_abs for e in theirs)
     row["their_relative_l2"] = max(e.relative_l2 for e in theirs)
     loose = all(
-        e.within or (e.max_abs <= LOOSE * t.max_abs and e.relative_l2 <= LOOSE * t.relative_l2)
+        e.within
+        or (np.isfinite(e.max_abs) and e.max_abs <= LOOSE * t.max_abs and e.relative_l2 <= LOOSE * t.relative_l2)
         for e, t in zip(found, theirs, strict=True)
     )
     return {**row, "status": "loose" if loose else "outside"}
