@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,17 +16,6 @@ from opcel_compiler.proof import Bound, compare
 from .twins_more import ALL
 
 GetTwin = Callable[..., oc.CompiledModel]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def object_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    base = tmp_path_factory.getbasetemp()
-    # Workers of pytest-xdist have neighbouring folders; they share the cache.
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "object-cache"
-    folder.mkdir(exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPCEL_CACHE", str(folder))
-        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -168,6 +168,7 @@ def _padded_list(unit: KernelUnit, values: Sequence[Dim], size: int, fill: int) 
 
 
 def emit_conv_reference(kernel: Kernel, target: Target) -> KernelUnit:
+    """Any f32 conv or conv_transpose on dense row-major tensors."""
     anchor = kernel.anchor
     assert anchor is not None
     unit = KernelUnit()
@@ -183,33 +184,11 @@ def emit_conv_reference(kernel: Kernel, target: Target) -> KernelUnit:
         _padded_list(unit, a["dilations"], 3, 1), _padded_list(unit, a["pads"][: len(a["pads"]) // 2], 3, 0),
     ]  # fmt: skip
     unit.tasks = product(y.shape[:-1])
+    transposed = anchor.op == "conv_transpose"
+    header, tasks = ("transposed", "conv_transpose") if transposed else ("reference", "conv_reference")
     return unit.finish(
-        ["kernels/conv/reference.h"], "",
-        f"  const ConvReferenceArgs args{{{', '.join(fields)}}};\n  conv_reference_tasks(args, begin, end);\n",
-    )  # fmt: skip
-
-
-def emit_conv_transpose(kernel: Kernel, target: Target) -> KernelUnit:
-    """Any f32 conv_transpose on dense row-major tensors."""
-    anchor = kernel.anchor
-    assert anchor is not None
-    unit = KernelUnit()
-    inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
-    values = {v: inputs[v] for v in anchor.operands if v is not None and v in inputs}
-    x, w, y = values[anchor.operand(0)], values[anchor.operand(1)], kernel.outputs[0]
-    bias = anchor.operands[2] if len(anchor.operands) > 2 else None
-    a = anchor.attrs
-    fields = [
-        unit.pointer(x), unit.pointer(w), unit.pointer(values[bias]) if bias is not None else "nullptr",
-        unit.pointer(y, const=False), *map(unit.integer, (x.shape[0], x.shape[1], y.shape[1], a["groups"])),
-        _padded_list(unit, x.shape[2:], 3, 1), _padded_list(unit, y.shape[2:], 3, 1),
-        _padded_list(unit, w.shape[2:], 3, 1), _padded_list(unit, a["strides"], 3, 1),
-        _padded_list(unit, a["dilations"], 3, 1), _padded_list(unit, a["pads"][: len(a["pads"]) // 2], 3, 0),
-    ]  # fmt: skip
-    unit.tasks = product(y.shape[:-1])
-    return unit.finish(
-        ["kernels/conv/transposed.h"], "",
-        f"  const ConvReferenceArgs args{{{', '.join(fields)}}};\n  conv_transpose_tasks(args, begin, end);\n",
+        [f"kernels/conv/{header}.h"], "",
+        f"  const ConvReferenceArgs args{{{', '.join(fields)}}};\n  {tasks}_tasks(args, begin, end);\n",
     )  # fmt: skip
 
 
@@ -238,5 +217,5 @@ def emit_pool_reference(kernel: Kernel, target: Target) -> KernelUnit:
 
 EMITTERS = {
     "conv.blocked": emit_conv, "conv.depthwise": emit_depthwise, "pool.blocked": emit_pool,
-    "conv.reference": emit_conv_reference, "conv_transpose": emit_conv_transpose, "pool.reference": emit_pool_reference,
+    "conv.reference": emit_conv_reference, "conv_transpose": emit_conv_reference, "pool.reference": emit_pool_reference,
 }  # fmt: skip
