@@ -1,0 +1,1 @@
+"""The choice of kernel families and their parameters, a file for each kind of anchor."""

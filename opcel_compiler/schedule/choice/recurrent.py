@@ -1,0 +1,24 @@
+"""Recurrent layers: tiles over the batch, and how a step's hidden units are shared out."""
+
+from __future__ import annotations
+
+from opcel_compiler.ir.program import Kernel
+from opcel_compiler.schedule.choice.context import TASKS, Choosing, heights
+
+
+def choose_recurrent(kernel: Kernel, choosing: Choosing) -> None:
+    """Tasks of a step share out blocks of hidden units, unless a step is too short to share."""
+    anchor = kernel.anchor
+    assert anchor is not None
+    r = anchor.operand(1)
+    directions, rows, n = r.tensor.static_shape
+    kernel.inputs[list(kernel.body.inputs).index(r)].buffer.packing = f"recurrent:{choosing.width}"
+    batch, gates, blocks = kernel.outputs[0].shape[2], rows // n, directions * -(-n // choosing.width)
+    registers: int = choosing.target.vector.registers
+    tallest = max(1, (registers - gates - 1) // gates)
+    work = directions * rows * n * (batch if isinstance(batch, int) else 1)
+    general = tuple(h for h in (8, 6, 4, 2, 1) if h <= tallest)
+    kernel.params = {
+        "rows": heights(batch, min(tallest, 8), batch, general),
+        "blocks_per_task": blocks if work < 1 << 15 else max(1, blocks // TASKS),
+    }
