@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from opcel_compiler.errors import OpcelError
 from opcel_compiler.frontend.importer import Imported, import_model
 from opcel_compiler.frontend.limits import ModelError
 from opcel_compiler.frontend.proto_types import DimValue
@@ -21,13 +22,17 @@ from opcel_compiler.rewrite.pipeline import PassManager, Pipeline
 from opcel_compiler.schedule.coverage import Coverage, Work, native_work, node_work
 from opcel_compiler.schedule.lower import lower
 from opcel_compiler.schedule.placement import Fallback, place
-from opcel_compiler.targets import load_target
+from opcel_compiler.targets import TargetError, list_targets, load_target
 from opcel_compiler.targets.constraints import constraints_of, violations
 from opcel_compiler.targets.cpu.constraints import cpu_constraints
 from opcel_compiler.targets.schema import Target
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, of); `of` is 0 where the extent is not known."""
+
+
+PRECISIONS = ("f32", "bf16")
+"""What products can be computed in. Sums and all other arithmetic are in f32."""
 
 
 @dataclasses.dataclass
@@ -66,18 +71,22 @@ def prepare(
     instruments: tuple[Instrument, ...] = (),
     placed: Callable[[Compilation], None] | None = None,
     dims: Mapping[str, DimValue] | None = None,
+    precision: str = "f32",
 ) -> Compilation:
     """Import, run the passes, place and lower: everything before code generation.
 
     `dims` gives symbolic dimensions a size, or the (least, largest) size they may have, by name. `placed` is called
-    once it is known which nodes run where, and may refuse that by raising.
+    once it is known which nodes run where, and may refuse that by raising. `precision` is "f32", or "bf16" to compute
+    products in bf16. Raises TargetError for a target that cannot.
     """
     report = progress or (lambda what, done, of: None)
     description = load_target(target)
+    check_precision(description, precision)
     passes = Pipeline.parse(pipeline or description.pipeline)
     report("importing", 0, 0)
     imported = import_model(model, dims=dims)
-    work = Compilation(imported, description, passes, PassContext(target=description), Timing(), Counters())
+    context = PassContext(target=description, precision=precision)
+    work = Compilation(imported, description, passes, context, Timing(), Counters())
     work.dims = dict(dims or {})
     work.sketch = graph_sketch(imported.graph, imported.input_names)
     work.imported_nodes = len(work.graph)
@@ -99,6 +108,19 @@ def prepare(
     work.program = lower(work.graph)
     PassManager.run(work.program, passes.at("program"), work.context, tools)
     return work
+
+
+def check_precision(target: Target, precision: str) -> None:
+    """Raises OpcelError for an unknown precision, TargetError for one that the target cannot compute in."""
+    if precision not in PRECISIONS:
+        raise OpcelError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision == "f32" or (target.codegen == "cpu" and target.peak(precision)):
+        return
+    able = [t.id for t in map(load_target, list_targets()) if t.codegen == "cpu" and t.peak(precision)]
+    raise TargetError(
+        f"target {target.id} has no instructions for products in {precision}; compile with --precision f32, or for "
+        f"{' or '.join(able)}"
+    )
 
 
 def check_bound(graph: Graph) -> None:
@@ -131,5 +153,3 @@ def place_for(graph: Graph, target: Target) -> list[Fallback]:
         return next(broken, None)
 
     return place(graph, reason, lambda node: node_work(node, target))
-
-

@@ -28,6 +28,7 @@ from opcel_compiler.proof import (
     Proof,
     ProofError,
     given_inputs,
+    manifest_bound,
     outside,
     prove,
 )
@@ -58,7 +59,7 @@ def compile(
     model: Any, target: str = "host", output: str | os.PathLike[str] | None = None, threads: int | None = None, *,
     pipeline: str | None = None, fallback: str = "warn", inputs: str | os.PathLike[str] | Feeds | None = None,
     proof: bool = True, min_coverage: float = 0.0, dims: Mapping[str, DimValue] | None = None,
-    progress: Progress | None = None,
+    precision: str = "f32", max_error: float | None = None, progress: Progress | None = None,
 ) -> CompiledModel:  # fmt: skip
     """Compile an ONNX model (path, bytes or ModelProto) for `target` into the folder `output`, and open it.
 
@@ -66,13 +67,16 @@ def compile(
     opened model. `inputs` are the sample inputs of the proof (a .npz file or arrays by input name), else seeded random
     ones. `dims` gives symbolic dimensions a size, or the (least, largest) size they may have, by name: `{"batch": 1,
     "seq": (1, 128)}`. `fallback` says what to do with nodes that only another engine can run: allow, warn or error;
-    `min_coverage`, 0 to 1, is the least share of multiply-adds and of modelled time that must be native.
+    `min_coverage`, 0 to 1, is the least share of multiply-adds and of modelled time that must be native. `precision` is
+    "f32", or "bf16" for products in bf16 with sums in f32; `max_error` is the relative L2 error that the proof allows
+    an output, in place of the precision's own.
 
     Raises ModelError for a bad model, TargetError, FallbackError, ProofError when a result is outside the bound,
     OutputError and ToolchainError; in each case nothing is left at `output`.
     """
     if fallback not in FALLBACK_MODES:
         raise OpcelError(f"fallback is one of {', '.join(FALLBACK_MODES)}, not {fallback!r}")
+    bound = Bound.of(precision, max_error)
     report = progress or (lambda what, done, of: None)
     started = time.perf_counter()
     keep: tempfile.TemporaryDirectory[str] | None = None
@@ -85,7 +89,7 @@ def compile(
         _check_fallback(work, fallback)
         check_coverage(work.coverage, min_coverage)
 
-    work = prepare(model, target, pipeline=pipeline, progress=report, dims=dims, placed=placed)
+    work = prepare(model, target, pipeline=pipeline, progress=report, dims=dims, placed=placed, precision=precision)
     check_bound(work.graph)
     times = {"front": time.perf_counter() - started}
     with staged(place_at) as folder:
@@ -99,14 +103,14 @@ def compile(
         if proof:
             _check_memory(work, module)
             try:
-                stamp = _prove(work, model, folder, inputs, report)
+                stamp = _prove(work, model, folder, inputs, bound, report)
             except MemoryError as error:
                 raise ProofError(
                     f"not enough memory to run the model on sample inputs: {error}. Limit symbolic dimensions with "
                     "--dim, or use --no-proof and prove the artifact on a larger machine"
                 ) from error
         times["proof"] = time.perf_counter() - before
-        told, manifest = facts.report(work, module, stamp, folder), facts.manifest(work, module, folder, stamp)
+        told, manifest = facts.report(work, module, stamp, folder), facts.manifest(work, module, folder, stamp, bound)
         write_json(folder / REPORT, told)
         write_json(folder / MANIFEST, manifest)
         write_page(folder / PAGE, page(told, manifest))
@@ -149,18 +153,18 @@ def _write(work: Compilation, folder: Path, progress: Progress) -> Module:
     return build(work.program, work.target, folder, names, progress, work.imported.release)
 
 
-def _prove(work: Compilation, model: Any, folder: Path, inputs: Any, progress: Progress) -> Proof:
+def _prove(work: Compilation, model: Any, folder: Path, inputs: Any, bound: Bound, progress: Progress) -> Proof:
     progress("proving", 0, 0)
     # The runtime opens only a folder with a manifest; the final one needs the proof.
-    write_json(folder / MANIFEST, facts.manifest(work, None, folder, Proof("unproved")))
+    write_json(folder / MANIFEST, facts.manifest(work, None, folder, Proof("unproved"), bound))
     if missing := _cannot_run_here(work.target):
         return Proof("unproved", reason=f"this CPU lacks {missing}; run `opcel run --prove MODEL` on one that has it")
     names, outputs = work.imported.input_names, work.imported.output_names
     feeds, engine, want = _reference(model, work.graph, names, outputs, inputs)
     with CompiledModel(folder) as compiled:
-        stamp = prove(lambda f: compiled.run(dict(f)), zip(outputs, want, strict=True), feeds, engine, Bound())
+        stamp = prove(lambda f: compiled.run(dict(f)), zip(outputs, want, strict=True), feeds, engine, bound)
     if stamp.status != "proved":
-        raise ProofError(f"{outside(stamp)}. {first_wrong_node(work, feeds, want, engine)}")
+        raise ProofError(f"{outside(stamp)}. {first_wrong_node(work, feeds, want, engine, bound)}")
     return stamp
 
 
@@ -200,6 +204,7 @@ def prove_artifact(
     """
     verify(artifact)
     with CompiledModel(artifact) as compiled:
+        bound = manifest_bound(compiled.manifest)
         given = {n: v if isinstance(v, int) else (v[0], v[1]) for n, v in compiled.manifest.get("dims", {}).items()}
         imported = import_model(model, dims=given)
         if compiled.manifest.get("model_sha256") != imported.model_hash:
@@ -207,7 +212,7 @@ def prove_artifact(
         names, outputs = imported.input_names, imported.output_names
         graph = imported.graph
         feeds, engine, want = _reference(model, graph, names, outputs, inputs)
-        stamp = prove(lambda f: compiled.run(dict(f)), zip(outputs, want, strict=True), feeds, engine, Bound())
+        stamp = prove(lambda f: compiled.run(dict(f)), zip(outputs, want, strict=True), feeds, engine, bound)
         if stamp.status != "proved":
             raise ProofError(outside(stamp))
         folder = Path(artifact)

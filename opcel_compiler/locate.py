@@ -23,16 +23,16 @@ from opcel_compiler.runtime.model import CompiledModel
 from opcel_compiler.schedule.lower import lower
 
 
-def first_wrong_node(work: Compilation, feeds: Feeds, want: Sequence[np.ndarray], engine: str) -> str:
+def first_wrong_node(work: Compilation, feeds: Feeds, want: Sequence[np.ndarray], engine: str, bound: Bound) -> str:
     """A sentence that names the first kernel whose result differs from the interpreter's on the same graph, or says
     that a pass changed the graph's meaning, or why neither could be found out."""
     try:
-        return _search(work, feeds, want, engine)
+        return _search(work, feeds, want, engine, bound)
     except OpcelError as error:
         return f"The first wrong node could not be searched for: {error}"
 
 
-def _search(work: Compilation, feeds: Feeds, want: Sequence[np.ndarray], engine: str) -> str:
+def _search(work: Compilation, feeds: Feeds, want: Sequence[np.ndarray], engine: str, bound: Bound) -> str:
     graph = work.graph
     names = work.imported.input_names
     given = {v.name: feeds[n] for n, v in zip(names, graph.inputs, strict=True)}
@@ -46,7 +46,6 @@ def _search(work: Compilation, feeds: Feeds, want: Sequence[np.ndarray], engine:
                 values[value.name] = (node, np.asarray(array))
 
     final = interpret(graph, given, observe=observe)
-    bound = Bound()
     got = _run_observed(work, graph, list(values), feeds)
     for name, (node, array) in values.items():
         if name in got and not compare(name, got[name], array, bound).within:

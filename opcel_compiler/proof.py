@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,10 @@ SIZES = ((3, 7, 5, 2, 11, 13), (2, 64, 96, 32, 128), (64,))
 shapes and the reference allow."""
 
 
+BF16_NORM = 2e-2
+"""The relative L2 error that is allowed with products in bf16: ten roundings, of 2**-9 at most, all the same way."""
+
+
 class ProofError(OpcelError):
     """The compiled model is outside its bound, or no reference could run it."""
 
@@ -29,14 +33,30 @@ class ProofError(OpcelError):
 
 @dataclass(frozen=True)
 class Bound:
-    """|error| ≤ absolute + relative·|reference| for every element, and ‖error‖₂ ≤ norm·‖reference‖₂ per output."""
+    """|error| ≤ absolute + relative·|reference| for every element, and ‖error‖₂ ≤ norm·‖reference‖₂ per output.
+
+    An infinite `absolute` limits no single element.
+    """
 
     absolute: float = 1e-4
     relative: float = 1e-3
     norm: float = 1e-4
 
+    @staticmethod
+    def of(precision: str, max_error: float | None = None) -> Bound:
+        """The bound of an artifact. With products in bf16 (8 bits of precision, each operand rounded) the error is that
+        of the norm alone: a value near zero that is the difference of large ones has no relative precision.
+
+        `max_error` replaces the relative L2 error that is allowed. Raises OpcelError unless it is positive and finite.
+        """
+        if max_error is not None and not 0 < max_error < float("inf"):
+            raise OpcelError(f"the largest error is a positive number, not {max_error}")
+        bound = Bound() if precision == "f32" else Bound(float("inf"), 0.0, BF16_NORM)
+        return bound if max_error is None else replace(bound, norm=max_error)
+
     def __str__(self) -> str:
-        return f"|err| <= {self.absolute:g} + {self.relative:g}*|ref|, relative L2 <= {self.norm:g}"
+        element = f"|err| <= {self.absolute:g} + {self.relative:g}*|ref|, "
+        return f"{element if self.absolute < float('inf') else ''}relative L2 <= {self.norm:g}"
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,11 @@ class Proof:
         rows = [{"name": o.name, "max_abs": o.max_abs, "relative_l2": o.relative_l2} for o in self.outputs]
         out: dict[str, Any] = {"status": self.status, "reference": self.reference, "bound": self.bound, "outputs": rows}
         return {**out, "reason": self.reason} if self.reason else out
+
+
+def manifest_bound(manifest: Mapping[str, Any]) -> Bound:
+    """The bound of the artifact that a manifest describes."""
+    return Bound.of(manifest.get("precision", "f32"), manifest.get("max_error"))
 
 
 def outside(stamp: Proof) -> str:

@@ -29,7 +29,7 @@ class ChooseKernels(Pass):
         target = ctx.target
         if target is None or target.vector is None:
             return
-        choosing = Choosing(program, target)
+        choosing = Choosing(program, target, ctx.precision)
         program.steps = [s for step in program.steps for s in _choose(step, choosing)]
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from opcel_compiler.bench.engines import OPCEL, PEERS, Engine
 from opcel_compiler.bench.turns import EngineError, Worker
 from opcel_compiler.frontend.importer import import_model
-from opcel_compiler.proof import Bound, OutputError_, compare, given_inputs
+from opcel_compiler.proof import Bound, OutputError_, compare, given_inputs, manifest_bound
 from opcel_compiler.references import reference_outputs
+from opcel_compiler.runtime import read_manifest
 
 BLOCK_S = 0.15
 MIN_CALLS, MAX_CALLS = 3, 2000
@@ -117,7 +118,7 @@ def measure(
         if profile:
             _profile(turns[0], result)
         if model is not None:
-            _check(turns, model, feeds, Path(folder), result)
+            _check(turns, model, feeds, Path(folder), result, manifest_bound(read_manifest(artifact)))
         return result
 
 
@@ -188,13 +189,14 @@ def _profile(turn: _Turn, result: Bench) -> None:
     result.step_seconds = [statistics.median(steps) / turn.calls for steps in zip(*blocks, strict=True)]
 
 
-def _check(turns: Sequence[_Turn], model: Path, feeds: Mapping[str, np.ndarray], folder: Path, result: Bench) -> None:
-    """Compare what each engine computes with the reference that the proof takes, in the proof's bound."""
+def _check(
+    turns: Sequence[_Turn], model: Path, feeds: Mapping[str, np.ndarray], folder: Path, result: Bench, bound: Bound
+) -> None:
+    """Compare what each engine computes with the reference that the proof takes, in the artifact's bound."""
     imported = import_model(model)
     names, outputs = imported.input_names, imported.output_names
     given = given_inputs(feeds, imported.graph, names)
     result.reference, want = reference_outputs(model, imported.graph, names, outputs, given)
-    bound = Bound()
     result.bound = str(bound)
     for turn in turns:
         path = folder / f"{turn.row.engine}.npz"

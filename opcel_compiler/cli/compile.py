@@ -32,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--fallback", choices=("allow", "warn", "error"), default="warn",
         help="what to do with operators that only ONNX Runtime can run (default: warn)",
     )  # fmt: skip
+    options.add_precision(parser)
     options.add_dims(parser)
     options.add_min_coverage(parser)
     options.add_inputs(parser, "sample inputs for the proof (default: random ones)")
@@ -53,7 +54,7 @@ def execute(args: argparse.Namespace) -> int:
         with driver.compile(
             args.model, args.target, output, args.threads, pipeline=args.pipeline, fallback=args.fallback,
             inputs=read_arrays(args.inputs) if args.inputs else None, proof=not args.no_proof, dims=dict(args.dim),
-            min_coverage=args.min_coverage, progress=progress,
+            min_coverage=args.min_coverage, precision=args.precision, max_error=args.max_error, progress=progress,
         ) as model:  # fmt: skip
             report = model.report
             signature = [(label, model.manifest[label]) for label in ("inputs", "outputs")]
@@ -72,6 +73,8 @@ def execute(args: argparse.Namespace) -> int:
 def report_rows(report: Mapping[str, Any], reasons: bool = True) -> Iterator[tuple[str, str]]:
     """What a report says of coverage, proof and memory; with `reasons` also why each node is not native."""
     coverage, fallback = report["coverage"], report["fallback"]
+    if report["precision"] != "f32":
+        yield "precision", f"products in {report['precision']}, sums in f32"
     yield "nodes", coverage_text(coverage)
     for entry in fallback[:MAX_REASONS] if reasons else ():
         yield "", f"{entry['op']} ({', '.join(entry['origin'][:3]) or 'unnamed'}): {entry['reason']}"

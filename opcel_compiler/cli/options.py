@@ -71,6 +71,28 @@ def add_min_coverage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-coverage", type=share, default=0.0, metavar="SHARE", help=help_)
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision", choices=("f32", "bf16"), default="f32",
+        help="what products are computed in; sums are always in f32 (default: f32)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-error", type=limit, metavar="L2",
+        help="the relative L2 error that the proof allows an output (default: 1e-4 for f32, 2e-2 for bf16)",
+    )  # fmt: skip
+
+
+def limit(text: str) -> float:
+    """A positive finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return value
+
+
 def add_json(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--json", action="store_true", help=f"print {what} as JSON and nothing else")
 

@@ -86,7 +86,7 @@ class TileBytes:
         self.reduce = tuple(i for i, a in enumerate(kernel.axes) if a.kind == "reduce")
         self.maps = kernel.maps
         self._views = [self._axes(v, m, sizes) for v, m in zip(kernel.views, kernel.maps, strict=True)]
-        self._bits = [v.dtype.bits for v in kernel.views]
+        self._bits = [16 if v.buffer.layout.storage == "bf16" else v.dtype.bits for v in kernel.views]
         self._widening = max((max(32, v.dtype.bits) / max(v.dtype.bits, 1) for v in kernel.outputs), default=1.0)
         self._keys: int | None = None
         if kernel.anchor is not None and kernel.anchor.op == "attention":

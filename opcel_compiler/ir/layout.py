@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from opcel_compiler.ir.dims import Dim, ceildiv, product
+
+STORAGES = ("", "bf16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +16,8 @@ class Layout:
     `block`: axis `block_axis` is cut into blocks of this many elements; the block index keeps the axis' place in the
     order and the position inside the block is innermost. The last block is filled with `pad_value`.
     `halo[i]`: (before, after) elements of `pad_value` around axis i; () means none anywhere.
+    `storage`: "bf16" when elements that are logically f32 lie in memory as bf16, rounded to nearest even as they are
+    written; "" when they lie as their type.
     """
 
     order: tuple[int, ...] = ()
@@ -21,11 +25,13 @@ class Layout:
     block: int = 1
     halo: tuple[tuple[int, int], ...] = ()
     pad_value: float = 0.0
+    storage: str = ""
 
     @property
     def is_plain(self) -> bool:
-        """Row-major in the logical order, unblocked, without a halo."""
-        return self.block == 1 and not any(sum(h) for h in self.halo) and list(self.order) == sorted(self.order)
+        """Row-major in the logical order, unblocked, without a halo, elements as their type."""
+        in_order = self.block == 1 and list(self.order) == sorted(self.order)
+        return in_order and not any(sum(h) for h in self.halo) and not self.storage
 
     def _outer(self, shape: tuple[Dim, ...]) -> list[Dim]:
         dims: list[Dim] = list(shape)
@@ -63,7 +69,11 @@ class Layout:
             return self
         have = self.halo or tuple((0, 0) for _ in halo)
         joined = tuple((max(a, c), max(b, d)) for (a, b), (c, d) in zip(have, halo, strict=True))
-        return Layout(self.order, self.block_axis, self.block, joined, self.pad_value)
+        return replace(self, halo=joined)
+
+    def stored_as(self, storage: str) -> Layout:
+        """This layout with elements that lie in memory as `storage`."""
+        return replace(self, storage=storage)
 
     def __str__(self) -> str:
         if self.is_plain and not self.order:
@@ -77,6 +87,8 @@ class Layout:
             parts.append("halo=" + ".".join(f"{a}-{b}" for a, b in self.halo))
         if self.pad_value:
             parts.append(f"pad={self.pad_value!r}")
+        if self.storage:
+            parts.append(f"storage={self.storage}")
         return f"layout<{', '.join(parts)}>"
 
 

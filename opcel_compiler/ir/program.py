@@ -44,6 +44,11 @@ class Buffer:
         """How many elements the buffer occupies, halo and padding included."""
         return self.layout.elements(self.type.dims)
 
+    @property
+    def element_bytes(self) -> int:
+        """Bytes from one element to the next."""
+        return 2 if self.layout.storage == "bf16" else (self.type.dtype.bits + 7) // 8
+
     def __repr__(self) -> str:
         return f"@{self.name}: {self.type} {self.layout} {self.kind}"
 

@@ -19,6 +19,7 @@ from opcel_compiler.ir.dims import as_symbol, evaluate
 from opcel_compiler.ir.graph import InferenceError
 from opcel_compiler.ir.program import AccessMap, Buffer, Kernel, Program, Region, View, whole
 from opcel_compiler.ir.tile_evaluate import Accumulator, Box, Tile, Uncovered, box_of
+from opcel_compiler.ir.types import BF16, F32
 
 
 class ProgramError(OpcelError):
@@ -146,6 +147,8 @@ class _Run:
         return np.asarray(self.storage[view.buffer][self._places(view, box)])
 
     def write(self, view: View, box: Box | None, data: np.ndarray) -> None:
+        if view.buffer.layout.storage == "bf16":
+            data = data.astype(BF16.numpy).astype(F32.numpy)
         self.storage[view.buffer][self._places(view, box)] = data
 
     # -- steps -------------------------------------------------------------------------------------------------------

@@ -96,11 +96,11 @@ class _ProgramParser(_Parser):
         found = self.take(
             re.compile(
                 r"<(?:order=(?P<order>[\d.]+))?(?:, )?(?:block=(?P<block>\d+)@(?P<axis>\d+))?(?:, )?"
-                r"(?:halo=(?P<halo>[\d.-]+))?(?:, )?(?:pad=(?P<pad>[^>]+))?>"
+                r"(?:halo=(?P<halo>[\d.-]+))?(?:, )?(?:pad=(?P<pad>[^,>]+))?(?:, )?(?:storage=(?P<storage>\w+))?>"
             )
         )
         if not found:
-            self.fail("expected <order=0.1, block=8@1, halo=0-0.1-1, pad=0.0>, each part optional")
+            self.fail("expected <order=0.1, block=8@1, halo=0-0.1-1, pad=0.0, storage=bf16>, each part optional")
         try:
             return Layout(
                 tuple(map(int, found["order"].split("."))) if found["order"] else (),
@@ -108,6 +108,7 @@ class _ProgramParser(_Parser):
                 int(found["block"] or 1),
                 tuple(self.pair(h) for h in found["halo"].split(".")) if found["halo"] else (),
                 float(found["pad"] or 0.0),
+                found["storage"] or "",
             )
         except ValueError as e:
             self.fail(str(e), start)

@@ -4,7 +4,7 @@
  2. Names: no two buffers have the same name.
  3. Data: a weight has data of its dtype and number of elements, no other buffer has data or a packing.
  4. Layouts: the order is a permutation, the block is positive and of an existing axis, a halo gives two non-negative
-    widths for each axis, none on the blocked one.
+    widths for each axis, none on the blocked one. Only temporaries and weights of f32 are stored as bf16.
  5. Pads: the pad value of floats is 0, that of other elements is one of their dtype.
  6. Views: a view has a stride for each axis, and on a blocked buffer the buffer's axes.
  7. Bounds: a view whose shape, strides and offset are integers lies inside its buffer.
@@ -32,9 +32,10 @@ import numpy as np
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.analysis import symbol_places, symbols_in
 from opcel_compiler.ir.dims import Symbol, equal
+from opcel_compiler.ir.layout import STORAGES
 from opcel_compiler.ir.program import Buffer, Kernel, Program, Region, View
 from opcel_compiler.ir.program_text import step_text
-from opcel_compiler.ir.types import TensorType
+from opcel_compiler.ir.types import F32, TensorType
 from opcel_compiler.ir.verify import VerifyError, compatible, verify
 
 EXACT_OVERLAP = 1 << 16
@@ -135,6 +136,8 @@ def _buffer(b: Buffer) -> None:
         bad = len(layout.halo) != rank or any(w < 0 for pair in layout.halo for w in pair)
         if bad or (layout.block > 1 and any(layout.halo[layout.block_axis])):
             raise ProgramVerifyError(4, f"{b!r}: the halo does not fit {rank} axes, the blocked one without a halo")
+    if layout.storage not in STORAGES or (layout.storage and (b.type.dtype != F32 or b.kind in ("input", "output"))):
+        raise ProgramVerifyError(4, f"{b!r} cannot be stored as {layout.storage}")
     if b.type.dtype.kind not in "iu":
         if layout.pad_value != 0:
             raise ProgramVerifyError(5, f"{b!r}: pads of {b.type.dtype} are 0")

@@ -13,7 +13,7 @@ from opcel_compiler.compilation import Compilation
 from opcel_compiler.ir.analysis import flops
 from opcel_compiler.ir.dims import Dim, dim_min
 from opcel_compiler.ir.program import Kernel, Region, View
-from opcel_compiler.proof import Proof
+from opcel_compiler.proof import Bound, Proof
 from opcel_compiler.report.sketch import program_sketch
 from opcel_compiler.runtime.integrity import file_sha256, stamped
 from opcel_compiler.schedule.cost import gathered_bytes, kernel_cost
@@ -23,7 +23,7 @@ from opcel_compiler.targets.schema import Target
 from opcel_compiler.version import VERSION
 
 
-def manifest(work: Compilation, module: Module | None, folder: Path, stamp: Proof) -> dict[str, Any]:
+def manifest(work: Compilation, module: Module | None, folder: Path, stamp: Proof, bound: Bound) -> dict[str, Any]:
     """What is needed to run the artifact, and to tell whether it is whole. Deterministic."""
     assert work.program is not None
 
@@ -50,6 +50,7 @@ def manifest(work: Compilation, module: Module | None, folder: Path, stamp: Proo
             "features": list(isa.features) if isa else [],
         },
         "pipeline": str(work.pipeline), "dims": {n: v if isinstance(v, int) else list(v) for n, v in work.dims.items()},
+        "precision": work.context.precision, "max_error": bound.norm,
         "inputs": values(work.imported.input_names, work.program.inputs),
         "outputs": values(work.imported.output_names, work.program.outputs), "modules": modules,
         "weights": {"file": "weights.bin", "bytes": size, "sha256": file_sha256(weights) if size else ""},
@@ -87,7 +88,7 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
         "target": {
             "id": work.target.id, "name": work.target.name, "isa": work.target.isa.level if work.target.isa else "",
         },
-        "pipeline": str(work.pipeline),
+        "pipeline": str(work.pipeline), "precision": work.context.precision,
         "passes": [{"name": p, "rule": r, "changes": n} for (p, r), n in sorted(work.counters.changes.items())],
         "kernels": kernels,
         "regions": [
@@ -155,7 +156,7 @@ def _view_bytes(view: View) -> Dim:
     size: Dim = 1
     for extent, stride in zip(view.shape, view.strides, strict=True):
         size = size * (extent if stride != 0 else 1)
-    return size * ((view.dtype.bits + 7) // 8)
+    return size * view.buffer.element_bytes
 
 
 def build_facts(times: Mapping[str, float], work: Compilation, module: Module) -> dict[str, Any]:

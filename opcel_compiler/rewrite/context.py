@@ -16,7 +16,8 @@ class PassContext:
     `limit`: after so many changes nothing changes any more (bisection). `explain`: also record partial matches, and of
     the rule `focus` every mismatch.
 
-    `approximate` is forbidden unless the caller asks for it.
+    `precision` is what products may be computed in: "f32", or "bf16" with sums in f32. `approximate` is forbidden
+    unless the caller asks for it.
     """
 
     target: Any = None
@@ -27,6 +28,7 @@ class PassContext:
     report: Report = field(default_factory=Report)
     current: str = ""
     """The name of the pass that runs."""
+    precision: str = "f32"
 
     def allows(self, rule: str, node: Node, numerics: Numerics = Numerics.EXACT) -> bool:
         """Whether a change of `numerics` at `node` may be made now; a class that is forbidden is reported."""

@@ -26,7 +26,7 @@ class MemoryPlan:
 
 def buffer_bytes(buffer: Buffer) -> Dim:
     """Bytes a buffer occupies, rounded up to the alignment."""
-    size = buffer.elements * ((buffer.type.dtype.bits + 7) // 8)
+    size = buffer.elements * buffer.element_bytes
     return ceildiv(size, ALIGNMENT) * ALIGNMENT
 
 

@@ -120,3 +120,13 @@ def test_interrupted_it_leaves_nothing(
     result = opcel("compile", models / "mlp.onnx", "-q")
     assert (result.code, result.err) == (130, "opcel: error: interrupted\n")
     assert left_in(tmp_path) == []
+
+
+def test_precision_and_its_limit(opcel: Opcel, models: Path) -> None:
+    result = opcel("compile", models / "mlp.onnx", "--precision", "bf16", "--target", "x86-64-avx2")
+    assert result.code == 1 and result.err.count("\n") == 1 and "--precision f32" in result.err
+    for wrong in ("0", "-1", "nan", "inf", "x"):
+        assert opcel("compile", models / "mlp.onnx", "--max-error", wrong).code == 2
+    target = ("--target", "x86-64-avx512-vnni-bf16", "--no-proof")
+    result = opcel("compile", models / "mlp.onnx", "--precision", "bf16", *target)
+    assert result.code == 0 and "precision   products in bf16, sums in f32" in result.out

@@ -11,10 +11,13 @@ import pytest
 from opcel_compiler.codegen.cpu.build import CSRC
 from opcel_compiler.codegen.cpu.expressions import c_dim, literal
 from opcel_compiler.codegen.cpu.host import c_string
-from opcel_compiler.codegen.cpu.pack import conv_panels, laid_out
+from opcel_compiler.codegen.cpu.pack import conv_panels, laid_out, packed
+from opcel_compiler.codegen.cpu.unit import KernelUnit
 from opcel_compiler.ir.dims import evaluate, parse_dim
+from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.layout import Layout
-from opcel_compiler.ir.types import BOOL, F32, F64, I64
+from opcel_compiler.ir.program import Buffer, whole
+from opcel_compiler.ir.types import BF16, BOOL, F32, F64, I64, TensorType
 
 
 def test_dims_mean_the_same_in_cpp(tmp_path: Path) -> None:
@@ -26,15 +29,11 @@ def test_dims_mean_the_same_in_cpp(tmp_path: Path) -> None:
     source.write_text(
         '#include <cstdio>\n#include "base/dims.h"\nusing namespace opcel;\nint main() {\n'
         "  for (int64_t a = 0; a < 12; a += 5)\n    for (int64_t b = 1; b < 9; b += 3) {\n"
-        "  const int64_t s[] = {a, b};\n"
-        + "\n".join(lines)
-        + "\n  (void)s;\n  }\n}\n"
+        "  const int64_t s[] = {a, b};\n" + "\n".join(lines) + "\n  (void)s;\n  }\n}\n"
     )
     subprocess.run(["g++", "-std=c++17", f"-I{CSRC}", source, "-o", tmp_path / "dims"], check=True)
     printed = subprocess.run([tmp_path / "dims"], capture_output=True, text=True, check=True).stdout.split()
-    wanted = [
-        evaluate(parse_dim(t), {"a": a, "b": b}) for a in range(0, 12, 5) for b in range(1, 9, 3) for t in texts
-    ]
+    wanted = [evaluate(parse_dim(t), {"a": a, "b": b}) for a in range(0, 12, 5) for b in range(1, 9, 3) for t in texts]
     assert [int(p) for p in printed] == wanted
 
 
@@ -75,6 +74,21 @@ def test_packed_order_is_what_the_layout_says(layout: Layout) -> None:
             at += i * strides[axis]
         assert flat[at + inner] == array[index]
     assert np.count_nonzero(flat) == array.size
+
+
+def test_weights_are_stored_as_their_layout_says() -> None:
+    array = np.array([1, 1 / 3, -1e30, np.inf], np.float32)
+    buffer = Buffer("w", TensorType(F32, (4,)), "weight", Layout(storage="bf16"), data=Constant(array))
+    np.testing.assert_array_equal(packed(buffer).view(np.uint16), array.astype(BF16.numpy).view(np.uint16))
+
+
+def test_a_family_not_made_for_bf16_storage_cannot_read_it() -> None:
+    buffer = Buffer("t", TensorType(F32, (4,)), layout=Layout(storage="bf16"))
+    assert KernelUnit().pointer(whole(buffer), "bf16") == "static_cast<const bf16*>(p[0])"
+    with pytest.raises(ValueError, match=r"@t.* cannot be read or written as float"):
+        KernelUnit().pointer(whole(buffer))
+    with pytest.raises(ValueError, match=r"@t.* cannot be read or written as bf16"):
+        KernelUnit().pointer(whole(Buffer("t", TensorType(F32, (4,)))), "bf16")
 
 
 def test_convolution_panels() -> None:

@@ -40,6 +40,14 @@ def test_living_buffers_are_apart(name: str) -> None:
                 assert at + size <= bt or bt + other <= at
 
 
+def test_elements_stored_as_bf16_take_two_bytes() -> None:
+    p = program(perceptron(64))
+    buffer = next(iter(lifetimes(p)))
+    before = buffer_bytes(buffer)
+    buffer.layout = buffer.layout.stored_as("bf16")
+    assert buffer_bytes(buffer) * 2 == before
+
+
 def test_dead_memory_is_used_again() -> None:
     p = program(convnet(2))
     plan = plan_memory(p)

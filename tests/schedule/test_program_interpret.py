@@ -15,8 +15,9 @@ from opcel_compiler.ir.interpret import run
 from opcel_compiler.ir.layout import Layout
 from opcel_compiler.ir.program import Buffer, Kernel, Program, Region, View, whole
 from opcel_compiler.ir.program_interpret import ProgramError, run_program
+from opcel_compiler.ir.program_verify import verify_program
 from opcel_compiler.ir.tile_evaluate import Tile
-from opcel_compiler.ir.types import tensor
+from opcel_compiler.ir.types import BF16, tensor
 
 
 @dataclass
@@ -130,6 +131,18 @@ def test_the_order_of_axes_is_a_matter_of_storage() -> None:
     feeds = feeds_for(program)
     np.testing.assert_array_equal(run_program(program, feeds)["z"], feeds["x"])
     assert whole(y).strides == (3, 1, 6)
+
+
+def test_elements_stored_as_bf16_are_rounded() -> None:
+    t = tensor("f32", 2, 3)
+    x, y, z = Buffer("x", t, "input"), Buffer("y", t, layout=Layout(storage="bf16")), Buffer("z", t, "output")
+    copy: Build = lambda g, v: v  # noqa: E731
+    program = Program("p", [x], [z], [kernel("relayout", [x], y, copy), kernel("relayout", [y], z, copy)])
+    verify_program(program)
+    feeds = feeds_for(program)
+    got = run_program(program, feeds)["z"]
+    np.testing.assert_array_equal(got, feeds["x"].astype(BF16.numpy).astype(np.float32))
+    assert not np.array_equal(got, feeds["x"]) and got.dtype == np.float32
 
 
 def test_concat_by_copies() -> None:

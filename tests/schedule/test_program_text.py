@@ -53,7 +53,7 @@ def odd() -> Program:
     """All that a program can say that those of one kernel do not."""
     t = tensor("f32", N, 6)
     x, y = Buffer("in:0", t, "input"), Buffer("scores/y", t, "output")
-    a = Buffer("a", t, layout=Layout(order=(1, 0), pad_value=-1.5), memory="sram")
+    a = Buffer("a", t, layout=Layout(order=(1, 0), pad_value=-1.5, storage="bf16"), memory="sram")
     w = weight("w", np.ones((6,), np.float32))
     w.packing = 'p"q'
     first = kernel("elementwise.x-1", [x, w], a, lambda g, v, w: g.add("add", [v, w], origin=["A b"]).result, "A b")
@@ -71,7 +71,7 @@ def test_round_trip_of_names_params_regions() -> None:
     text = round_trip(odd())
     for part in (
         'program "odd program"(@"in:0") -> (@"scores/y") {',
-        "temp @a: f32[n, 6] layout<order=1.0, pad=-1.5> in sram",
+        "temp @a: f32[n, 6] layout<order=1.0, pad=-1.5, storage=bf16> in sram",
         'weight @w: f32[6] packing "p\\"q" = f32[6] 1.0',
         'reads @"in:0", @w[n, 6]:[0, 1]:[0]',
         'region 0 "no \\"kernel\\"" from "Frob_1", "Frob_2" {',

@@ -56,6 +56,9 @@ breaks(4, "the halo does not fit")(
 breaks(4, "the blocked one without a halo")(
     lambda p, b, k: setattr(b["a"], "layout", Layout(block=8, halo=((0, 0), (1, 0), (0, 0), (0, 0))))
 )  # fmt: skip
+breaks(4, "cannot be stored as f16")(lambda p, b, k: setattr(b["a"], "layout", Layout(storage="f16")))
+breaks(4, "cannot be stored as bf16")(lambda p, b, k: setattr(b["x"], "layout", Layout(storage="bf16")))
+breaks(4, "cannot be stored as bf16")(lambda p, b, k: setattr(b["y"], "layout", Layout(storage="bf16")))
 breaks(5, "pads of f32 are 0")(lambda p, b, k: setattr(b["a"], "layout", replace(b["a"].layout, pad_value=1.0)))
 breaks(6, "has shape (2, 10, 7, 6) and strides (1,)")(
     lambda p, b, k: k[0].inputs.__setitem__(0, View(b["x"], b["x"].type.dims, (1,)))

@@ -179,7 +179,7 @@ class HostWriter:
             base = f"weights + {self.weights.offsets[b]}"
         else:
             base = f"arena + {self.dim(self.memory.offsets[b])}"
-        offset = view.offset * ((b.type.dtype.bits + 7) // 8)
+        offset = view.offset * b.element_bytes
         return base if offset == 0 else f"{base} + {self.dim(offset)}"
 
     def _run(self) -> str:

@@ -6,10 +6,10 @@ import numpy as np
 
 from opcel_compiler.ir.layout import Layout
 from opcel_compiler.ir.program import Buffer
+from opcel_compiler.ir.types import BF16
 
 
-def packed(buffer: Buffer) -> np.ndarray:
-    """The bytes of a weight buffer as a flat array, in the buffer's order, padding included."""
+def _ordered(buffer: Buffer) -> np.ndarray:
     assert buffer.data is not None
     array = buffer.data.array.reshape(tuple(int(d) for d in buffer.type.dims))  # type: ignore[arg-type]
     if buffer.packing.startswith("conv:"):
@@ -18,6 +18,12 @@ def packed(buffer: Buffer) -> np.ndarray:
     if buffer.packing.startswith("recurrent:"):
         return recurrent_panels(array, int(buffer.packing.split(":")[1]))
     return laid_out(array, buffer.layout)
+
+
+def packed(buffer: Buffer) -> np.ndarray:
+    """The bytes of a weight buffer as a flat array, in the buffer's order and storage, padding included."""
+    array = _ordered(buffer)
+    return array.astype(BF16.numpy) if buffer.layout.storage == "bf16" else array
 
 
 def laid_out(array: np.ndarray, layout: Layout) -> np.ndarray:

@@ -21,11 +21,13 @@ TASKS = 16
 class Choosing:
     """One program being decided: its target, the names that are taken, and the weights packed so far.
 
-    `cache` is the second-level cache of a core in bytes, 256 KiB where the description has none.
+    `cache` is the second-level cache of a core in bytes, 256 KiB where the description has none. `precision` is that
+    of `PassContext`; a kernel that is computed in bf16 says so with params["precision"] = "bf16".
     """
 
-    def __init__(self, program: Program, target: Any) -> None:
+    def __init__(self, program: Program, target: Any, precision: str = "f32") -> None:
         self.target = target
+        self.precision = precision
         self.width: int = target.vector.width_f32
         self.names = {b.name for b in program.buffers}
         self.packed: dict[tuple[View, Layout], Buffer] = {}

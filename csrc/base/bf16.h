@@ -1,0 +1,120 @@
+// bf16: the upper 16 bits of an f32, so 8 bits of precision and the range of f32. Conversions, and the dot product of pairs.
+//
+// With the instructions of AVX512_BF16 denormals count as zero, as operands, products and sums; without them the same
+// functions compute with integers and f32, keep denormals, and may round sums otherwise.
+#pragma once
+
+#include <cstdint>
+
+#include "base/vec.h"
+
+namespace opcel {
+
+struct bf16 {
+  std::uint16_t bits;
+};
+
+namespace detail {
+typedef std::uint32_t vu __attribute__((vector_size(4 * W)));
+typedef std::uint16_t vh __attribute__((vector_size(2 * W)));
+typedef std::uint16_t vh_memory __attribute__((vector_size(2 * W), aligned(2), may_alias));
+
+// bf16 bits in the upper half of each lane, to nearest even; the lower half is unspecified. A NaN stays one.
+OPCEL_INLINE vu round_upper(vf v) {
+  const vu bits = (vu)v;
+  const vu rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return (vu)(v == v ? (vi)rounded : (vi)(bits | 0x400000u));
+}
+}  // namespace detail
+
+// W elements, any alignment, widened.
+OPCEL_INLINE vf load(const bf16* p) {
+  const auto half = *reinterpret_cast<const detail::vh_memory*>(p);
+  return (vf)(__builtin_convertvector(half, detail::vu) << 16);
+}
+// The first n elements at p (0 <= n <= W), zero in the other lanes; memory past them is not touched.
+OPCEL_INLINE vf load_n(const bf16* p, int n) {
+  bf16 all[W] = {};
+  for (int i = 0; i < W; ++i)
+    if (i < n) all[i] = p[i];
+  return load(all);
+}
+
+// To p, each lane rounded to the nearest bf16, ties to even.
+OPCEL_INLINE void store(bf16* p, vf v) {
+  detail::vh half;
+#if defined(__AVX512BF16__)
+  asm("vcvtneps2bf16 %1, %0" : "=v"(half) : "v"(v));
+#else
+  half = __builtin_convertvector(detail::round_upper(v) >> 16, detail::vh);
+#endif
+  *reinterpret_cast<detail::vh_memory*>(p) = half;
+}
+// The first n lanes of v to p (0 <= n <= W); memory past them is not touched.
+OPCEL_INLINE void store_n(bf16* p, vf v, int n) {
+  bf16 all[W];
+  store(all, v);
+  for (int i = 0; i < W; ++i)
+    if (i < n) p[i] = all[i];
+}
+
+template <bool Tail>
+OPCEL_INLINE vf load_t(const bf16* p, int n) {
+  return Tail ? load_n(p, n) : load(p);
+}
+template <bool Tail>
+OPCEL_INLINE void store_t(bf16* p, vf v, int n) {
+  if constexpr (Tail)
+    store_n(p, v, n);
+  else
+    store(p, v);
+}
+
+// W pairs of bf16, the first of each pair in the lower half of its lane.
+typedef vi pairs;
+
+// W pairs that lie one after another at p, any alignment.
+OPCEL_INLINE pairs load_pairs(const bf16* p) { return load_i(reinterpret_cast<const std::int32_t*>(p)); }
+OPCEL_INLINE void store_pairs(bf16* p, pairs v) { store_i(reinterpret_cast<std::int32_t*>(p), v); }
+
+// The pair at p in every lane.
+OPCEL_INLINE pairs set_pair(const bf16* p) {
+  typedef std::int32_t pair_memory __attribute__((aligned(2), may_alias));
+  return set_i(*reinterpret_cast<const pair_memory*>(p));
+}
+
+// Lane i is the pair (first[i], second[i]), rounded.
+OPCEL_INLINE pairs interleave(vf first, vf second) {
+#if defined(__AVX512BF16__)
+  detail::vh low, high;
+  asm("vcvtneps2bf16 %1, %0" : "=v"(low) : "v"(first));
+  asm("vcvtneps2bf16 %1, %0" : "=v"(high) : "v"(second));
+  return (vi)(__builtin_convertvector(low, detail::vu) | __builtin_convertvector(high, detail::vu) << 16);
+#else
+  return (vi)((detail::round_upper(first) >> 16) | (detail::round_upper(second) & 0xffff0000u));
+#endif
+}
+
+// The first and second elements of the pairs, widened.
+OPCEL_INLINE vf first_of(pairs v) { return (vf)((detail::vu)v << 16); }
+OPCEL_INLINE vf second_of(pairs v) { return (vf)((detail::vu)v & 0xffff0000u); }
+
+// acc[i] += a[i].first * b[i].first + a[i].second * b[i].second, the accumulator of a register tile, which keeps its
+// register.
+OPCEL_INLINE void dot(vf& acc, pairs a, pairs b) {
+#if defined(__AVX512BF16__)
+  asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+#else
+  accumulate(acc, second_of(a), second_of(b));
+  accumulate(acc, first_of(a), first_of(b));
+#endif
+}
+
+// n elements from f32 to bf16.
+OPCEL_INLINE void round_row(bf16* to, const float* from, std::int64_t n) {
+  std::int64_t i = 0;
+  for (; i + W <= n; i += W) store(to + i, load(from + i));
+  if (i < n) store_n(to + i, load_n(from + i, static_cast<int>(n - i)), static_cast<int>(n - i));
+}
+
+}  // namespace opcel

@@ -1,0 +1,72 @@
+"""Products in bf16: asked for by name, measured in a bound of their own, refused where they cannot be had."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import opcel_compiler as oc
+from opcel_compiler.driver import prove_artifact
+from opcel_compiler.errors import OpcelError
+from opcel_compiler.proof import BF16_NORM, Bound, ProofError, compare, manifest_bound
+from opcel_compiler.targets import TargetError
+
+from .twins import mlp
+
+BF16_TARGET = "x86-64-avx512-vnni-bf16"
+
+
+@pytest.mark.parametrize("target", ["x86-64", "x86-64-avx2", "x86-64-avx512", "null"])
+def test_a_target_without_bf16_refuses_and_names_one_that_has_it(target: str, tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match=f"target {target} has no .*--precision f32, or for {BF16_TARGET}"):
+        oc.compile(mlp(), target, tmp_path / "out", precision="bf16")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_precision_or_a_limit_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(OpcelError, match="precision is one of f32, bf16, not 'f16'"):
+        oc.compile(mlp(), output=tmp_path / "out", precision="f16")
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(OpcelError, match="the largest error is a positive number"):
+            oc.compile(mlp(), output=tmp_path / "out", max_error=wrong)
+
+
+def test_the_artifact_states_its_precision_and_bound(tmp_path: Path) -> None:
+    model = mlp()
+    with oc.compile(model, BF16_TARGET, tmp_path / "out", precision="bf16", proof=False) as compiled:
+        assert (compiled.manifest["precision"], compiled.report["precision"]) == ("bf16", "bf16")
+        assert manifest_bound(compiled.manifest) == Bound.of("bf16")
+    assert compiled.manifest["max_error"] == BF16_NORM
+    with oc.compile(model, output=tmp_path / "f32", max_error=5e-5) as compiled:
+        assert (compiled.manifest["precision"], compiled.manifest["max_error"]) == ("f32", 5e-5)
+        assert "relative L2 <= 5e-05" in compiled.report["proof"]["bound"]
+
+
+def test_a_limit_that_is_missed_is_a_failed_proof(tmp_path: Path) -> None:
+    with pytest.raises(ProofError, match=r"outside its bound \(.*relative L2 <= 1e-12\)"):
+        oc.compile(mlp(), output=tmp_path / "out", max_error=1e-12)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_later_proof_has_the_artifacts_bound(tmp_path: Path) -> None:
+    model = tmp_path / "mlp.onnx"
+    model.write_bytes(mlp().SerializeToString())
+    oc.compile(model, output=tmp_path / "out", proof=False, max_error=1e-12).close()
+    with pytest.raises(ProofError, match="relative L2 <= 1e-12"):
+        prove_artifact(tmp_path / "out", model)
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["proof"]["status"] == "unproved"
+
+
+def test_the_bound_of_bf16_is_that_of_the_norm() -> None:
+    want = np.array([1e-6, 100.0, -50.0], np.float32)
+    bound = Bound.of("bf16")
+    assert str(bound) == "relative L2 <= 0.02"
+    assert compare("y", want + np.float32(0.5), want, bound).within
+    assert not compare("y", want * np.float32(1.03), want, bound).within
+    for hole in (np.nan, np.inf):
+        got = want.copy()
+        got[1] = hole
+        assert not compare("y", got, want, bound).within
