@@ -6,7 +6,9 @@
 // compare-and-swap on the range's next chunk together with the step's number, so a worker that was descheduled with
 // an old step in hand can neither claim from a new one nor hold it up.
 //
-// Workers spin while a run lasts (between begin and end) and sleep in a futex otherwise.
+// Workers spin while a run lasts (between begin and end) and a little longer, then sleep in a futex. To wake one costs the
+// caller more than a small network takes. So a run that finds them asleep begins alone, and wakes them once it has lasted
+// as long as waking takes, or at once when runs follow one another closely.
 #pragma once
 
 #include <linux/futex.h>
@@ -65,8 +67,9 @@ class Pool {
                           int32_t thread);
 
   /// A pool of `threads`, the caller included; 0 or less: usable_cpus(). Fewer when the system gives fewer. Null
-  /// when there is no memory.
-  static Pool* create(int32_t threads) {
+  /// when there is no memory. `pin`: each worker stays on a CPU of its own, as far as there are any besides the one that
+  /// the caller is on.
+  static Pool* create(int32_t threads, bool pin = false) {
     if (threads <= 0) threads = usable_cpus();
     if (threads > kMaxThreads) threads = kMaxThreads;
     void* memory = nullptr;
@@ -85,6 +88,7 @@ class Pool {
       if (pthread_create(&worker->thread, nullptr, &Pool::start, worker) != 0) break;
     }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    if (pin) pool->pin_workers();
     return pool;
   }
 
@@ -99,9 +103,12 @@ class Pool {
 
   int32_t threads() const { return threads_; }
 
-  /// Announces a run: wakes the workers, which then spin until the last run has ended.
+  /// Announces a run: workers that are awake spin until the last run has ended.
   void begin() {
-    if (active_.fetch_add(1) + 1 < threads_) wake_sleepers();
+    active_.fetch_add(1);
+    if (sleepers_.load(std::memory_order_relaxed) == 0) return;
+    const int64_t now = now_ns();
+    if (now - began_.exchange(now, std::memory_order_relaxed) < kAfterRunNs) wake_sleepers();
   }
   void end() { active_.fetch_sub(1); }
 
@@ -109,16 +116,25 @@ class Pool {
   /// workers, or there are as many runs as threads, the caller does its tasks alone.
   void parallel_for(Kernel kernel, void* const* pointers, const int64_t* integers, int64_t tasks) {
     if (tasks <= 0) return;
-    if (tasks == 1 || threads_ == 1 || active_.load(std::memory_order_relaxed) > threads_ - 1 ||
-        busy_.exchange(true, std::memory_order_acquire)) {
-      kernel(pointers, integers, 0, tasks, 0);
-      return;
-    }
     // Sixteen chunks a thread leave at most some 6 % of a thread's part to wait for at the end.
     const int64_t wanted = int64_t{threads_} * 16;
     const int64_t chunk = (tasks + wanted - 1) / wanted;
-    const Step step{number_.load(std::memory_order_relaxed) + 2, kernel, pointers, integers, tasks, chunk,
-                    (tasks + chunk - 1) / chunk};
+    const bool shared = tasks > 1 && threads_ > 1 && active_.load(std::memory_order_relaxed) < threads_;
+    int64_t first = 0;
+    if (shared && sleepers_.load(std::memory_order_relaxed) != 0) {
+      const int64_t until = began_.load(std::memory_order_relaxed) + kAloneNs, piece = (tasks + 7) / 8;
+      while (first < tasks && now_ns() < until) {
+        const int64_t next = first + piece < tasks ? first + piece : tasks;
+        kernel(pointers, integers, first, next, 0);
+        first = next;
+      }
+    }
+    if (!shared || tasks - first <= 1 || busy_.exchange(true, std::memory_order_acquire)) {
+      if (first < tasks) kernel(pointers, integers, first, tasks, 0);
+      return;
+    }
+    const Step step{number_.load(std::memory_order_relaxed) + 2, kernel, pointers, integers, first, tasks, chunk,
+                    (tasks - first + chunk - 1) / chunk};
     done_.store(0, std::memory_order_relaxed);
     publish(step);
     wake_sleepers();
@@ -132,7 +148,7 @@ class Pool {
     Kernel kernel;
     void* const* pointers;
     const int64_t* integers;
-    int64_t tasks;
+    int64_t first, tasks;  // the tasks [first, tasks)
     int64_t chunk;   // tasks in each chunk but the last
     int64_t chunks;  // at most 16 for each thread
   };
@@ -146,7 +162,8 @@ class Pool {
 
   static constexpr int32_t kMaxThreads = 4096;
   static constexpr int64_t kPauseNs = 20000;     // spin this long without giving the CPU to others
-  static constexpr int64_t kAfterRunNs = 30000;  // stay awake this long for the next run
+  static constexpr int64_t kAfterRunNs = 100000; // stay awake this long for the next run
+  static constexpr int64_t kAloneNs = 15000;     // what waking a worker takes
   static constexpr int64_t kStarvedNs = 1000000; // sleep even in a run after this long without a step
 
   Pool() = default;
@@ -166,6 +183,7 @@ class Pool {
     kernel_.store(step.kernel, std::memory_order_relaxed);
     pointers_.store(step.pointers, std::memory_order_relaxed);
     integers_.store(step.integers, std::memory_order_relaxed);
+    first_.store(step.first, std::memory_order_relaxed);
     tasks_.store(step.tasks, std::memory_order_relaxed);
     chunk_.store(step.chunk, std::memory_order_relaxed);
     number_.store(step.number);
@@ -173,10 +191,11 @@ class Pool {
 
   /// Reads the step of this number; false when it is no longer the current one.
   bool read_step(uint32_t number, Step* step) const {
-    const int64_t tasks = tasks_.load(std::memory_order_relaxed);
+    const int64_t first = first_.load(std::memory_order_relaxed), tasks = tasks_.load(std::memory_order_relaxed);
     const int64_t chunk = chunk_.load(std::memory_order_relaxed);
     *step = {number, kernel_.load(std::memory_order_relaxed), pointers_.load(std::memory_order_relaxed),
-             integers_.load(std::memory_order_relaxed), tasks, chunk, chunk ? (tasks + chunk - 1) / chunk : 0};
+             integers_.load(std::memory_order_relaxed), first, tasks, chunk,
+             chunk ? (tasks - first + chunk - 1) / chunk : 0};
     std::atomic_thread_fence(std::memory_order_acquire);
     return number_.load(std::memory_order_relaxed) == number;
   }
@@ -204,7 +223,7 @@ class Pool {
       const int32_t owner = thread + i < threads_ ? thread + i : thread + i - threads_;
       const int64_t before = did;
       for (int64_t chunk; (chunk = claim(step, owner, thread == 0)) >= 0; ++did) {
-        const int64_t begin = chunk * step.chunk, end = begin + step.chunk;
+        const int64_t begin = step.first + chunk * step.chunk, end = begin + step.chunk;
         step.kernel(step.pointers, step.integers, begin, end < step.tasks ? end : step.tasks, thread);
       }
       if (thread != 0 && did != before) done_.fetch_add(did - before, std::memory_order_release);
@@ -267,6 +286,21 @@ class Pool {
     if (sleepers_.load() != 0 && sleepers_.exchange(0) != 0) wake();
   }
 
+  void pin_workers() {
+    static constexpr size_t kMaskBytes = 8192 / 8;
+    alignas(cpu_set_t) unsigned char mask[kMaskBytes] = {};
+    cpu_set_t* const allowed = reinterpret_cast<cpu_set_t*>(mask);
+    if (sched_getaffinity(0, kMaskBytes, allowed) != 0) return;
+    const int here = sched_getcpu();
+    int32_t index = 1;
+    for (int cpu = 0; cpu < int(8 * kMaskBytes) && index < threads_; ++cpu) {
+      if (cpu == here || !CPU_ISSET_S(cpu, kMaskBytes, allowed)) continue;
+      alignas(cpu_set_t) unsigned char one[kMaskBytes] = {};
+      CPU_SET_S(cpu, kMaskBytes, reinterpret_cast<cpu_set_t*>(one));
+      pthread_setaffinity_np(workers_[index++].thread, kMaskBytes, reinterpret_cast<cpu_set_t*>(one));
+    }
+  }
+
   void wake() {
     epoch_.fetch_add(1);
     syscall(SYS_futex, reinterpret_cast<uint32_t*>(&epoch_), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
@@ -279,10 +313,12 @@ class Pool {
   std::atomic<Kernel> kernel_{nullptr};
   std::atomic<void* const*> pointers_{nullptr};
   std::atomic<const int64_t*> integers_{nullptr};
+  std::atomic<int64_t> first_{0};
   std::atomic<int64_t> tasks_{0};
   std::atomic<int64_t> chunk_{0};
   alignas(128) std::atomic<int64_t> done_{0};  // chunks that workers finished
   alignas(128) std::atomic<int32_t> active_{0};
+  std::atomic<int64_t> began_{0};  // the last run that found workers asleep
   std::atomic<uint32_t> epoch_{0};
   std::atomic<uint32_t> sleepers_{0};
   std::atomic<bool> busy_{false};

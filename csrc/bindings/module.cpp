@@ -21,17 +21,17 @@ namespace {
 /// Threads that live as long as the process, so that every model of a thread count shares them.
 class SharedPool {
  public:
-  static std::shared_ptr<SharedPool> get(int32_t threads) {
+  static std::shared_ptr<SharedPool> get(int32_t threads, bool pin) {
     static auto* mutex = new std::mutex;
-    static auto* pools = new std::map<int32_t, std::shared_ptr<SharedPool>>;
+    static auto* pools = new std::map<std::pair<int32_t, bool>, std::shared_ptr<SharedPool>>;
     if (threads <= 0) threads = opcel::usable_cpus();
     const std::lock_guard<std::mutex> lock(*mutex);
-    std::shared_ptr<SharedPool>& pool = (*pools)[threads];
-    if (!pool) pool = std::make_shared<SharedPool>(threads);
+    std::shared_ptr<SharedPool>& pool = (*pools)[{threads, pin}];
+    if (!pool) pool = std::make_shared<SharedPool>(threads, pin);
     return pool;
   }
 
-  explicit SharedPool(int32_t threads) : pool_(opcel::Pool::create(threads)) {
+  SharedPool(int32_t threads, bool pin) : pool_(opcel::Pool::create(threads, pin)) {
     if (!pool_) throw std::bad_alloc();
   }
 
@@ -415,8 +415,9 @@ PYBIND11_MODULE(_runtime, module) {
   module.def("usable_cpus", &opcel::usable_cpus, "CPUs that this process may use: affinity and control-group quota.");
   py::class_<SharedPool, std::shared_ptr<SharedPool>>(module, "Pool")
       .def_property_readonly("threads", &SharedPool::threads, "Threads, the caller included.");
-  module.def("pool", &SharedPool::get, py::arg("threads"),
-             "The process-wide pool of `threads` threads (0: usable_cpus()), made on first use.");
+  module.def("pool", &SharedPool::get, py::arg("threads"), py::arg("pin") = false,
+             "The process-wide pool of `threads` threads (0: usable_cpus()), made on first use. `pin`: each of its threads "
+             "but the caller's stays on one CPU.");
   py::class_<Model> model(module, "Model");
   model
       .def(py::init<const std::string&, bool, std::shared_ptr<SharedPool>, py::object>(), py::arg("artifact"),

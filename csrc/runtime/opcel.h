@@ -100,6 +100,10 @@ typedef struct opcel_host {
   int32_t (*region)(void *user, int32_t index, const opcel_tensor *inputs, int32_t n_inputs,
                     const opcel_tensor *outputs, int32_t n_outputs, char *error, size_t error_bytes);
   void (*log)(void *user, int32_t level, const char *message); /* level 0: information, 1: warning */
+
+  /* Not 0: each thread of a pool that is made for this host, by open or create_pool, stays on one CPU; the
+   * caller's own thread does not. For machines that do nothing else. */
+  int32_t pin;
 } opcel_host;
 
 enum {
@@ -140,7 +144,7 @@ typedef struct opcel_api {
   /* Why the last call on this context failed. */
   const char *(*last_error)(const opcel_context *context);
 
-  /* Fills the thread members of host. Any number of models of this and of other artifacts may be opened
+  /* Fills the thread members of host, whose struct_size is set. Any number of models of this and of other artifacts may be opened
    * with it; they then share the threads. The library that made a pool must stay loaded, and the models
    * must be closed, before destroy_pool. */
   int32_t (*create_pool)(int32_t threads, opcel_host *host);

@@ -77,7 +77,7 @@ void pool_for(void* pool, opcel_kernel kernel, void* const* pointers, const int6
 }
 
 int32_t create_pool(int32_t threads, opcel_host* host) {
-  Pool* pool = Pool::create(threads);
+  Pool* pool = Pool::create(threads, OPCEL_HAS(host, pin) && host->pin != 0);
   if (!pool) return OPCEL_MEMORY;
   host->threads = pool->threads();
   host->pool = pool;

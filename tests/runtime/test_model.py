@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import threading
 import time
@@ -129,7 +130,7 @@ def test_several_threads_at_once(make_artifact: MakeArtifact) -> None:
             if not np.array_equal(result["d"], 2 * (given["a"] + given["b"])):
                 wrong.append(f"thread {seed}, run {i}")
 
-    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -158,6 +159,20 @@ def test_models_of_a_thread_count_share_their_threads(make_artifact: MakeArtifac
     second = load(make_artifact("WEIGHTS=0"), threads=5)
     second.run(feeds(100))
     assert count() == before
+
+
+def test_pinned_threads_stay_apart(make_artifact: MakeArtifact) -> None:
+    def masks() -> dict[str, set[int]]:
+        return {task.name: os.sched_getaffinity(int(task.name)) for task in Path("/proc/self/task").iterdir()}
+
+    cpus, before = os.sched_getaffinity(0), masks()
+    model = load(make_artifact(), threads=len(cpus) + 1, pin=True)
+    given = feeds(5000)
+    np.testing.assert_array_equal(model.run(given)["d"], 2 * (given["a"] + given["b"]))
+    assert os.sched_getaffinity(0) == cpus
+    new = [mask for task, mask in masks().items() if task not in before]
+    pinned = [mask for mask in new if len(mask) == 1]
+    assert len(pinned) == len(set.union(set(), *pinned)) == len(cpus) - (len(cpus) > 1)
 
 
 @pytest.mark.parametrize("mode", ["map", "resident"])
