@@ -13,6 +13,7 @@
 #include "base/pool.h"
 #include "runtime/opcel.h"
 #include "bindings/arrays.h"
+#include "bindings/results.h"
 
 using namespace opcel::bindings;
 
@@ -62,6 +63,7 @@ struct Call {
   std::vector<int64_t> strides;  // of all the inputs, one after the other
   std::vector<int64_t> extents;  // of all the outputs
   std::vector<int64_t*> shapes;  // of each output, into extents
+  std::vector<Results> results;    // of each output
   std::vector<py::object> arrays;  // the inputs and then the outputs, while the run lasts
 };
 
@@ -135,6 +137,7 @@ struct Loaded {
       raise(error_type(status), error);
     call->inputs.resize(inputs.size());
     call->outputs.resize(outputs.size());
+    call->results.resize(outputs.size());
     call->arrays.resize(inputs.size() + outputs.size());
     size_t strides = 0, extents = 0;
     for (const Value& value : inputs) strides += value.shape.size();
@@ -333,7 +336,7 @@ class Model {
       py::object& array = call->arrays[loaded.inputs.size() + i];
       PyObject* own = given.is_none() ? nullptr : PyDict_GetItemWithError(given.ptr(), value.name.ptr());
       if (!own && PyErr_Occurred()) throw py::error_already_set();
-      array = own ? checked_array(own, value, "output") : new_array(value, call->shapes[i]);
+      array = own ? checked_array(own, value, "output") : call->results[i].array(value, call->shapes[i]);
       if (own && !has_flags(array, kAligned | kDense | kWriteable))
         raise("FeedError", "output '" + text_of(value.name) + "': a writeable, aligned, C-contiguous array expected");
       call->outputs[i] = tensor_of(&array, value, nullptr);

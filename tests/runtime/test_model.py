@@ -64,6 +64,36 @@ def test_feeds_that_are_not_dense(make_artifact: MakeArtifact, view: str) -> Non
     np.testing.assert_array_equal(result["c"], a + b)
 
 
+def test_results_stay_the_callers(make_artifact: MakeArtifact) -> None:
+    """Large results lie in memory that is used again, and not while an array, a view or a buffer is left on it."""
+    with load(make_artifact(), threads=1) as model:
+        held = []
+        for seed in range(6):
+            given = feeds(30000, seed)
+            result = model.run(given)
+            kept = {0: result["c"], 1: result["c"][5:].T, 2: memoryview(result["c"])}.get(seed % 3)
+            held.append((kept, np.array(kept)))
+        for kept, was in held:
+            np.testing.assert_array_equal(kept, was)
+        result["c"][:] = 0  # the caller may write to what it was given
+        result.clear()
+        np.testing.assert_array_equal(model.run(given)["c"], given["a"] + given["b"])
+    np.testing.assert_array_equal(held[0][0], held[0][1])  # also once the model is closed
+
+
+def test_results_are_written_where_dropped_ones_lay(make_artifact: MakeArtifact) -> None:
+    with load(make_artifact(), threads=1) as model:
+        address = [model.run(feeds(30000 + i))["c"].ctypes.data for i in range(4)]
+        assert len(set(address)) == 1
+        first = model.run(feeds(30000))["c"]
+        second = model.run(feeds(30000))["c"]
+        assert not np.shares_memory(first, second)
+        del first
+        assert model.run(feeds(30000))["c"].ctypes.data == address[0]
+        with pytest.raises(FeedError, match="shares memory"):
+            model.run(feeds(30000) | {"a": second}, {"c": second})
+
+
 WRONG_FEEDS = {
     "missing": ({"a": np.zeros((2, 3), np.float32)}, r"input 'b' is missing; given: \['a'\]"),
     "unknown": (feeds(2) | {"x": np.zeros(1)}, r"no input 'x'; it has 'a', 'b'"),
