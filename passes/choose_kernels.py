@@ -41,7 +41,7 @@ def _choose(step: Step, choosing: Choosing) -> list[Step]:
     if step.family == "conv.blocked":
         choose_conv(step, choosing)
     elif step.family == "conv.depthwise":
-        choose_depthwise(step)
+        choose_depthwise(step, choosing)
     elif step.family in ("lstm", "gru", "rnn"):
         choose_recurrent(step, choosing)
     elif step.family == "conv":

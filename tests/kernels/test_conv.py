@@ -36,7 +36,7 @@ struct Epi {
 };
 extern "C" void conv(void* const* p, const int64_t* d, int64_t begin, int64_t end) {
   DepthwiseArgs a{(float*)p[0], d[0], d[1], d[2], (float*)p[1], (float*)p[2], d[3], d[4], d[5],
-                  d[6], d[7], d[8], d[9], d[10]};
+                  d[6], d[7], d[8], d[9], d[10], d[11]};
   depthwise_tasks<PARAMS>(a, Epi{(float*)p[3]}, begin, end < 0 ? depthwise_task_count(a) : end);
 }
 """
@@ -258,6 +258,7 @@ def test_blocked(isa: str, case: dict) -> None:
     run_blocked(isa, **case)
 
 
+@pytest.mark.parametrize("blocks_per_task", [1, 2, 3])
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
     ("kernel", "stride", "dilation", "pad", "size"),
@@ -276,6 +277,7 @@ def test_depthwise(
     dilation: tuple[int, int],
     pad: int,
     size: tuple[int, int],
+    blocks_per_task: int,
 ) -> None:
     width = WIDTH[isa]
     params = ", ".join(map(str, (*kernel, *stride, *dilation)))
@@ -292,10 +294,10 @@ def test_depthwise(
     want = epilogue(convolve(x, w, channels, stride, dilation, pads), bias[:channels])
     oh, ow = want.shape[2:]
     y = np.full((2, 3, oh, ow + 1, width), np.nan, np.float32)
-    d = integers(*[s // 4 for s in xb.strides[:3]], *[s // 4 for s in y.strides[:3]], 2, 3, oh, ow, 2)
+    d = integers(*[s // 4 for s in xb.strides[:3]], *[s // 4 for s in y.strides[:3]], 2, 3, oh, ow, 2, blocks_per_task)
     p = pointers(xb, packed, y, bias)
-    lib.conv(p, d, ctypes.c_int64(3), ctypes.c_int64(-1))
-    lib.conv(p, d, ctypes.c_int64(0), ctypes.c_int64(3))
+    lib.conv(p, d, ctypes.c_int64(2), ctypes.c_int64(-1))
+    lib.conv(p, d, ctypes.c_int64(0), ctypes.c_int64(2))
     assert np.isnan(y[:, :, :, ow]).all(), "wrote past the last pixel"
     np.testing.assert_allclose(unblocked(y[:, :, :, :ow], channels), want, rtol=2e-5, atol=1e-4)
 

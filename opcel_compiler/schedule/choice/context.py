@@ -21,8 +21,9 @@ TASKS = 16
 class Choosing:
     """One program being decided: its target, the names that are taken, and the weights packed so far.
 
-    `cache` is the second-level cache of a core in bytes, 256 KiB where the description has none. `precision` is that
-    of `PassContext`; a kernel that is computed in bf16 says so with params["precision"] = "bf16".
+    `by_rows` are the images that threads write by rows, all channels of each. `cache` is the second-level cache of a
+    core in bytes, 256 KiB where the description has none. `precision` is that of `PassContext`; a kernel that is
+    computed in bf16 says so with params["precision"] = "bf16".
     """
 
     def __init__(self, program: Program, target: Any, precision: str = "f32") -> None:
@@ -31,6 +32,7 @@ class Choosing:
         self.width: int = target.vector.width_f32
         self.names = {b.name for b in program.buffers}
         self.packed: dict[tuple[View, Layout], Buffer] = {}
+        self.by_rows: set[Buffer] = set()
         cache = [m.size for m in target.memories if m.managed == "hardware"]
         self.cache: int = int(sorted(cache)[1]) if len(cache) > 1 else 1 << 18
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from opcel_compiler.ir.dims import Dim, ceildiv, equal, product
 from opcel_compiler.ir.program import Kernel, View
-from opcel_compiler.schedule.choice.context import TASKS, Choosing, heights
+from opcel_compiler.schedule.choice.context import Choosing, heights
+from opcel_compiler.schedule.choice.sharing import Cut, share_out
 
 
 def choose_conv(kernel: Kernel, choosing: Choosing) -> None:
@@ -25,18 +26,27 @@ def choose_conv(kernel: Kernel, choosing: Choosing) -> None:
     image = product(kernel.inputs[0].shape[1:]) * 4
     weights = 4 * w[0] * w[1] * int(np.prod(w[2:]))
     tile_rows, rows_per_task, panels_per_task = 1, 1, 1  # type: tuple[int, Dim, int]
-    panels = groups * (ocb // vectors)
     if isinstance(oh, int) and isinstance(ow, int) and isinstance(image, int):
         n = y.shape[0] if isinstance(y.shape[0], int) else 1
-        slices = _slices(n, oh, image, weights, panels, choosing.cache)
-        if flat:
-            parts = next(p for p in range(slices, 0, -1) if oh % p == 0)
-            oh, ow = parts, ow * (oh // parts)
-        else:
+        if not flat:
             tile_rows = max(1, min(tallest // max(1, ow), oh, 2))
-            rows_per_task = max(tile_rows, -(-oh // slices) // tile_rows * tile_rows)
-        if slices > 1 and weights <= choosing.cache // 2:
-            panels_per_task = max(1, ocb // vectors)
+        by_rows = weights <= choosing.cache // 2
+        best, cut, share = None, Cut(1, 1), -1.0
+        for nv in dict.fromkeys((vectors, 1)):
+            panels = ocb // nv
+            rows = (oh * ow, 0) if flat else (oh, tile_rows)
+            found = share_out(*rows, n * groups, panels, 1 if flat else ow, by_rows, -(-image // (choosing.cache // 2)))
+            if best is None or found[0] > share + 0.05:
+                (share, cut), best = found, nv
+        if best != vectors:
+            vectors, tallest = 1, min(choosing.target.vector.registers - 2, 12)
+        panels_per_task = cut.panels
+        if flat:
+            oh, ow = oh * ow // cut.rows, cut.rows
+        else:
+            rows_per_task = cut.rows
+        if cut.panels == ocb // vectors:
+            choosing.by_rows.add(y.buffer)
     elif flat:
         oh, ow = 1, product([oh, ow])
     else:
@@ -53,12 +63,18 @@ def choose_conv(kernel: Kernel, choosing: Choosing) -> None:
     weight.packing = f"conv:{groups}:{in_block}:{vectors * choosing.width}"
 
 
-def choose_depthwise(kernel: Kernel) -> None:
-    """A depthwise convolution on channels blocked by `width`."""
-    y = kernel.outputs[0]
-    n, oh, rows = y.shape[0], *_rows(y)
+def choose_depthwise(kernel: Kernel, choosing: Choosing) -> None:
+    """A depthwise convolution on channels blocked by `width`: a task has the rows that its thread has of the input."""
+    x, y = kernel.inputs[0], kernel.outputs[0]
+    n, oh = y.shape[0], y.shape[2] if len(y.shape) == 4 else 1
     blocks = ceildiv(y.shape[1], y.buffer.layout.block)
-    kernel.params["rows_per_task"] = _split(oh, product([n, blocks]), rows)
+    cut = Cut(8, 1)
+    if isinstance(oh, int) and isinstance(blocks, int):
+        images = n if isinstance(n, int) else 1
+        _, cut = share_out(oh, 1, images, blocks, y.shape[-1], x.buffer in choosing.by_rows, 1)
+    if cut.panels == blocks:
+        choosing.by_rows.add(y.buffer)
+    kernel.params.update(rows_per_task=cut.rows, blocks_per_task=cut.panels)
 
 
 def _image_tile(ocb: int, choosing: Choosing) -> tuple[int, int]:
@@ -73,20 +89,6 @@ def _image_tile(ocb: int, choosing: Choosing) -> tuple[int, int]:
     return vectors, min((registers - vectors - 1) // vectors, 12)
 
 
-def _slices(n: int, rows: int, image: int, weights: int, panels: int, cache: int) -> int:
-    """Into how many row slices an image is cut: where the weights fit half a cache, slices are the tasks, and stay in
-    the cache that the thread filled with the previous kernel; else only as many as an image needs to fit."""
-    fits = -(-image // (cache // 2))
-    wanted = (
-        -(-TASKS // (2 * n))
-        if weights <= cache // 2
-        else 1
-        if panels * n >= TASKS // 2
-        else -(-TASKS // (2 * panels * n))
-    )
-    return max(1, min(rows, max(fits, wanted)))
-
-
 def _dense(image: View) -> bool:
     """Whether the pixels of a blocked image lie end to end."""
     step: Dim = image.buffer.layout.block
@@ -95,16 +97,3 @@ def _dense(image: View) -> bool:
             return False
         step = step * extent
     return True
-
-
-def _rows(view: View) -> tuple[Dim, int]:
-    return (view.shape[2], 1) if len(view.shape) == 4 else (1, 1)
-
-
-def _split(rows: Dim, outer: Dim, multiple: int) -> Dim:
-    """Rows per task so that some TASKS tasks come out, a multiple of the tile's rows."""
-    if not (isinstance(rows, int) and isinstance(outer, int)):
-        return 8 * multiple
-    parts = max(1, min(rows, -(-TASKS // max(1, outer))))
-    per = -(-rows // parts)
-    return max(multiple, -(-per // multiple) * multiple)

@@ -111,13 +111,13 @@ def emit_depthwise(kernel: Kernel, target: Target) -> KernelUnit:
     kh, kw = two([int(d) for d in anchor.operand(1).tensor.static_shape[2:]], 1)
     numbers = (kh, kw, *two(anchor.attrs["strides"], 1), *two(anchor.attrs["dilations"], 1))
     oh, ow = extent(y)
-    rows_per_task: int = p["rows_per_task"]
+    rows_per_task, blocks_per_task = p["rows_per_task"], p["blocks_per_task"]
     cb = ceildiv(y.shape[1], y.buffer.layout.block)
-    unit.tasks = x.shape[0] * cb * ceildiv(oh, rows_per_task)
+    unit.tasks = x.shape[0] * ceildiv(cb, blocks_per_task) * ceildiv(oh, rows_per_task)
     fields = [
         unit.pointer(padded(x, anchor.attrs["pads"])), *map(unit.integer, image_steps(x)[:3]), unit.pointer(w),
         unit.pointer(y, const=False),
-        *map(unit.integer, (*image_steps(y)[:3], x.shape[0], cb, oh, ow, rows_per_task)),
+        *map(unit.integer, (*image_steps(y)[:3], x.shape[0], cb, oh, ow, rows_per_task, blocks_per_task)),
     ]  # fmt: skip
     return unit.finish(
         ["kernels/conv/depthwise.h", "base/vmath.h"], struct,
