@@ -14,20 +14,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 WORKER = """
 import json, resource, sys
 from opcel_compiler.cli import main
-code = main(["compile", sys.argv[1], "-o", sys.argv[2], "--fallback=error", "--quiet"])
+code = main(["compile", sys.argv[1], "-o", sys.argv[2], "--fallback=error", "--quiet", *sys.argv[3:]])
 peak = next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM"))
 children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 print(json.dumps({"code": code, "peak_mib": peak / 1024, "children_peak_mib": children / 1024}))
 """
 
 
-def once(model: Path, folder: str, cache: str) -> dict[str, float]:
-    command = [sys.executable, "-c", WORKER, str(model), str(Path(folder) / "model.opcel")]
+def once(model: Path, folder: str, cache: str, options: Sequence[str] = ()) -> dict[str, float]:
+    """Compile a model with the object cache in the folder `cache`; gives seconds and MiB."""
+    command = [sys.executable, "-c", WORKER, str(model), str(Path(folder) / "model.opcel"), *options]
     start = time.perf_counter()
     environment = {**os.environ, "OPCEL_CACHE": cache}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

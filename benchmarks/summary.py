@@ -1,22 +1,25 @@
-"""The page of measured results, from benchmarks/results: python -m benchmarks.summary > docs/results.md"""
+"""The pages of measured results, from benchmarks/results.
+
+python -m benchmarks.summary > docs/results.md
+python -m benchmarks.summary --into docs/performance.md performance-*.json    fills the tables between its markers
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from benchmarks import performance_page
+from benchmarks.tables import table
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def load(name: str) -> Any:
     return json.loads((RESULTS / name).read_text())
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def peers() -> str:
@@ -115,6 +118,19 @@ def models() -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--into", type=Path, metavar="PAGE", help="the page with markers, rewritten in place")
+    parser.add_argument("runs", nargs="*", type=Path, help="what benchmarks.performance wrote, at different times")
+    args = parser.parse_args()
+    if args.into is None:
+        results()
+    else:
+        filled = performance_page.fill(args.into.read_text(), performance_page.load(args.runs))
+        args.into.write_text(filled)
+
+
+def results() -> None:
+    """Print docs/results.md."""
     machine = load("peers.json")["machine"]
     facts = ", ".join(f"{k} {v}" for k, v in machine.items() if isinstance(v, (str, int)))
     print(f"""# Measured results

@@ -1,7 +1,9 @@
 // What one thread of this machine can do: fused multiply-adds in registers, and reads of a given amount of memory.
 #include <cstdint>
+#include <cstring>
 #include <ctime>
 
+#include "base/memory.h"
 #include "base/vec.h"
 
 namespace {
@@ -75,4 +77,16 @@ EXPORTED double opcel_read_bandwidth(const float* data, int64_t count, double se
   for (int j = 1; j < kStreams; ++j) sums[0] += sums[j];
   sink = opcel::hsum(sums[0]);
   return bytes / passed;
+}
+
+/// `count` floats (> 0), all 0, in huge pages where the system has them; null when there is no memory. Whoever calls
+/// touches them first. Return them to opcel_free_floats.
+EXPORTED float* opcel_new_floats(int64_t count) {
+  float* data = static_cast<float*>(opcel::system_alloc(static_cast<size_t>(count) * sizeof(float)));
+  if (data) std::memset(data, 0, static_cast<size_t>(count) * sizeof(float));
+  return data;
+}
+
+EXPORTED void opcel_free_floats(float* data, int64_t count) {
+  opcel::system_free(data, static_cast<size_t>(count) * sizeof(float));
 }

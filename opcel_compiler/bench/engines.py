@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -17,20 +18,25 @@ Run = Callable[[], list[np.ndarray]]
 
 @dataclass(frozen=True)
 class Engine:
-    """`open(module, path, feeds, threads)` loads the model at `path`, an artifact for opcel, else an ONNX file."""
+    """`open(module, path, feeds, threads)` loads the model at `path`, an artifact for opcel, else an ONNX file.
+
+    Its process has the variables of `environment`, and computes in `precision`.
+    """
 
     name: str
     title: str
     module: str
     open: Callable[[ModuleType, Path, Feeds, int], Run]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    precision: str = "f32"
 
     @property
     def is_installed(self) -> bool:
         return importlib.util.find_spec(self.module) is not None
 
 
-def _opcel(module: ModuleType, path: Path, feeds: Feeds, threads: int) -> Run:
-    model = module.load(path, threads=threads)
+def _opcel(module: ModuleType, path: Path, feeds: Feeds, threads: int, weights: str = "map") -> Run:
+    model = module.load(path, threads=threads, weights=weights)
     given = dict(feeds)
     return lambda: list(model.run(given).values())
 
@@ -46,8 +52,8 @@ def _onnxruntime(module: ModuleType, path: Path, feeds: Feeds, threads: int) -> 
     return lambda: list(session.run(names, feeds))
 
 
-def _openvino(module: ModuleType, path: Path, feeds: Feeds, threads: int) -> Run:
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+def _openvino(module: ModuleType, path: Path, feeds: Feeds, threads: int, precision: str = "f32") -> Run:
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
     compiled = module.Core().compile_model(str(path), "CPU", settings)
     request = compiled.create_infer_request()
     given, count = dict(feeds), len(compiled.outputs)
@@ -60,8 +66,15 @@ def _openvino(module: ModuleType, path: Path, feeds: Feeds, threads: int) -> Run
 
 
 OPCEL = Engine("opcel", "OPCEL", "opcel_compiler.runtime", _opcel)
+OPCEL_RESIDENT = Engine("opcel-resident", "OPCEL", OPCEL.module, partial(_opcel, weights="resident"))
+_OPENVINO_BF16 = partial(_openvino, precision="bf16")
 PEERS = {
-    "ort": Engine("ort", "ONNX Runtime", "onnxruntime", _onnxruntime),
-    "openvino": Engine("openvino", "OpenVINO", "openvino", _openvino),
+    engine.name: engine
+    for engine in (
+        Engine("ort", "ONNX Runtime", "onnxruntime", _onnxruntime),
+        Engine("openvino", "OpenVINO", "openvino", _openvino),
+        Engine("openvino-bf16", "OpenVINO bf16", "openvino", _OPENVINO_BF16, precision="bf16"),
+        Engine("openvino-avx2", "OpenVINO AVX2", "openvino", _openvino, {"ONEDNN_MAX_CPU_ISA": "AVX2"}),
+    )
 }
-ENGINES = {OPCEL.name: OPCEL, **PEERS}
+ENGINES = {engine.name: engine for engine in (OPCEL, OPCEL_RESIDENT, *PEERS.values())}

@@ -43,6 +43,9 @@ class Machine:
         self._flops.argtypes, self._flops.restype = [ctypes.c_double], ctypes.c_double
         self._read.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_double]
         self._read.restype = ctypes.c_double
+        self._new, self._free = library.opcel_new_floats, library.opcel_free_floats
+        self._new.argtypes, self._new.restype = [ctypes.c_int64], ctypes.c_void_p
+        self._free.argtypes, self._free.restype = [ctypes.c_void_p, ctypes.c_int64], None
 
     def close(self) -> None:
         self._pool.shutdown()
@@ -78,6 +81,22 @@ class Machine:
             ]
             out[size] = max(samples)
         return out
+
+    @cached_property
+    def stream(self) -> float:
+        """Bytes/s of reading 256 MiB a thread that lie in huge pages, all threads together; best of nine samples.
+
+        Raises MemoryError.
+        """
+        count = SIZES[-1] // 4
+        held = list(self._pool.map(self._new, [count] * self.threads))
+        try:
+            if not all(held):
+                raise MemoryError(f"no memory for {self.threads} times {SIZES[-1]} bytes")
+            return max(self._together(lambda i: float(self._read(held[i], count, SAMPLE_S))) for _ in range(9))
+        finally:
+            for data in held:
+                self._free(data, count)
 
     def bandwidth(self, size: float) -> float:
         """Bytes/s at which the threads together read `size` bytes again and again."""

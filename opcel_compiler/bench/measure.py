@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from opcel_compiler.bench.engines import OPCEL, PEERS, Engine
+from opcel_compiler.bench.engines import OPCEL, OPCEL_RESIDENT, PEERS, Engine
 from opcel_compiler.bench.turns import EngineError, Worker
 from opcel_compiler.frontend.importer import import_model
 from opcel_compiler.proof import Bound, OutputError_, compare, given_inputs, manifest_bound
@@ -31,14 +32,17 @@ class Measured:
     """One engine. Times in seconds: of opening the model, of the first call, and the percentiles of the measured ones.
 
     `ratio` is our time over this engine's, the median over rounds of the ratio of the blocks' medians; `ratio_low` and
-    `ratio_high` are its quartiles. `error` says why an engine has no figures.
+    `ratio_high` are its quartiles. `speedup` is the other way round and of the blocks' 25th percentiles: how many times
+    our time it takes. `weights` is the mode that ours were opened in. `error` says why an engine has no figures.
     """
 
     engine: str
     title: str
     version: str = ""
+    weights: str = ""
     load_s: float = 0.0
     first_s: float = 0.0
+    p25_s: float = 0.0
     p50_s: float = 0.0
     p95_s: float = 0.0
     p99_s: float = 0.0
@@ -49,6 +53,9 @@ class Measured:
     ratio: float | None = None
     ratio_low: float | None = None
     ratio_high: float | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
     cost_per_million: float | None = None
     outputs: list[OutputError_] | None = None
     error: str = ""
@@ -82,32 +89,47 @@ class _Turn:
     calls: int = MIN_CALLS
     seconds: list[float] = field(default_factory=list)
     medians: list[float] = field(default_factory=list)
+    quarters: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long a block lasts in seconds, its least calls, and the least calls of each engine in all its blocks, for
+    which rounds are added."""
+
+    block_s: float | None = None
+    calls: int = MIN_CALLS
+    total: int = 0
 
 
 def measure(
     artifact: Path, feeds: Mapping[str, np.ndarray], *, model: Path | None = None, against: Sequence[str] = (),
     threads: int, rounds: int = 15, price: float | None = None, profile: bool = False, idle: Idle = lambda: None,
+    resident: bool = False, pace: Pace = Pace(),
 ) -> Bench:  # fmt: skip
     """Measure an artifact on `feeds`, beside the engines `against` (names of PEERS) on the ONNX file `model`.
 
     Each engine has a process of its own. They take turns in blocks of calls, in an order that alternates; whoever has
     no turn is stopped. With `model` each engine's outputs are compared with the unoptimized reference. `price` is the
-    machine's in US dollars an hour. Raises EngineError when the artifact cannot be run; another engine that cannot
-    run the model has a row that says so.
+    machine's in US dollars an hour. `resident` copies our weights into huge pages at loading. Raises EngineError when
+    the artifact cannot be run; another engine that cannot run the model has a row that says so.
     """
     with tempfile.TemporaryDirectory(prefix="opcel-bench-") as folder, contextlib.ExitStack() as stack:
         file = Path(folder) / "feeds.npz"
         np.savez(file, **dict(feeds))  # type: ignore[arg-type]
         turns: list[_Turn] = []
         rows: list[Measured] = []
-        for engine, path in ((OPCEL, artifact), *((PEERS[name], model) for name in against)):
-            row = Measured(engine.name, engine.title)
+        ours = OPCEL_RESIDENT if resident else OPCEL
+        for engine, path in ((ours, artifact), *((PEERS[name], model) for name in against)):
+            row = Measured(OPCEL.name if engine is ours else engine.name, engine.title)
+            row.weights = ("resident" if resident else "map") if engine is ours else ""
             rows.append(row)
             worker = _open(engine, path, file, threads, row)
             if worker is not None:
                 turns.append(_Turn(stack.enter_context(worker), row))
+        turns = [turn for turn in turns if _try(turn, lambda turn: _calibrate(turn, pace))]
+        rounds = max(rounds, *(math.ceil(pace.total / turn.calls) for turn in turns))
         result = Bench(threads, rounds, rows)
-        turns = [turn for turn in turns if _try(turn, _calibrate)]
         for i in range(rounds):
             order = turns if i % 2 == 0 else turns[::-1]
             lost = [turn for turn in order if not _try(turn, _block)]
@@ -138,13 +160,13 @@ def _open(engine: Engine, path: Path | None, feeds: Path, threads: int, row: Mea
     """None, with the reason in `row`, when another engine cannot be had."""
     if path is None:
         raise EngineError(f"{engine.title} needs the ONNX model that the artifact was made from")
-    if engine is not OPCEL and not engine.is_installed:
+    if engine.name in PEERS and not engine.is_installed:
         row.error = f"skipped: the package {engine.module} is not installed"
         return None
     try:
         worker = Worker(engine, path, feeds, threads)
     except EngineError as error:
-        if engine is OPCEL:
+        if engine.name not in PEERS:
             raise
         row.error = str(error)
         return None
@@ -153,10 +175,11 @@ def _open(engine: Engine, path: Path | None, feeds: Path, threads: int, row: Mea
     return worker
 
 
-def _calibrate(turn: _Turn) -> None:
+def _calibrate(turn: _Turn, pace: Pace) -> None:
     """Choose how many calls make a block, and warm up with one."""
     once = min(turn.worker.ask(calls=MIN_CALLS)["seconds"])
-    turn.calls = max(MIN_CALLS, min(MAX_CALLS, int(BLOCK_S / max(once, 1e-7))))
+    length = BLOCK_S if pace.block_s is None else pace.block_s
+    turn.calls = max(pace.calls, min(MAX_CALLS, int(length / max(once, 1e-7))))
     turn.worker.ask(calls=turn.calls)
 
 
@@ -167,20 +190,27 @@ def _block(turn: _Turn) -> None:
     turn.row.failures += got["failures"]
     turn.seconds += seconds
     turn.medians.append(statistics.median(seconds))
+    turn.quarters.append(float(np.percentile(seconds, 25)))
 
 
 def _summarize(turn: _Turn, ours: _Turn, price: float | None) -> None:
     row = turn.row
-    row.p50_s, row.p95_s, row.p99_s = (float(v) for v in np.percentile(turn.seconds, (50, 95, 99)))
+    row.p25_s, row.p50_s, row.p95_s, row.p99_s = (float(v) for v in np.percentile(turn.seconds, (25, 50, 95, 99)))
     mean = statistics.fmean(turn.seconds)
     row.calls, row.per_second = len(turn.seconds) + row.failures, 1 / mean
     row.peak_bytes = turn.worker.ask(memory=True)["peak_bytes"]
     if price is not None:
         row.cost_per_million = price / 3600 * mean * 1e6
     if turn is not ours:
-        ratios = sorted(a / b for a, b in zip(ours.medians, turn.medians, strict=True))
-        row.ratio, row.ratio_low = statistics.median(ratios), ratios[len(ratios) // 4]
-        row.ratio_high = ratios[-1 - len(ratios) // 4]
+        row.ratio_low, row.ratio, row.ratio_high = ratios_by_round(ours.medians, turn.medians)
+        row.speedup_low, row.speedup, row.speedup_high = ratios_by_round(turn.quarters, ours.quarters)
+
+
+def ratios_by_round(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
+    """The lower quartile, the median and the upper quartile of the ratio round by round."""
+    ratios = sorted(a / b for a, b in zip(above, below, strict=True))
+    quarter = len(ratios) // 4
+    return ratios[quarter], statistics.median(ratios), ratios[-1 - quarter]
 
 
 def _profile(turn: _Turn, result: Bench) -> None:

@@ -28,7 +28,10 @@ class Worker:
     def __init__(self, engine: Engine, model: Path, feeds: Path, threads: int) -> None:
         self.engine = engine
         command = [sys.executable, "-m", "opcel_compiler.bench.worker", engine.name, str(model), str(feeds)]
-        self._process = subprocess.Popen([*command, str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(
+            [*command, str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={**os.environ, **engine.environment},
+        )  # fmt: skip
         try:
             self.start = self._answer()
             self._signal(signal.SIGSTOP)

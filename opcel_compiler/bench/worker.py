@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
         return {"import_s": imported - before, "load_s": loaded - imported, "first_s": first, "version": str(version)}
 
     def profile(order: Order) -> Order:
-        if engine is not OPCEL:
+        if engine.module != OPCEL.module:
             return {"error": f"{engine.title} is not profiled"}
         from opcel_compiler.runtime import load
 

@@ -100,7 +100,10 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
             "native_flops": _dim(work.native_flops), "fallback_flops": _dim(work.fallback_flops),
         },
         "fallback": fallback,
-        "memory": {"weights_bytes": module.weights.size, "arena_bytes": arena if isinstance(arena, int) else None},
+        "memory": {
+            "weights_bytes": module.weights.size, "weights_by_packing": dict(sorted(module.weights.packings.items())),
+            "arena_bytes": arena if isinstance(arena, int) else None,
+        },
         "proof": stamp.as_dict(),
         "graphs": {
             "before": work.sketch, "after": program_sketch(

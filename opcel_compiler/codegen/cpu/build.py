@@ -103,6 +103,8 @@ def write_weights(buffers: Sequence[Buffer], file: BinaryIO, release: Callable[[
             seen[digest] = weights.size
             file.write(data)
             weights.size += len(data)
+            packing = b.packing.partition(":")[0]
+            weights.packings[packing] = weights.packings.get(packing, 0) + len(data)
         weights.offsets[b] = seen[digest]
         unreleased += len(data)
         if release is not None and unreleased >= RELEASE_EVERY:

@@ -19,10 +19,12 @@ class HostError(OpcelError):
 
 @dataclass
 class Weights:
-    """Offsets in bytes of weight buffers in the weights file, its size and its fingerprint."""
+    """Offsets in bytes of weight buffers in the weights file, its size, the part of each packing by the packing's name
+    ("" for layouts), and its fingerprint."""
 
     offsets: dict[Buffer, int] = field(default_factory=dict)
     size: int = 0
+    packings: dict[str, int] = field(default_factory=dict)
     check: int = 0
 
 

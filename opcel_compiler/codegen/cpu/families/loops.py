@@ -208,9 +208,7 @@ def emit_reduce(kernel: Kernel, target: Target) -> KernelUnit:
     lines.append(f"    acc = static_cast<{ctype}>({step.format(acc='acc', x='src[0]').replace('<T>', f'<{ctype}>')});")
     lines.append("    " + "}" * len(axes))
     mean = f"acc / static_cast<T>({' * '.join(counts) or '1'})" if kernel.anchor.op == "reduce_mean" else "acc"
-    lines.append(
-        f"    {target_}[t] = static_cast<{ctype}>({mean.replace('<T>', f'<{ctype}>')});\n  }}"
-    )
+    lines.append(f"    {target_}[t] = static_cast<{ctype}>({mean.replace('<T>', f'<{ctype}>')});\n  }}")
     return unit.finish(["base/scalar.h"], "", "\n".join(lines) + "\n")
 
 
