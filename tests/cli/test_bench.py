@@ -21,7 +21,7 @@ from opcel_compiler.bench import measure as harness
 from opcel_compiler.bench.bounds import Bound, evaluated, step_times, symbol_sizes
 from opcel_compiler.bench.engines import OPCEL, PEERS, Engine
 from opcel_compiler.bench.machine import SIZES, Machine
-from opcel_compiler.bench.measure import measure
+from opcel_compiler.bench.measure import Pace, measure, ratios_by_round
 from opcel_compiler.bench.turns import EngineError, Worker
 from opcel_compiler.bench.worker import block
 from opcel_compiler.codegen.cpu.build import CSRC
@@ -61,6 +61,8 @@ def test_figures_of_both_engines(opcel: Opcel, models: Path, artifact: Path, fee
         assert [o["name"] for o in row["outputs"]] == ["y"]
     assert "ratio" not in ours
     assert 0 < theirs["ratio_low"] <= theirs["ratio"] <= theirs["ratio_high"]
+    assert 0 < theirs["speedup_low"] <= theirs["speedup"] <= theirs["speedup_high"]
+    assert (ours["weights"], "weights" in theirs) == ("map", False)
 
 
 def test_the_summary_and_the_profile(opcel: Opcel, artifact: Path) -> None:
@@ -202,6 +204,39 @@ def test_failed_calls_are_counted() -> None:
     assert block(never, 2) == {"seconds": [], "failures": 2, "error": "never"}
 
 
+def test_ratios_are_taken_round_by_round() -> None:
+    # Of the rounds' ratios 4, 1, 3, 2, 8 the median is 3, and 2 and 4 have a quarter of them beyond.
+    assert ratios_by_round([4, 2, 9, 8, 8], [1, 2, 3, 4, 1]) == (2, 3, 4)
+    assert ratios_by_round([6], [3]) == (2, 2, 2)
+
+
+def test_the_pace_of_blocks_and_resident_weights(artifact: Path, feeds_file: Path) -> None:
+    with np.load(feeds_file) as file:
+        feeds = {"x": file["x"]}
+    found = measure(artifact, feeds, threads=1, rounds=2, resident=True, pace=Pace(0.0, 5, 21))
+    assert (found.rounds, found.ours.calls, found.ours.weights) == (5, 25, "resident")
+    assert found.ours.p25_s <= found.ours.p50_s
+
+
+def test_an_engine_has_its_own_environment(artifact: Path, feeds_file: Path) -> None:
+    held = Engine("opcel", "OPCEL", OPCEL.module, OPCEL.open, {"SOME_LEVEL": "2"})
+    with Worker(held, artifact, feeds_file, 1) as worker:
+        variables = Path(f"/proc/{worker._process.pid}/environ").read_bytes().split(b"\0")
+        assert b"SOME_LEVEL=2" in variables and any(v.startswith(b"PATH=") for v in variables)
+
+
+def test_an_engine_of_another_precision_has_its_bound(models: Path, artifact: Path, feeds_file: Path) -> None:
+    """OpenVINO in bf16 is far outside the bound for f32, and must be called within."""
+    pytest.importorskip("openvino")
+    with np.load(feeds_file) as file:
+        feeds = {"x": file["x"]}
+    found = measure(
+        artifact, feeds, model=models / "mlp.onnx", against=("openvino-bf16", "openvino-avx2"), threads=1, rounds=1
+    )
+    assert [row.within for row in found.rows] == [True, True, True]
+    assert PEERS["openvino-avx2"].environment == {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+
 def test_a_machine_has_a_peak_and_bandwidths() -> None:
     with Machine(1) as machine:
         first = machine.peak
@@ -209,6 +244,7 @@ def test_a_machine_has_a_peak_and_bandwidths() -> None:
         assert machine.peak >= first > 1e8
         assert machine.bandwidth(100) == machine.bandwidths[SIZES[0]] > 1e7
         assert machine.bandwidth(1 << 40) == machine.bandwidths[SIZES[-1]]
+        assert machine.stream > 1e7
         machine.threads = 2
         assert machine.bandwidth(SIZES[0] + 2) == machine.bandwidths[SIZES[0]]
 
