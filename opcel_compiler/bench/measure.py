@@ -222,8 +222,8 @@ def _profile(turn: _Turn, result: Bench) -> None:
 def _check(
     turns: Sequence[_Turn], model: Path, feeds: Mapping[str, np.ndarray], folder: Path, result: Bench, bound: Bound
 ) -> None:
-    """Compare what each engine computes with the reference that the proof takes, in the artifact's bound; where an engine
-    has another precision than f32, in that one's."""
+    """Compare what each engine computes with the reference that the proof takes, in the artifact's bound, or in that of
+    the engine's own precision."""
     imported = import_model(model)
     names, outputs = imported.input_names, imported.output_names
     given = given_inputs(feeds, imported.graph, names)
