@@ -185,13 +185,15 @@ int32_t open_model(const char* artifact, const opcel_options* given, opcel_model
   opcel_model* made = static_cast<opcel_model*>(calloc(1, sizeof(opcel_model)));
   if (!made) return OPCEL_MEMORY;
   made->host = host;
-  int32_t status = opcel::load_weights(artifact, program, options.weights == OPCEL_WEIGHTS_RESIDENT, &made->weights,
-                                       error, error_bytes);
-  if (status == OPCEL_OK && !made->host.parallel_for) {
+  int32_t status = OPCEL_OK;
+  if (!made->host.parallel_for) {
     status = create_pool(made->host.threads, &made->host);
     made->own_pool = static_cast<Pool*>(made->host.pool);
     if (status != OPCEL_OK) text.add("no memory for the threads");
   }
+  if (status == OPCEL_OK)
+    status = opcel::load_weights(artifact, program, options.weights == OPCEL_WEIGHTS_RESIDENT, made->host,
+                                 &made->weights, error, error_bytes);
   if (status != OPCEL_OK) {
     close_model(made);
     return status;
