@@ -11,6 +11,7 @@ from typing import ClassVar
 from opcel_compiler.ir.program import Kernel, Program, Step
 from opcel_compiler.ir.types import F32
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
+from opcel_compiler.schedule.choice.bf16 import choose_matmul_bf16
 from opcel_compiler.schedule.choice.context import Choosing
 from opcel_compiler.schedule.choice.contraction import choose_matmul
 from opcel_compiler.schedule.choice.convolution import choose_conv, choose_depthwise
@@ -37,7 +38,7 @@ def _choose(step: Step, choosing: Choosing) -> list[Step]:
     if not isinstance(step, Kernel):
         return [step]
     if step.family == "matmul":
-        return choose_matmul(step, choosing)
+        return choose_matmul_bf16(step, choosing) or choose_matmul(step, choosing)
     if step.family == "conv.blocked":
         choose_conv(step, choosing)
     elif step.family == "conv.depthwise":

@@ -15,22 +15,22 @@ struct bf16 {
 };
 
 namespace detail {
-typedef std::uint32_t vu __attribute__((vector_size(4 * W)));
-typedef std::uint16_t vh __attribute__((vector_size(2 * W)));
-typedef std::uint16_t vh_memory __attribute__((vector_size(2 * W), aligned(2), may_alias));
+typedef std::uint32_t v32 __attribute__((vector_size(4 * W)));
+typedef std::uint16_t v16 __attribute__((vector_size(2 * W)));
+typedef std::uint16_t v16_memory __attribute__((vector_size(2 * W), aligned(2), may_alias));
 
 // bf16 bits in the upper half of each lane, to nearest even; the lower half is unspecified. A NaN stays one.
-OPCEL_INLINE vu round_upper(vf v) {
-  const vu bits = (vu)v;
-  const vu rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-  return (vu)(v == v ? (vi)rounded : (vi)(bits | 0x400000u));
+OPCEL_INLINE v32 round_upper(vf v) {
+  const v32 bits = (v32)v;
+  const v32 rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return (v32)(v == v ? (vi)rounded : (vi)(bits | 0x400000u));
 }
 }  // namespace detail
 
 // W elements, any alignment, widened.
 OPCEL_INLINE vf load(const bf16* p) {
-  const auto half = *reinterpret_cast<const detail::vh_memory*>(p);
-  return (vf)(__builtin_convertvector(half, detail::vu) << 16);
+  const auto half = *reinterpret_cast<const detail::v16_memory*>(p);
+  return (vf)(__builtin_convertvector(half, detail::v32) << 16);
 }
 // The first n elements at p (0 <= n <= W), zero in the other lanes; memory past them is not touched.
 OPCEL_INLINE vf load_n(const bf16* p, int n) {
@@ -42,13 +42,13 @@ OPCEL_INLINE vf load_n(const bf16* p, int n) {
 
 // To p, each lane rounded to the nearest bf16, ties to even.
 OPCEL_INLINE void store(bf16* p, vf v) {
-  detail::vh half;
+  detail::v16 half;
 #if defined(__AVX512BF16__)
   asm("vcvtneps2bf16 %1, %0" : "=v"(half) : "v"(v));
 #else
-  half = __builtin_convertvector(detail::round_upper(v) >> 16, detail::vh);
+  half = __builtin_convertvector(detail::round_upper(v) >> 16, detail::v16);
 #endif
-  *reinterpret_cast<detail::vh_memory*>(p) = half;
+  *reinterpret_cast<detail::v16_memory*>(p) = half;
 }
 // The first n lanes of v to p (0 <= n <= W); memory past them is not touched.
 OPCEL_INLINE void store_n(bf16* p, vf v, int n) {
@@ -86,18 +86,18 @@ OPCEL_INLINE pairs set_pair(const bf16* p) {
 // Lane i is the pair (first[i], second[i]), rounded.
 OPCEL_INLINE pairs interleave(vf first, vf second) {
 #if defined(__AVX512BF16__)
-  detail::vh low, high;
+  detail::v16 low, high;
   asm("vcvtneps2bf16 %1, %0" : "=v"(low) : "v"(first));
   asm("vcvtneps2bf16 %1, %0" : "=v"(high) : "v"(second));
-  return (vi)(__builtin_convertvector(low, detail::vu) | __builtin_convertvector(high, detail::vu) << 16);
+  return (vi)(__builtin_convertvector(low, detail::v32) | __builtin_convertvector(high, detail::v32) << 16);
 #else
   return (vi)((detail::round_upper(first) >> 16) | (detail::round_upper(second) & 0xffff0000u));
 #endif
 }
 
 // The first and second elements of the pairs, widened.
-OPCEL_INLINE vf first_of(pairs v) { return (vf)((detail::vu)v << 16); }
-OPCEL_INLINE vf second_of(pairs v) { return (vf)((detail::vu)v & 0xffff0000u); }
+OPCEL_INLINE vf first_of(pairs v) { return (vf)((detail::v32)v << 16); }
+OPCEL_INLINE vf second_of(pairs v) { return (vf)((detail::v32)v & 0xffff0000u); }
 
 // acc[i] += a[i].first * b[i].first + a[i].second * b[i].second, the accumulator of a register tile, which keeps its
 // register.

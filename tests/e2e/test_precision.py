@@ -11,10 +11,15 @@ import pytest
 import opcel_compiler as oc
 from opcel_compiler.driver import prove_artifact
 from opcel_compiler.errors import OpcelError
+from opcel_compiler.ir.types import BF16
 from opcel_compiler.proof import BF16_NORM, Bound, ProofError, compare, manifest_bound
-from opcel_compiler.targets import TargetError
+from opcel_compiler.targets import TargetError, load_target
+from opcel_compiler.targets.host import missing_features
 
-from .twins import mlp
+from .builder import Net
+from .conftest import reference
+from .twins import feeds, mlp
+from .twins_more import ALL
 
 BF16_TARGET = "x86-64-avx512-vnni-bf16"
 
@@ -70,3 +75,49 @@ def test_the_bound_of_bf16_is_that_of_the_norm() -> None:
         got = want.copy()
         got[1] = hole
         assert not compare("y", got, want, bound).within
+
+
+# -- kernels in bf16 ---------------------------------------------------------------------------------------------------
+
+runs_bf16 = pytest.mark.skipif(bool(missing_features(load_target(BF16_TARGET))), reason="this CPU has no AVX512_BF16")
+NAMES = [
+    "mlp-symbolic", "digits", "resnet-odd", "mobilenet", "bert-torchscript-symbolic", "lstm", "gru", "unet", "vit",
+    "whisper", "gpt-symbolic", "llama",
+]  # fmt: skip
+
+
+@runs_bf16
+@pytest.mark.parametrize("name", NAMES)
+def test_twins(name: str, tmp_path: Path) -> None:
+    """Proved in the bound of bf16 and within it on other inputs, whatever the number of threads."""
+    spec = ALL[name]
+    model = spec.build()
+    with oc.compile(model, output=tmp_path / "out", fallback="error", precision="bf16") as compiled:
+        assert compiled.manifest["proof"]["status"] == "proved"
+        for seed, sizes in enumerate(spec.sizes, 1):
+            given = feeds(model, sizes, seed)
+            got = compiled.run(given)
+            for key, want in reference(model, given).items():
+                row = compare(key, got[key], want, Bound.of("bf16"))
+                assert row.within, (sizes, row)
+            with oc.load(compiled.path, threads=3) as other:
+                for key, value in other.run(given).items():
+                    np.testing.assert_array_equal(value, got[key])
+
+
+@runs_bf16
+def test_a_product_is_computed_in_bf16_and_measurably_so(tmp_path: Path) -> None:
+    """Operands that bf16 cannot hold: the result is that of rounded operands, and the error is in the stamp."""
+    net = Net("odd")
+    w = np.random.default_rng(0).normal(size=(33, 17)).astype(np.float32)
+    net.output("y", net("MatMul", net.input("x", 9, 33), w))
+    x = np.random.default_rng(1).normal(size=(9, 33)).astype(np.float32)
+    with oc.compile(net.model(), output=tmp_path / "out", precision="bf16") as compiled:
+        y = compiled.run({"x": x})["y"]
+        (error,) = (row["relative_l2"] for row in compiled.report["proof"]["outputs"])
+        assert "gemm.bf16" in {k["family"] for k in compiled.report["kernels"]}
+    rounded = x.astype(BF16.numpy).astype(np.float64) @ w.astype(BF16.numpy).astype(np.float64)
+    np.testing.assert_allclose(y, rounded, rtol=1e-4, atol=1e-4)
+    assert 1e-4 < error < BF16_NORM
+    with pytest.raises(ProofError, match="relative L2 <= 1e-05"):
+        oc.compile(net.model(), output=tmp_path / "out", precision="bf16", max_error=1e-5)

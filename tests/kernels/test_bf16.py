@@ -9,6 +9,7 @@ from harness import BF16_ISAS, WIDTH, build, pointers
 
 SOURCE = """
 #include "base/bf16.h"
+#include "base/vmath.h"
 using namespace opcel;
 extern "C" void narrow(void* const* p, int64_t n) { round_row((bf16*)p[1], (const float*)p[0], n); }
 extern "C" void widen(void* const* p, int n) {

@@ -17,6 +17,8 @@ def _ordered(buffer: Buffer) -> np.ndarray:
         return conv_panels(array, groups, block, panel)
     if buffer.packing.startswith("recurrent:"):
         return recurrent_panels(array, int(buffer.packing.split(":")[1]))
+    if buffer.packing.startswith("pairs:"):
+        return pair_panels(array, int(buffer.packing.split(":")[1]))
     return laid_out(array, buffer.layout)
 
 
@@ -55,6 +57,16 @@ def conv_panels(w: np.ndarray, groups: int, block: int, panel: int) -> np.ndarra
     out[:, :per_group, :channels] = w.reshape(groups, per_group, channels, kh, kw)
     split = out.reshape(groups, tiles, panel, blocks, block, kh, kw)
     return np.ascontiguousarray(split.transpose(0, 1, 3, 5, 6, 4, 2)).reshape(-1)
+
+
+def pair_panels(b: np.ndarray, panel: int) -> np.ndarray:
+    """[..., k, n] → [...][n / panel][k / 2][panel][2], zero padded."""
+    *lead, k, n = b.shape
+    tiles, steps = -(-n // panel), -(-k // 2)
+    out = np.zeros((*lead, 2 * steps, tiles * panel), b.dtype)
+    out[..., :k, :n] = b
+    split = out.reshape(int(np.prod(lead)), steps, 2, tiles, panel)
+    return np.ascontiguousarray(split.transpose(0, 3, 1, 4, 2)).reshape(-1)
 
 
 def recurrent_panels(r: np.ndarray, width: int) -> np.ndarray:

@@ -31,8 +31,10 @@ class Choosing:
         self.precision = precision
         self.width: int = target.vector.width_f32
         self.names = {b.name for b in program.buffers}
-        self.packed: dict[tuple[View, Layout], Buffer] = {}
         self.by_rows: set[Buffer] = set()
+        self.packed: dict[tuple[View, Layout, str], Buffer] = {}
+        self.rounded: dict[View, View] = {}
+        """What holds the same elements in bf16."""
         cache = [m.size for m in target.memories if m.managed == "hardware"]
         self.cache: int = int(sorted(cache)[1]) if len(cache) > 1 else 1 << 18
 
@@ -45,14 +47,15 @@ class Choosing:
         self.names.add(name)
         return name
 
-    def packed_weight(self, view: View, layout: Layout) -> Buffer:
-        """The weight that `view` shows in `layout`, made at the first call and shared by later ones."""
-        key = (view, layout)
+    def packed_weight(self, view: View, layout: Layout, packing: str = "") -> Buffer:
+        """The weight that `view` shows in `layout` and `packing`, made at the first call and shared by later ones."""
+        key = (view, layout, packing)
         if key not in self.packed:
             t = TensorType(F32, view.shape)
             self.packed[key] = Buffer(
-                self.name(f"{view.buffer.name}.packed"), t, "weight", layout, data=Constant(weight_array(view))
-            )
+                self.name(f"{view.buffer.name}.packed"), t, "weight", layout, data=Constant(weight_array(view)),
+                packing=packing,
+            )  # fmt: skip
         return self.packed[key]
 
     def reference(self, kernel: Kernel, family: str) -> list[Step]:

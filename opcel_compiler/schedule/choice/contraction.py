@@ -48,7 +48,7 @@ def choose_matmul(kernel: Kernel, choosing: Choosing) -> list[Step]:
     kernel.params = {
         "panel": panel, "rows": heights(m, tallest, rows_per_task, pref.rows if pref else (tallest, 4, 2, 1)),
         "rows_per_task": rows_per_task,
-        "panels_per_task": _panels_per_task(
+        "panels_per_task": panels_per_task(
             product(batch) if len(b.shape) > 2 else 1, m, n, panel, rows_per_task
         ),
     }  # fmt: skip
@@ -61,7 +61,8 @@ def _rows_per_task(m: Dim, k: Dim, tallest: int, cache: int) -> Dim:
     return dim_min(m, rows) if isinstance(m, int) else rows
 
 
-def _panels_per_task(batch: Dim, m: Dim, n: Dim, panel: int, rows: Dim) -> Dim:
+def panels_per_task(batch: Dim, m: Dim, n: Dim, panel: int, rows: Dim) -> Dim:
+    """Panels of one task, so that there are some TASKS tasks."""
     if not (isinstance(m, int) and isinstance(n, int) and isinstance(rows, int)):
         return 4
     groups = ceildiv(m, max(1, rows)) * (batch if isinstance(batch, int) else 1)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from opcel_compiler.codegen.cpu.expressions import CTYPES
 from opcel_compiler.codegen.cpu.families.functors import Functor, after, last_step, row_step
-from opcel_compiler.codegen.cpu.unit import KernelUnit
-from opcel_compiler.ir.dims import Dim, ceildiv, dim_min, product
+from opcel_compiler.codegen.cpu.unit import MAX_TASK_WORK, KernelUnit
+from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv, product
 from opcel_compiler.ir.program import Kernel, View
 from opcel_compiler.targets.schema import Target
 
@@ -18,7 +18,7 @@ def batches(kernel: Kernel, view: View) -> View:
 
 
 def emit_gemm(kernel: Kernel, target: Target) -> KernelUnit:
-    """C = epilogue(A·B), B in panels of `params["panel"]` columns."""
+    """C = epilogue(A·B), B in panels of `params["panel"]` columns, in f32 or bf16."""
     assert kernel.anchor is not None
     unit = KernelUnit()
     inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
@@ -26,6 +26,7 @@ def emit_gemm(kernel: Kernel, target: Target) -> KernelUnit:
     width = target.vector.width_f32 if target.vector else 1
     panel: int = kernel.params["panel"]
     n, k = b.shape[-1], b.shape[-2]
+    bf16 = kernel.params.get("precision") == "bf16"
     shared = len(b.shape) == 2
     if shared:
         batch: Dim = 1
@@ -35,7 +36,7 @@ def emit_gemm(kernel: Kernel, target: Target) -> KernelUnit:
         batch, m = product(c.shape[:-2]), c.shape[-2]
         wide = batches(kernel, a)
         a_row, a_batch = wide.strides[-2], row_step(wide, 2)
-        per_batch = ceildiv(n, panel) * panel * k
+        per_batch = ceildiv(n, panel) * panel * (ceildiv(k, 2) * 2 if bf16 else k)
         lead = View(b.buffer, b.shape[:-2], b.strides[:-2])
         b_batch = per_batch if product(lead.shape) != 1 else 0
         c_batch = m * n
@@ -52,11 +53,20 @@ def emit_gemm(kernel: Kernel, target: Target) -> KernelUnit:
     )  # fmt: skip
     rows_per_task, panels_per_task = kernel.params["rows_per_task"], kernel.params["panels_per_task"]
     unit.tasks = batch * ceildiv(ceildiv(n, panel), panels_per_task) * ceildiv(m, rows_per_task)
+    operand, result = ("bf16" if bf16 else "float"), c.buffer.layout.storage or "float"
     fields = [
-        unit.pointer(a), *map(unit.integer, (a_batch, a_row)), unit.pointer(b), unit.integer(b_batch),
-        unit.pointer(c, const=False), *map(unit.integer, (c_batch, n, batch, m, n, k, rows_per_task, panels_per_task)),
+        unit.pointer(a, operand), *map(unit.integer, (a_batch, a_row)), unit.pointer(b, operand), unit.integer(b_batch),
+        unit.pointer(c, result, const=False),
+        *map(unit.integer, (c_batch, n, batch, m, n, k, rows_per_task, panels_per_task)),
     ]  # fmt: skip
     heights = ", ".join(map(str, kernel.params["rows"]))
+    if bf16:
+        return unit.finish(
+            ["kernels/gemm/bf16.h", "base/vmath.h"], struct,
+            f"  const GemmBf16Args<{result}> args{{{', '.join(fields)}}};\n"
+            f"  const Epilogue epilogue{epilogue.instance};\n"
+            f"  gemm_bf16_tasks<{panel // width}, {heights}>(args, epilogue, begin, end);\n",
+        )  # fmt: skip
     return unit.finish(
         ["kernels/gemm/packed.h", "base/vmath.h"], struct,
         f"  const GemmArgs args{{{', '.join(fields)}}};\n  const Epilogue epilogue{epilogue.instance};\n"
@@ -80,6 +90,23 @@ def emit_pack(kernel: Kernel, target: Target) -> KernelUnit:
     return unit.finish(
         ["kernels/gemm/packed.h"], "",
         f"  const PackArgs args{{{', '.join(fields)}}};\n  pack_b_tasks<{panel // width}>(args, begin, end);\n",
+    )  # fmt: skip
+
+
+def emit_round(kernel: Kernel, target: Target) -> KernelUnit:
+    """Rows of f32 to bf16, padded to an even number of elements."""
+    unit = KernelUnit()
+    x, y = kernel.inputs[0], kernel.outputs[0]
+    rows, k = product(x.shape[:-1]), x.shape[-1]
+    per_task = dim_max(1, floordiv(MAX_TASK_WORK, dim_max(1, k)))
+    unit.tasks = ceildiv(rows, per_task)
+    fields = [
+        unit.pointer(x), unit.integer(row_step(x)), unit.pointer(y, "bf16", const=False),
+        *map(unit.integer, (rows, k, per_task)),
+    ]  # fmt: skip
+    return unit.finish(
+        ["kernels/gemm/bf16.h"], "",
+        f"  const RoundArgs args{{{', '.join(fields)}}};\n  round_tasks(args, begin, end);\n",
     )  # fmt: skip
 
 
@@ -129,4 +156,7 @@ def task_shape(m: Dim, n: Dim, k: Dim, panel: int, tallest: int, cache: int) -> 
     return rows, 4
 
 
-EMITTERS = {"gemm": emit_gemm, "pack": emit_pack, "matmul.reference": emit_reference}
+EMITTERS = {
+    "gemm": emit_gemm, "gemm.bf16": emit_gemm, "round": emit_round, "pack": emit_pack,
+    "matmul.reference": emit_reference,
+}  # fmt: skip
