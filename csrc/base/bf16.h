@@ -32,6 +32,12 @@ OPCEL_INLINE vf load(const bf16* p) {
   const auto half = *reinterpret_cast<const detail::v16_memory*>(p);
   return (vf)(__builtin_convertvector(half, detail::v32) << 16);
 }
+// Every lane equal to x.
+OPCEL_INLINE vf set(bf16 x) { return (vf)(set_i(x.bits) << 16); }
+
+// As for f32: hides where p points from the optimizer.
+OPCEL_INLINE void keep(const bf16*& p) { asm volatile("" : "+r"(p)); }
+
 // The first n elements at p (0 <= n <= W), zero in the other lanes; memory past them is not touched.
 OPCEL_INLINE vf load_n(const bf16* p, int n) {
   bf16 all[W] = {};

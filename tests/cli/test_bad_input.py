@@ -290,9 +290,7 @@ def test_terminated_it_leaves_nothing(models: Path, tmp_path: Path) -> None:
 # -- artifacts ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("file", "verified"), [("manifest.json", False), ("model.so", False), ("weights.bin", True)]
-)
+@pytest.mark.parametrize(("file", "verified"), [("manifest.json", False), ("model.so", False), ("weights.bin", True)])
 def test_one_flipped_bit(opcel: Opcel, artifact: Path, tmp_path: Path, file: str, verified: bool) -> None:
     """Everywhere in the manifest; here and there in what is larger. Weights are read whole only when that is asked."""
     size = (artifact / file).stat().st_size

@@ -98,3 +98,13 @@ def test_convolution_panels() -> None:
         group, at = divmod(filter_, 6)
         assert panels[group, 0, channel // 4, kh, kw, channel % 4, at] == w[filter_, channel, kh, kw]
     assert np.count_nonzero(panels) == w.size
+    pairs = conv_panels(w, 2, 4, 8, 2).reshape(2, 1, 2, 3, 2, 2, 8, 2)
+    np.testing.assert_array_equal(pairs.transpose(0, 1, 2, 3, 4, 5, 7, 6).reshape(panels.shape), panels)
+
+
+def test_convolution_panels_of_planes_pair_neighbours_of_a_row() -> None:
+    w = np.arange(1, 1 + 6 * 3 * 2 * 5, dtype=np.float32).reshape(6, 3, 2, 5)
+    panels = conv_panels(w, 1, 1, 8, 2).reshape(3, 2, 3, 8, 2)
+    for filter_, channel, kh, kw in np.ndindex(*w.shape):
+        assert panels[channel, kh, kw // 2, filter_, kw % 2] == w[filter_, channel, kh, kw]
+    assert np.count_nonzero(panels) == w.size

@@ -19,7 +19,7 @@ struct Epi {  // y + bias[channel] + 100 * n + y / 8 + x / 64
   }
 };
 extern "C" void conv(void* const* p, const int64_t* d, int64_t begin, int64_t end) {
-  ConvArgs a{(float*)p[0], d[0], d[1], d[2], (float*)p[1], (float*)p[2], d[3], d[4], d[5],
+  ConvArgs<> a{(float*)p[0], d[0], d[1], d[2], (float*)p[1], (float*)p[2], d[3], d[4], d[5],
              d[6], d[7], d[8], d[9], d[10], d[11], d[12], d[13]};
   conv_tasks<PARAMS>(a, Epi{(float*)p[3]}, begin, end < 0 ? conv_task_count<PARAM_NV>(a) : end);
 }
@@ -35,7 +35,7 @@ struct Epi {
   }
 };
 extern "C" void conv(void* const* p, const int64_t* d, int64_t begin, int64_t end) {
-  DepthwiseArgs a{(float*)p[0], d[0], d[1], d[2], (float*)p[1], (float*)p[2], d[3], d[4], d[5],
+  DepthwiseArgs<> a{(float*)p[0], d[0], d[1], d[2], (float*)p[1], (float*)p[2], d[3], d[4], d[5],
                   d[6], d[7], d[8], d[9], d[10], d[11]};
   depthwise_tasks<PARAMS>(a, Epi{(float*)p[3]}, begin, end < 0 ? depthwise_task_count(a) : end);
 }

@@ -33,7 +33,7 @@ extern "C" int gather(const void* x, const void* index, void* y, long outer, lon
   return error;
 }
 extern "C" void relayout(const float* x, float* y, const long* s, int kind) {
-  RelayoutArgs a{x, y, s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13], s[14]};
+  RelayoutArgs<> a{x, y, s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13], s[14]};
   if (kind == 0) to_blocked_tasks(a, 0, to_blocked_task_count(a));
   if (kind == 1) from_blocked_tasks(a, 0, from_blocked_task_count(a));
   if (kind == 2) to_planar_tasks(a, 0, to_planar_task_count(a));

@@ -1,20 +1,24 @@
-// Direct f32 convolution on the blocked layout [n][channel block][h][w][W], zero halo around h and w in the input buffer.
+// Direct convolution on the blocked layout [n][channel block][h][w][W], zero halo around h and w in the input buffer. Elements
+// are f32, or bf16 whose products are taken in pairs and summed in f32; the output's may be either.
 //
 // A register tile is PH rows by PW pixels of NV output blocks. The loop over output blocks is outside of the loop over
 // pixels, so each panel of weights crosses memory once a task while the task's input stays in cache. Every output is summed in the
 // order input block, kh, kw, channel, whichever tile computes it.
 #pragma once
 
+#include "base/bf16.h"
 #include "base/tiling.h"
-#include "base/vec.h"
 
 namespace opcel {
 
+template <class T = float, class U = T>
 struct ConvArgs {
-  const float* x;  // the first padded pixel (halo included); adjacent pixels are CB elements apart
+  const T* x;  // the first padded pixel (halo included); adjacent pixels are CB elements apart
   std::int64_t x_n, x_cb, x_row;
-  const float* w;  // [group][ocb / NV][icb][kh][kw][CB][NV * W]
-  float* y;        // the first output pixel; adjacent pixels are y_pix elements apart
+  // f32: [group][ocb / NV][icb][kh][kw][CB][NV * W]. bf16: [group][ocb / NV][icb][kh][kw][CB / 2][NV * W][2], where CB is 1
+  // [group][ocb / NV][icb][kh][kw / 2][NV * W][2] with a zero in the last pair of an odd kw, whose second pixel is read.
+  const T* w;
+  U* y;  // the first output pixel; adjacent pixels are y_pix elements apart
   std::int64_t y_n, y_cb, y_row;
   std::int64_t n, groups;
   std::int64_t ocb, icb;  // output and input blocks of one group; ocb is a multiple of NV
@@ -30,45 +34,58 @@ struct ConvPlace {
   std::int64_t n, cb, y, x;
 };
 
-template <int CB, int KH, int KW, int SH, int SW, int DH, int DW, int NV>
+// Products of one lane: a pixel's element with one of each output channel, or a pair of elements with pairs.
+OPCEL_INLINE vf conv_broadcast(const float* x) { return set(*x); }
+OPCEL_INLINE pairs conv_broadcast(const bf16* x) { return set_pair(x); }
+OPCEL_INLINE vf conv_panel(const float* w) { return load(w); }
+OPCEL_INLINE pairs conv_panel(const bf16* w) { return load_pairs(w); }
+OPCEL_INLINE void conv_accumulate(vf& acc, vf x, vf w) { accumulate(acc, x, w); }
+OPCEL_INLINE void conv_accumulate(vf& acc, pairs x, pairs w) { dot(acc, x, w); }
+
+template <class T, class U, int CB, int KH, int KW, int SH, int SW, int DH, int DW, int NV>
 struct Conv {
-  // Input channels handled by straight-line code.
-  static constexpr int Steps = CB > 8 && CB % 8 == 0 ? 8 : CB;
+  using Args = ConvArgs<T, U>;
+  static constexpr int Pair = 4 / sizeof(T);
+  static_assert(CB % Pair == 0 || (CB == 1 && DW == 1), "pairs are adjacent channels, or adjacent pixels of a plane");
+  // Taps of a kernel row and the elements from one to the next; products of one tap; those of straight-line code.
+  static constexpr int Taps = CB == 1 ? (KW + Pair - 1) / Pair : KW;
+  static constexpr int Across = CB == 1 ? DW * Pair : DW * CB;
+  static constexpr int Products = CB == 1 ? 1 : CB / Pair;
+  static constexpr int Steps = Products > 8 && Products % 8 == 0 ? 8 : Products;
   // Input blocks summed before the sum is added to the total.
-  static constexpr int Chunk = kChunk / (KH * KW * CB) > 1 ? kChunk / (KH * KW * CB) : 1;
+  static constexpr int Chunk = kChunk * Pair / (KH * KW * CB) > 1 ? kChunk * Pair / (KH * KW * CB) : 1;
 
   template <int PH, int PW>
-  static OPCEL_INLINE void tap(vf (&acc)[PH][PW][NV], const float* x, std::int64_t x_row, const float*& w) {
-    for (int c = 0; c < CB; c += Steps) {
-      const float* row[PH];
+  static OPCEL_INLINE void tap(vf (&acc)[PH][PW][NV], const T* x, std::int64_t x_row, const T*& w) {
+    for (int c = 0; c < Products; c += Steps) {
+      const T* row[PH];
       OPCEL_UNROLL
       for (int p = 0; p < PH; ++p) {
-        row[p] = x + p * SH * x_row + c;
+        row[p] = x + p * SH * x_row + c * Pair;
         keep(row[p]);
       }
       OPCEL_UNROLL
       for (int s = 0; s < Steps; ++s) {
-        vf panel[NV];
+        decltype(conv_panel(w)) panel[NV];
         OPCEL_UNROLL
-        for (int j = 0; j < NV; ++j) panel[j] = load(w + (s * NV + j) * W);
+        for (int j = 0; j < NV; ++j) panel[j] = conv_panel(w + (s * NV + j) * W * Pair);
         OPCEL_UNROLL
         for (int p = 0; p < PH; ++p) {
           OPCEL_UNROLL
           for (int q = 0; q < PW; ++q) {
-            const vf v = set(row[p][q * SW * CB + s]);
+            const auto v = conv_broadcast(row[p] + q * SW * CB + s * Pair);
             OPCEL_UNROLL
-            for (int j = 0; j < NV; ++j) accumulate(acc[p][q][j], v, panel[j]);
+            for (int j = 0; j < NV; ++j) conv_accumulate(acc[p][q][j], v, panel[j]);
           }
         }
       }
-      w += Steps * NV * W;
+      w += Steps * NV * W * Pair;
       keep(w);
     }
   }
 
   template <int PH, int PW, class Epi>
-  static __attribute__((noinline)) void tile(const ConvArgs& args, const float* x, const float* w, const Epi& epi,
-                                             const ConvPlace& at) {
+  static __attribute__((noinline)) void tile(const Args& args, const T* x, const T* w, const Epi& epi, const ConvPlace& at) {
     OPCEL_UNROLL
     for (int p = 0; p < PH; ++p) {
       OPCEL_UNROLL
@@ -82,13 +99,13 @@ struct Conv {
     bool carried = false;
     for (std::int64_t icb = args.icb;;) {
       for (const std::int64_t stop = icb > Chunk ? icb - Chunk : 0; icb > stop; --icb, x += args.x_cb) {
-        const float* x_kh = x;
+        const T* x_kh = x;
         for (int kh = 0; kh < KH; ++kh, x_kh += DH * x_row) {
           if constexpr (CB == 1) {
             OPCEL_UNROLL
-            for (int kw = 0; kw < KW; ++kw) tap<PH, PW>(acc, x_kh + kw * DW * CB, x_row, w);
+            for (int kw = 0; kw < Taps; ++kw) tap<PH, PW>(acc, x_kh + kw * Across, x_row, w);
           } else {
-            for (int kw = 0; kw < KW; ++kw) tap<PH, PW>(acc, x_kh + kw * DW * CB, x_row, w);
+            for (int kw = 0; kw < Taps; ++kw) tap<PH, PW>(acc, x_kh + kw * Across, x_row, w);
           }
         }
       }
@@ -97,7 +114,7 @@ struct Conv {
       carried = true;
     }
     if (carried) add_total(acc, total);
-    float* y = args.y + at.n * args.y_n + at.cb * args.y_cb + at.y * args.y_row + at.x * args.y_pix;
+    U* y = args.y + at.n * args.y_n + at.cb * args.y_cb + at.y * args.y_row + at.x * args.y_pix;
     OPCEL_UNROLL
     for (int p = 0; p < PH; ++p) {
       OPCEL_UNROLL
@@ -111,8 +128,8 @@ struct Conv {
   }
 
   template <int PH, int... PW, class Epi>
-  static OPCEL_INLINE void rows(const ConvArgs& args, const float* x, const float* w, const Epi& epi, ConvPlace at) {
-    const float* line = x + at.y * SH * args.x_row;
+  static OPCEL_INLINE void rows(const Args& args, const T* x, const T* w, const Epi& epi, ConvPlace at) {
+    const T* line = x + at.y * SH * args.x_row;
     for (at.x = 0; at.x < args.ow;) {
       const std::int64_t width = Cut<PW...>::next(args.ow - at.x);
       if (width == 0) break;
@@ -125,8 +142,8 @@ struct Conv {
 }  // namespace detail
 
 // Number of tasks: image, group, panel group, row group; the last varies fastest.
-template <int NV>
-OPCEL_INLINE std::int64_t conv_task_count(const ConvArgs& args) {
+template <int NV, class T, class U>
+OPCEL_INLINE std::int64_t conv_task_count(const ConvArgs<T, U>& args) {
   return args.n * args.groups * detail::ceil_div(args.ocb / NV, args.panels_per_task) *
          detail::ceil_div(args.oh, args.rows_per_task);
 }
@@ -135,9 +152,9 @@ OPCEL_INLINE std::int64_t conv_task_count(const ConvArgs& args) {
 // PW: the tile widths to instantiate, descending. Any width can be cut if the last is 1; otherwise ow must be a sum of them
 // that a fewest-tiles even split finds. Rows left over by PH are done one at a time. A 1x1 convolution of stride 1 without
 // halo may take any oh * ow = h * w.
-template <int CB, int KH, int KW, int SH, int SW, int DH, int DW, int NV, int PH, int... PW, class Epi>
-void conv_tasks(const ConvArgs& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
-  using Conv = detail::Conv<CB, KH, KW, SH, SW, DH, DW, NV>;
+template <int CB, int KH, int KW, int SH, int SW, int DH, int DW, int NV, int PH, int... PW, class T, class U, class Epi>
+void conv_tasks(const ConvArgs<T, U>& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
+  using Conv = detail::Conv<T, U, CB, KH, KW, SH, SW, DH, DW, NV>;
   const std::int64_t row_groups = detail::ceil_div(args.oh, args.rows_per_task);
   const std::int64_t panels = args.ocb / NV;
   const std::int64_t panel_groups = detail::ceil_div(panels, args.panels_per_task);
@@ -148,9 +165,9 @@ void conv_tasks(const ConvArgs& args, const Epi& epi, std::int64_t begin, std::i
     const std::int64_t group = task / row_groups / panel_groups % args.groups;
     const std::int64_t n = task / row_groups / panel_groups / args.groups;
     const std::int64_t last_panel = detail::least(panels, (panel_group + 1) * args.panels_per_task);
-    const float* x = args.x + n * args.x_n + group * args.icb * args.x_cb;
+    const T* x = args.x + n * args.x_n + group * args.icb * args.x_cb;
     for (std::int64_t panel = panel_group * args.panels_per_task; panel < last_panel; ++panel) {
-      const float* w = args.w + (group * panels + panel) * args.icb * (KH * KW * CB * NV * W);
+      const T* w = args.w + (group * panels + panel) * args.icb * (KH * Conv::Taps * Conv::Products * Conv::Pair * NV * W);
       const std::int64_t cb = group * args.ocb + panel * NV;
       std::int64_t row = first_row;
       for (; row + PH <= last_row; row += PH) Conv::template rows<PH, PW...>(args, x, w, epi, {n, cb, row, 0});

@@ -1,19 +1,21 @@
-// Depthwise f32 convolution (one filter a channel) on the blocked layout [n][channel block][h][w][W] with a zero halo.
+// Depthwise convolution (one filter a channel) on the blocked layout [n][channel block][h][w][W] with a zero halo: images of
+// f32 or bf16, filters and sums of f32.
 //
 // Each input vector is loaded once a kernel row and feeds every output of the tile that it touches. Every output is summed in
 // the order kh, kw.
 #pragma once
 
+#include "base/bf16.h"
 #include "base/tiling.h"
-#include "base/vec.h"
 
 namespace opcel {
 
+template <class T = float, class U = T>
 struct DepthwiseArgs {
-  const float* x;  // the first padded pixel (halo included); adjacent pixels are W elements apart
+  const T* x;  // the first padded pixel (halo included); adjacent pixels are W elements apart
   std::int64_t x_n, x_cb, x_row;
   const float* w;  // [cb][kh][kw][W]
-  float* y;        // adjacent pixels are W elements apart
+  U* y;            // adjacent pixels are W elements apart
   std::int64_t y_n, y_cb, y_row;
   std::int64_t n, cb;  // images and channel blocks
   std::int64_t oh, ow;
@@ -23,8 +25,8 @@ struct DepthwiseArgs {
 
 namespace detail {
 
-template <int KH, int KW, int SW, int DH, int DW, int PW>
-OPCEL_INLINE void depthwise_sums(vf (&acc)[PW], const float* x, std::int64_t x_row, const vf* filter) {
+template <int KH, int KW, int SW, int DH, int DW, int PW, class T>
+OPCEL_INLINE void depthwise_sums(vf (&acc)[PW], const T* x, std::int64_t x_row, const vf* filter) {
   constexpr int Columns = (PW - 1) * SW + (KW - 1) * DW + 1;
   OPCEL_UNROLL
   for (int kh = 0; kh < KH; ++kh) {
@@ -40,15 +42,15 @@ OPCEL_INLINE void depthwise_sums(vf (&acc)[PW], const float* x, std::int64_t x_r
   }
 }
 
-template <int KH, int KW, int SH, int SW, int DH, int DW, class Epi>
-OPCEL_INLINE void depthwise_rows(const DepthwiseArgs& args, const Epi& epi, std::int64_t n, std::int64_t cb,
+template <int KH, int KW, int SH, int SW, int DH, int DW, class T, class U, class Epi>
+OPCEL_INLINE void depthwise_rows(const DepthwiseArgs<T, U>& args, const Epi& epi, std::int64_t n, std::int64_t cb,
                                  std::int64_t first_row, std::int64_t last_row) {
   vf filter[KH * KW];
   OPCEL_UNROLL
   for (int k = 0; k < KH * KW; ++k) filter[k] = load(args.w + (cb * KH * KW + k) * W);
   for (std::int64_t row = first_row; row < last_row; ++row) {
-    const float* x = args.x + n * args.x_n + cb * args.x_cb + row * SH * args.x_row;
-    float* y = args.y + n * args.y_n + cb * args.y_cb + row * args.y_row;
+    const T* x = args.x + n * args.x_n + cb * args.x_cb + row * SH * args.x_row;
+    U* y = args.y + n * args.y_n + cb * args.y_cb + row * args.y_row;
     const auto tile = [&](auto width, std::int64_t col) __attribute__((always_inline)) {
       constexpr int PW = decltype(width)::value;
       vf acc[PW] = {};
@@ -66,13 +68,14 @@ OPCEL_INLINE void depthwise_rows(const DepthwiseArgs& args, const Epi& epi, std:
 }  // namespace detail
 
 // Number of tasks: image, group of channel blocks, row group; the last varies fastest.
-OPCEL_INLINE std::int64_t depthwise_task_count(const DepthwiseArgs& args) {
+template <class T, class U>
+OPCEL_INLINE std::int64_t depthwise_task_count(const DepthwiseArgs<T, U>& args) {
   return args.n * detail::ceil_div(args.cb, args.blocks_per_task) * detail::ceil_div(args.oh, args.rows_per_task);
 }
 
 // Tasks [begin, end), any width.
-template <int KH, int KW, int SH, int SW, int DH, int DW, class Epi>
-void depthwise_tasks(const DepthwiseArgs& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
+template <int KH, int KW, int SH, int SW, int DH, int DW, class T, class U, class Epi>
+void depthwise_tasks(const DepthwiseArgs<T, U>& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
   const std::int64_t row_groups = detail::ceil_div(args.oh, args.rows_per_task);
   const std::int64_t block_groups = detail::ceil_div(args.cb, args.blocks_per_task);
   for (std::int64_t task = begin; task < end; ++task) {

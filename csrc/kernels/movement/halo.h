@@ -8,24 +8,23 @@
 namespace opcel {
 
 struct HaloArgs {
-  float* y;  // first element of the border
-  std::int64_t slabs;  // images times channels (or blocks), dense
-  std::int64_t h, w, pixel;  // the interior, and the elements of a pixel
+  char* y;                   // first element of the border
+  std::int64_t slabs;        // images times channels (or blocks), dense
+  std::int64_t h, w, pixel;  // the interior, and the bytes of a pixel
   std::int64_t top, left, bottom, right;
 };
 
 // Tasks [begin, end) of `slabs`.
 inline void halo_tasks(const HaloArgs& args, std::int64_t begin, std::int64_t end) {
   const std::int64_t row = (args.left + args.w + args.right) * args.pixel;
-  const std::size_t size = sizeof(float);
   for (std::int64_t slab = begin; slab < end; ++slab) {
-    float* y = args.y + slab * (args.top + args.h + args.bottom) * row;
-    std::memset(y, 0, static_cast<std::size_t>(args.top * row) * size);
+    char* y = args.y + slab * (args.top + args.h + args.bottom) * row;
+    std::memset(y, 0, static_cast<std::size_t>(args.top * row));
     for (std::int64_t i = args.top; i < args.top + args.h; ++i) {
-      std::memset(y + i * row, 0, static_cast<std::size_t>(args.left * args.pixel) * size);
-      std::memset(y + i * row + (args.left + args.w) * args.pixel, 0, static_cast<std::size_t>(args.right * args.pixel) * size);
+      std::memset(y + i * row, 0, static_cast<std::size_t>(args.left * args.pixel));
+      std::memset(y + i * row + (args.left + args.w) * args.pixel, 0, static_cast<std::size_t>(args.right * args.pixel));
     }
-    std::memset(y + (args.top + args.h) * row, 0, static_cast<std::size_t>(args.bottom * row) * size);
+    std::memset(y + (args.top + args.h) * row, 0, static_cast<std::size_t>(args.bottom * row));
   }
 }
 

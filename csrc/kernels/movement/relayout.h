@@ -1,18 +1,20 @@
-// Between the plain layout [n][c][h][w] and the blocked one [n][ceil(c / W)][h][w][W] of f32, and from the plain layout
-// to one with a halo, [n][c][h][w] with border. Channels past c and the halo are written as zero.
+// Between the plain layout [n][c][h][w] and the blocked one [n][ceil(c / W)][h][w][W], and from the plain layout to one with
+// a halo, [n][c][h][w] with border. Elements are f32 or bf16 on either side. Channels past c and the halo are written as zero.
 #pragma once
 
 #include <cstring>
 
+#include "base/bf16.h"
 #include "base/tiling.h"
 #include "base/transpose.h"
 
 namespace opcel {
 
 // Strides in elements. Adjacent pixels of a row are 1 (plain) or W (blocked) elements apart.
+template <class T = float, class U = T>
 struct RelayoutArgs {
-  const float* x;                // first pixel of the image; of a blocked source too, behind its halo
-  float* y;                      // first pixel of the halo, which is the image where there is none
+  const T* x;                    // first pixel of the image; of a blocked source too, behind its halo
+  U* y;                          // first pixel of the halo, which is the image where there is none
   std::int64_t x_n, x_c, x_row;  // x_c, y_c: from channel to channel (plain) or block to block (blocked)
   std::int64_t y_n, y_c, y_row;
   std::int64_t n, c, h, w;
@@ -22,8 +24,8 @@ struct RelayoutArgs {
 
 namespace detail {
 
-template <class Row>
-OPCEL_INLINE void relayout_rows(const RelayoutArgs& args, std::int64_t slabs, std::int64_t begin, std::int64_t end,
+template <class T, class U, class Row>
+OPCEL_INLINE void relayout_rows(const RelayoutArgs<T, U>& args, std::int64_t slabs, std::int64_t begin, std::int64_t end,
                                 const Row& row) {
   const std::int64_t rows = args.top + args.h + args.bottom, groups = ceil_div(rows, args.rows_per_task);
   for (std::int64_t task = begin; task < end; ++task) {
@@ -34,30 +36,36 @@ OPCEL_INLINE void relayout_rows(const RelayoutArgs& args, std::int64_t slabs, st
   }
 }
 
-OPCEL_INLINE std::int64_t relayout_task_count(const RelayoutArgs& args, std::int64_t slabs) {
+template <class T, class U>
+OPCEL_INLINE std::int64_t relayout_task_count(const RelayoutArgs<T, U>& args, std::int64_t slabs) {
   return args.n * slabs * ceil_div(args.top + args.h + args.bottom, args.rows_per_task);
 }
 
-OPCEL_INLINE void zero(float* y, std::int64_t count) {
-  std::memset(y, 0, static_cast<std::size_t>(count) * sizeof(float));
+template <class U>
+OPCEL_INLINE void zero(U* y, std::int64_t count) {
+  std::memset(static_cast<void*>(y), 0, static_cast<std::size_t>(count) * sizeof(U));
 }
 
 }  // namespace detail
 
-inline std::int64_t to_blocked_task_count(const RelayoutArgs& args) {
+template <class T, class U>
+inline std::int64_t to_blocked_task_count(const RelayoutArgs<T, U>& args) {
   return detail::relayout_task_count(args, detail::ceil_div(args.c, W));
 }
-inline std::int64_t from_blocked_task_count(const RelayoutArgs& args) { return to_blocked_task_count(args); }
-inline std::int64_t to_planar_task_count(const RelayoutArgs& args) { return detail::relayout_task_count(args, args.c); }
+template <class T, class U>
+inline std::int64_t from_blocked_task_count(const RelayoutArgs<T, U>& args) { return to_blocked_task_count(args); }
+template <class T, class U>
+inline std::int64_t to_planar_task_count(const RelayoutArgs<T, U>& args) { return detail::relayout_task_count(args, args.c); }
 
 // Plain to blocked with halo. Tasks: batch, channel block, row group, the last fastest.
-inline void to_blocked_tasks(const RelayoutArgs& args, std::int64_t begin, std::int64_t end) {
+template <class T, class U>
+inline void to_blocked_tasks(const RelayoutArgs<T, U>& args, std::int64_t begin, std::int64_t end) {
   detail::relayout_rows(args, detail::ceil_div(args.c, W), begin, end,
-                        [&](std::int64_t n, std::int64_t block, std::int64_t row, float* y) {
+                        [&](std::int64_t n, std::int64_t block, std::int64_t row, U* y) {
                           if (row < 0 || row >= args.h) return detail::zero(y, (args.left + args.w + args.right) * W);
                           detail::zero(y, args.left * W);
                           y += args.left * W;
-                          const float* x = args.x + n * args.x_n + block * W * args.x_c + row * args.x_row;
+                          const T* x = args.x + n * args.x_n + block * W * args.x_c + row * args.x_row;
                           const int channels = static_cast<int>(detail::least(W, args.c - block * W));
                           for (std::int64_t i = 0; i < args.w; i += W) {
                             const int pixels = static_cast<int>(detail::least(W, args.w - i));
@@ -79,11 +87,12 @@ inline void to_blocked_tasks(const RelayoutArgs& args, std::int64_t begin, std::
 }
 
 // Blocked to plain, without halo in y (top .. right are 0). Tasks as to_blocked_tasks.
-inline void from_blocked_tasks(const RelayoutArgs& args, std::int64_t begin, std::int64_t end) {
+template <class T, class U>
+inline void from_blocked_tasks(const RelayoutArgs<T, U>& args, std::int64_t begin, std::int64_t end) {
   detail::relayout_rows(args, detail::ceil_div(args.c, W), begin, end,
-                        [&](std::int64_t n, std::int64_t block, std::int64_t row, float*) {
-                          const float* x = args.x + n * args.x_n + block * args.x_c + row * args.x_row;
-                          float* y = args.y + n * args.y_n + block * W * args.y_c + row * args.y_row;
+                        [&](std::int64_t n, std::int64_t block, std::int64_t row, U*) {
+                          const T* x = args.x + n * args.x_n + block * args.x_c + row * args.x_row;
+                          U* y = args.y + n * args.y_n + block * W * args.y_c + row * args.y_row;
                           const int channels = static_cast<int>(detail::least(W, args.c - block * W));
                           for (std::int64_t i = 0; i < args.w; i += W) {
                             const int pixels = static_cast<int>(detail::least(W, args.w - i));
@@ -104,12 +113,15 @@ inline void from_blocked_tasks(const RelayoutArgs& args, std::int64_t begin, std
 }
 
 // Plain to plain with a halo. Tasks: batch, channel, row group, the last fastest.
-inline void to_planar_tasks(const RelayoutArgs& args, std::int64_t begin, std::int64_t end) {
-  detail::relayout_rows(args, args.c, begin, end, [&](std::int64_t n, std::int64_t c, std::int64_t row, float* y) {
+template <class T, class U>
+inline void to_planar_tasks(const RelayoutArgs<T, U>& args, std::int64_t begin, std::int64_t end) {
+  detail::relayout_rows(args, args.c, begin, end, [&](std::int64_t n, std::int64_t c, std::int64_t row, U* y) {
     if (row < 0 || row >= args.h) return detail::zero(y, args.left + args.w + args.right);
     detail::zero(y, args.left);
-    std::memcpy(y + args.left, args.x + n * args.x_n + c * args.x_c + row * args.x_row,
-                static_cast<std::size_t>(args.w) * sizeof(float));
+    const T* x = args.x + n * args.x_n + c * args.x_c + row * args.x_row;
+    std::int64_t i = 0;
+    for (; i + W <= args.w; i += W) store(y + args.left + i, load(x + i));
+    store_n(y + args.left + i, load_n(x + i, static_cast<int>(args.w - i)), static_cast<int>(args.w - i));
     detail::zero(y + args.left + args.w, args.right);
   });
 }

@@ -1,16 +1,17 @@
-// Max and average pooling in f32 on the blocked layout [n][channel block][h][w][W]. Windows are clipped to the image, so the
-// input needs no halo and its halo, if any, is not read.
+// Max and average pooling of f32 or bf16, sums in f32, on the blocked layout [n][channel block][h][w][W]. Windows are clipped
+// to the image, so the input needs no halo and its halo, if any, is not read.
 #pragma once
 
+#include "base/bf16.h"
 #include "base/tiling.h"
-#include "base/vec.h"
 
 namespace opcel {
 
+template <class T = float, class U = T>
 struct PoolArgs {
-  const float* x;  // the first pixel of the image itself, inside of any halo; adjacent pixels are W elements apart
+  const T* x;  // the first pixel of the image itself, inside of any halo; adjacent pixels are W elements apart
   std::int64_t x_n, x_cb, x_row;
-  float* y;
+  U* y;
   std::int64_t y_n, y_cb, y_row;
   std::int64_t n, cb;  // images and channel blocks
   std::int64_t ih, iw, oh, ow;
@@ -39,13 +40,13 @@ struct PoolSpan {
 // The larger, NaN if either is.
 OPCEL_INLINE vf max_or_nan(vf a, vf b) { return select(a != a, a, max(a, b)); }
 
-template <bool Max>
-OPCEL_INLINE vf pool_window(const float* x, std::int64_t rows, std::int64_t x_row, std::int64_t taps, std::int64_t x_tap) {
+template <bool Max, class T>
+OPCEL_INLINE vf pool_window(const T* x, std::int64_t rows, std::int64_t x_row, std::int64_t taps, std::int64_t x_tap) {
   vf acc[4];
   OPCEL_UNROLL
   for (int i = 0; i < 4; ++i) acc[i] = set(Max ? -__builtin_inff() : 0.0f);
   for (; rows > 0; --rows, x += x_row) {
-    const float* p = x;
+    const T* p = x;
     std::int64_t tap = taps;
     for (; tap >= 4; tap -= 4, p += 4 * x_tap) {
       OPCEL_UNROLL
@@ -60,14 +61,15 @@ OPCEL_INLINE vf pool_window(const float* x, std::int64_t rows, std::int64_t x_ro
 }  // namespace detail
 
 // Number of tasks: image, channel block, row group; the last varies fastest.
-OPCEL_INLINE std::int64_t pool_task_count(const PoolArgs& args) {
+template <class T, class U>
+OPCEL_INLINE std::int64_t pool_task_count(const PoolArgs<T, U>& args) {
   return args.n * args.cb * detail::ceil_div(args.oh, args.rows_per_task);
 }
 
 // Tasks [begin, end). A NaN in a window gives NaN. A window without any element gives -inf (max) or NaN (average). A global
 // average is an average whose kernel is the image.
-template <bool Max, class Epi>
-void pool_tasks(const PoolArgs& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
+template <bool Max, class T, class U, class Epi>
+void pool_tasks(const PoolArgs<T, U>& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
   const std::int64_t row_groups = detail::ceil_div(args.oh, args.rows_per_task);
   for (std::int64_t task = begin; task < end; ++task) {
     const std::int64_t cb = task / row_groups % args.cb, n = task / row_groups / args.cb;
@@ -76,8 +78,8 @@ void pool_tasks(const PoolArgs& args, const Epi& epi, std::int64_t begin, std::i
     for (std::int64_t row = first_row; row < last_row; ++row) {
       const std::int64_t top = row * args.sh - args.ph;
       const detail::PoolSpan high(top, args.ih, args.kh, args.dh, args.ph_end, args.count_include_pad);
-      const float* x = args.x + n * args.x_n + cb * args.x_cb + (top + high.first * args.dh) * args.x_row;
-      float* y = args.y + n * args.y_n + cb * args.y_cb + row * args.y_row;
+      const T* x = args.x + n * args.x_n + cb * args.x_cb + (top + high.first * args.dh) * args.x_row;
+      U* y = args.y + n * args.y_n + cb * args.y_cb + row * args.y_row;
       for (std::int64_t col = 0; col < args.ow; ++col) {
         const std::int64_t left = col * args.sw - args.pw;
         const detail::PoolSpan wide(left, args.iw, args.kw, args.dw, args.pw_end, args.count_include_pad);

@@ -10,6 +10,7 @@ import numpy as np
 from opcel_compiler.ir.dims import Call, Dim, Expr, Symbol
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.program import View
 from opcel_compiler.ir.types import BOOL, DTYPES, DType, TensorType
 from opcel_compiler.targets.kernels import kernel_table
 
@@ -18,6 +19,11 @@ CTYPES: dict[DType, str] = {
     **{DTYPES[f"{k}{b}"]: f"{'u' if k == 'u' else ''}int{b}_t" for k in "iu" for b in (8, 16, 32, 64)},
 }  # fmt: skip
 """The C++ type of each element type that CPU kernels compute with."""
+
+
+def stored_type(view: View) -> str:
+    """The C++ type of a view's elements in memory."""
+    return view.buffer.layout.storage or CTYPES[view.dtype]
 
 
 def c_dim(dim: Dim, symbols: Mapping[str, str], number: str = "INT64_C") -> str:

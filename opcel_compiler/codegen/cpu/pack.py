@@ -14,7 +14,7 @@ def _ordered(buffer: Buffer) -> np.ndarray:
     array = buffer.data.array.reshape(tuple(int(d) for d in buffer.type.dims))  # type: ignore[arg-type]
     if buffer.packing.startswith("conv:"):
         groups, block, panel = map(int, buffer.packing.split(":")[1:])
-        return conv_panels(array, groups, block, panel)
+        return conv_panels(array, groups, block, panel, 2 if buffer.layout.storage == "bf16" else 1)
     if buffer.packing.startswith("recurrent:"):
         return recurrent_panels(array, int(buffer.packing.split(":")[1]))
     if buffer.packing.startswith("pairs:"):
@@ -46,17 +46,23 @@ def laid_out(array: np.ndarray, layout: Layout) -> np.ndarray:
     return np.ascontiguousarray(split.transpose(*outer, axis + 1)).reshape(-1)
 
 
-def conv_panels(w: np.ndarray, groups: int, block: int, panel: int) -> np.ndarray:
-    """[filters, channels, kh, kw] → [group][filters / panel][channels / block][kh][kw][block][panel], zero padded."""
+def conv_panels(w: np.ndarray, groups: int, block: int, panel: int, pair: int = 1) -> np.ndarray:
+    """[filters, channels, kh, kw] → [group][filters / panel][channels / block][kh][kw][block / pair][panel][pair]; with
+    a block of 1 pairs are neighbours of a kernel row, …[kh][kw / pair][panel][pair]. Zero padded."""
     if w.ndim == 3:
         w = w[:, :, None, :]
+    if block == 1:
+        w = np.pad(w, [(0, 0), (0, 0), (0, 0), (0, -w.shape[3] % pair)])
     filters, channels, kh, kw = w.shape
     per_group = filters // groups
     tiles, blocks = -(-per_group // panel), -(-channels // block)
     out = np.zeros((groups, tiles * panel, blocks * block, kh, kw), w.dtype)
     out[:, :per_group, :channels] = w.reshape(groups, per_group, channels, kh, kw)
-    split = out.reshape(groups, tiles, panel, blocks, block, kh, kw)
-    return np.ascontiguousarray(split.transpose(0, 1, 3, 5, 6, 4, 2)).reshape(-1)
+    if block == 1:
+        split = out.reshape(groups, tiles, panel, blocks, kh, kw // pair, pair, 1)
+        return np.ascontiguousarray(split.transpose(0, 1, 3, 4, 5, 7, 2, 6)).reshape(-1)
+    split = out.reshape(groups, tiles, panel, blocks, block // pair, pair, kh, kw)
+    return np.ascontiguousarray(split.transpose(0, 1, 3, 6, 7, 4, 2, 5)).reshape(-1)
 
 
 def pair_panels(b: np.ndarray, panel: int) -> np.ndarray:

@@ -31,10 +31,10 @@ class KernelUnit:
     def pointer(self, view: View, ctype: str = "float", const: bool = True) -> str:
         """The C++ expression of the address of the view's first element.
 
-        Raises ValueError for elements that lie in memory as another type than `ctype`: a family that is not made for
-        such storage was chosen.
+        As "char" it is bytes. Raises ValueError for elements that lie in memory as another type than `ctype`: a family
+        that is not made for such storage was chosen.
         """
-        if (view.buffer.layout.storage == "bf16") != (ctype == "bf16"):
+        if ctype != "char" and (view.buffer.layout.storage == "bf16") != (ctype == "bf16"):
             raise ValueError(f"{view.buffer!r} cannot be read or written as {ctype}")
         self.pointers.append(view)
         return f"static_cast<{'const ' if const else ''}{ctype}*>(p[{len(self.pointers) - 1}])"

@@ -23,8 +23,9 @@ def choose_conv(kernel: Kernel, choosing: Choosing) -> None:
     oh, ow = y.shape[2:] if len(y.shape) == 4 else (1, y.shape[2])
     flat = all(d == 1 for d in w[2:]) and all(s == 1 for s in anchor.attrs["strides"])
     flat = flat and not any(any(sum(h) for h in v.buffer.layout.halo) for v in (*kernel.inputs, y)) and _dense(y)
-    image = product(kernel.inputs[0].shape[1:]) * 4
-    weights = 4 * w[0] * w[1] * int(np.prod(w[2:]))
+    x = kernel.inputs[list(kernel.body.inputs).index(anchor.operand(0))]
+    image = product(x.shape[1:]) * x.buffer.element_bytes
+    weights = x.buffer.element_bytes * w[0] * w[1] * int(np.prod(w[2:]))
     tile_rows, rows_per_task, panels_per_task = 1, 1, 1  # type: tuple[int, Dim, int]
     if isinstance(oh, int) and isinstance(ow, int) and isinstance(image, int):
         n = y.shape[0] if isinstance(y.shape[0], int) else 1
@@ -60,6 +61,9 @@ def choose_conv(kernel: Kernel, choosing: Choosing) -> None:
         rows_per_task=rows_per_task, panels_per_task=panels_per_task, extent=(oh, ow),
     )  # fmt: skip
     weight = kernel.inputs[list(kernel.body.inputs).index(anchor.operand(1))].buffer
+    if x.buffer.layout.storage == "bf16":
+        kernel.params["precision"] = "bf16"
+        weight.layout = weight.layout.stored_as("bf16")
     weight.packing = f"conv:{groups}:{in_block}:{vectors * choosing.width}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from opcel_compiler.codegen.cpu.expressions import stored_type
 from opcel_compiler.codegen.cpu.families.functors import Functor, after
 from opcel_compiler.codegen.cpu.unit import KernelUnit
 from opcel_compiler.ir.dims import Dim, ceildiv, product
@@ -88,15 +89,17 @@ def emit_conv(kernel: Kernel, target: Target) -> KernelUnit:
     unit.tasks = x.shape[0] * groups * ceildiv(ocb // p["out_blocks"], panels_per_task) * ceildiv(oh, rows_per_task)
     if regrouped:
         xr, yr = ow * p["in_block"], ow * y.buffer.layout.block
+    read, written = stored_type(x), stored_type(y)
     fields = [
-        unit.pointer(padded(x, anchor.attrs["pads"])), *map(unit.integer, (xn, xc, xr)), unit.pointer(w),
-        unit.pointer(y, const=False), *map(unit.integer, (yn, yc, yr, x.shape[0], groups, ocb, icb, oh, ow)),
+        unit.pointer(padded(x, anchor.attrs["pads"]), read), *map(unit.integer, (xn, xc, xr)), unit.pointer(w, read),
+        unit.pointer(y, written, const=False),
+        *map(unit.integer, (yn, yc, yr, x.shape[0], groups, ocb, icb, oh, ow)),
         *map(unit.integer, (rows_per_task, panels_per_task, pixel)),
     ]  # fmt: skip
     numbers = (p["in_block"], kh, kw, sh, sw, dh, dw, p["out_blocks"], p["tile_rows"], *p["tile_widths"])
     return unit.finish(
         ["kernels/conv/blocked.h", "base/vmath.h"], struct,
-        f"  const ConvArgs args{{{', '.join(fields)}}};\n{make}"
+        f"  const ConvArgs<{read}, {written}> args{{{', '.join(fields)}}};\n{make}"
         f"  conv_tasks<{', '.join(map(str, numbers))}>(args, epilogue, begin, end);\n",
     )  # fmt: skip
 
@@ -114,14 +117,15 @@ def emit_depthwise(kernel: Kernel, target: Target) -> KernelUnit:
     rows_per_task, blocks_per_task = p["rows_per_task"], p["blocks_per_task"]
     cb = ceildiv(y.shape[1], y.buffer.layout.block)
     unit.tasks = x.shape[0] * ceildiv(cb, blocks_per_task) * ceildiv(oh, rows_per_task)
+    read, written = stored_type(x), stored_type(y)
     fields = [
-        unit.pointer(padded(x, anchor.attrs["pads"])), *map(unit.integer, image_steps(x)[:3]), unit.pointer(w),
-        unit.pointer(y, const=False),
+        unit.pointer(padded(x, anchor.attrs["pads"]), read), *map(unit.integer, image_steps(x)[:3]), unit.pointer(w),
+        unit.pointer(y, written, const=False),
         *map(unit.integer, (*image_steps(y)[:3], x.shape[0], cb, oh, ow, rows_per_task, blocks_per_task)),
     ]  # fmt: skip
     return unit.finish(
         ["kernels/conv/depthwise.h", "base/vmath.h"], struct,
-        f"  const DepthwiseArgs args{{{', '.join(fields)}}};\n{make}"
+        f"  const DepthwiseArgs<{read}, {written}> args{{{', '.join(fields)}}};\n{make}"
         f"  depthwise_tasks<{', '.join(map(str, numbers))}>(args, epilogue, begin, end);\n",
     )  # fmt: skip
 
@@ -150,15 +154,17 @@ def emit_pool(kernel: Kernel, target: Target) -> KernelUnit:
     rows_per_task = kernel.params.get("rows_per_task", 8)
     unit.tasks = x.shape[0] * cb * ceildiv(oh, rows_per_task)
     *sizes, include = window
+    read, written = stored_type(x), stored_type(y)
     fields = [
-        unit.pointer(x), *map(unit.integer, image_steps(x)[:3]), unit.pointer(y, const=False),
+        unit.pointer(x, read), *map(unit.integer, image_steps(x)[:3]), unit.pointer(y, written, const=False),
         *map(unit.integer, (yn, yc, yr, x.shape[0], cb, ih, iw, oh, ow, *sizes)), "true" if include else "false",
         unit.integer(rows_per_task),
     ]  # fmt: skip
     kind = "true" if anchor.op == "max_pool" else "false"
     return unit.finish(
         ["kernels/pool/blocked.h", "base/vmath.h"], struct,
-        f"  const PoolArgs args{{{', '.join(fields)}}};\n{make}  pool_tasks<{kind}>(args, epilogue, begin, end);\n",
+        f"  const PoolArgs<{read}, {written}> args{{{', '.join(fields)}}};\n{make}"
+        f"  pool_tasks<{kind}>(args, epilogue, begin, end);\n",
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from opcel_compiler.codegen.cpu.expressions import emit_body
+from opcel_compiler.codegen.cpu.expressions import emit_body, stored_type
 from opcel_compiler.codegen.cpu.unit import KernelUnit
 from opcel_compiler.ir.dims import Dim
 from opcel_compiler.ir.graph import Graph, Node, Value
@@ -42,8 +42,9 @@ class Functor:
         """The C++ expression that reads `value` at the functor's coordinates, W lanes along the last one."""
         view = self.kernel.inputs[self.kernel.body.inputs.index(value)]
         k = len(self.values)
-        self.fields.append(f"const float* e{k};")
-        self.values.append(self.unit.pointer(view))
+        ctype = stored_type(view)
+        self.fields.append(f"const {ctype}* e{k};")
+        self.values.append(self.unit.pointer(view, ctype))
         steps = list(self.steps(view))
         where = f"e{k}"
         for coordinate, step in zip(self.coordinates, steps, strict=True):

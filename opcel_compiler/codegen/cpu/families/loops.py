@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from opcel_compiler.codegen.cpu.expressions import CTYPES, emit_body, vectorizable
+from opcel_compiler.codegen.cpu.expressions import CTYPES, emit_body, stored_type, vectorizable
 from opcel_compiler.codegen.cpu.unit import MAX_TASK_WORK, KernelUnit
 from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, equal, floordiv, product
 from opcel_compiler.ir.graph import Value
@@ -79,8 +79,7 @@ def emit_elementwise(kernel: Kernel, target: Target) -> KernelUnit:
     vector = vector and all(s == 1 for s in inner_strides[len(kernel.inputs) :])
     bases, lines = [], []
     for i, view in enumerate(kernel.views):
-        ctype = CTYPES[view.dtype]
-        bases.append(unit.pointer(view, ctype, const=i < len(kernel.inputs)))
+        bases.append(unit.pointer(view, stored_type(view), const=i < len(kernel.inputs)))
     sizes = [unit.integer(e) for e in extents]
     outer = product(extents[:-1])
     rows, chunk, chunks = split_tasks(unit, outer, extents[-1])
@@ -105,7 +104,7 @@ def emit_elementwise(kernel: Kernel, target: Target) -> KernelUnit:
     for k, (view, base) in enumerate(zip(kernel.views, bases, strict=True)):
         where = "".join(f" + i{a} * {steps[k][a]}" for a in range(n - 1) if steps[k][a] != "0")
         const = "const " if k < len(kernel.inputs) else ""
-        lines.append(f"      {const}{CTYPES[view.dtype]}* const x{k} = {base}{where};")
+        lines.append(f"      {const}{stored_type(view)}* const x{k} = {base}{where};")
     left = ""
     if ragged:
         # Lanes past the last channel stay zero: 0 times an infinity or NaN would reach all channels of a convolution.
@@ -118,7 +117,8 @@ def emit_elementwise(kernel: Kernel, target: Target) -> KernelUnit:
     else:
         lines += _scalar_loop(kernel, steps, "first", "last", left)
     lines += ["    }", "  }"]
-    return unit.finish(["base/scalar.h", "base/vec.h", "base/vmath.h"], "", "\n".join(lines) + "\n")
+    half = ["base/bf16.h"] if any(v.buffer.layout.storage == "bf16" for v in kernel.views) else []
+    return unit.finish(["base/scalar.h", "base/vec.h", "base/vmath.h", *half], "", "\n".join(lines) + "\n")
 
 
 def _ragged(view: View) -> bool:
@@ -162,13 +162,18 @@ def _scalar_loop(kernel: Kernel, steps: Sequence[Sequence[str]], first: str, las
     known: dict[Value, str] = {}
     lines = [f"      for (int64_t i = {first}; i < {last}; ++i) {{"]
     for k, value in enumerate(kernel.body.inputs):
-        ctype = CTYPES[kernel.inputs[k].dtype]
-        lines.append(f"        const {ctype} v{k} = x{k}[i * {steps[k][-1]}];")
+        view, at = kernel.inputs[k], f"i * {steps[k][-1]}"
+        read = f"set(x{k}[{at}])[0]" if view.buffer.layout.storage == "bf16" else f"x{k}[{at}]"
+        lines.append(f"        const {CTYPES[view.dtype]} v{k} = {read};")
         known[value] = f"v{k}"
     lines += emit_body(list(kernel.body.nodes), known, False, "        ")
     for j, v in enumerate(kernel.body.outputs):
         k = len(kernel.inputs) + j
-        lines.append(f"        x{k}[i * {steps[k][-1]}] = {f'{kept} ? {known[v]} : 0' if kept else known[v]};")
+        at, value_ = f"i * {steps[k][-1]}", f"{kept} ? {known[v]} : 0" if kept else known[v]
+        stored = kernel.outputs[j].buffer.layout.storage == "bf16"
+        lines.append(
+            f"        store_n(x{k} + {at}, set({value_}), 1);" if stored else f"        x{k}[{at}] = {value_};"
+        )
     lines.append("      }")
     return lines
 

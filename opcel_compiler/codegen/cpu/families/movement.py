@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opcel_compiler.codegen.cpu.expressions import CTYPES
+from opcel_compiler.codegen.cpu.expressions import CTYPES, stored_type
 from opcel_compiler.codegen.cpu.families.convolution import extent, image_steps
 from opcel_compiler.codegen.cpu.families.loops import merge
 from opcel_compiler.codegen.cpu.unit import MAX_TASK_WORK, KernelUnit
@@ -25,7 +25,9 @@ def emit_copy(kernel: Kernel, target: Target) -> KernelUnit:
     """A strided copy of any element type."""
     unit = KernelUnit()
     x, y = map(_with_block_axis, (kernel.inputs[0], kernel.outputs[0]))
-    size = (x.dtype.bits + 7) // 8
+    size = x.buffer.element_bytes
+    if size != y.buffer.element_bytes:
+        raise ValueError(f"a copy from {x.buffer!r} to {y.buffer!r} would have to convert")
     extents, (from_x, to_y) = merge(list(y.shape), [list(x.expand(y.shape).strides), list(y.strides)])
     unit.tasks = dim_max(1, dim_min(64, ceildiv(product(y.shape), MAX_TASK_WORK)))
     fields = [
@@ -61,14 +63,15 @@ def emit_relayout(kernel: Kernel, target: Target) -> KernelUnit:
     per_task = 8
     slabs = y.shape[0] * ceildiv(y.shape[1], max(into, out_of))
     unit.tasks = slabs * ceildiv(h + top + bottom, per_task)
+    read, written = stored_type(x), stored_type(y)
     fields = [
-        unit.pointer(x), unit.pointer(corner, const=False), *map(unit.integer, image_steps(x)[:3]),
+        unit.pointer(x, read), unit.pointer(corner, written, const=False), *map(unit.integer, image_steps(x)[:3]),
         *map(unit.integer, image_steps(y)[:3]),
         *map(unit.integer, (y.shape[0], y.shape[1], h, w, top, left, bottom, right, per_task)),
     ]  # fmt: skip
     return unit.finish(
         ["kernels/movement/relayout.h"], "",
-        f"  const RelayoutArgs args{{{', '.join(fields)}}};\n  {kind}_tasks(args, begin, end);\n",
+        f"  const RelayoutArgs<{read}, {written}> args{{{', '.join(fields)}}};\n  {kind}_tasks(args, begin, end);\n",
     )  # fmt: skip
 
 
@@ -79,7 +82,8 @@ def halo_unit(view: View) -> KernelUnit:
     view = whole(b)
     slabs: Dim = b.type.dims[0] * ceildiv(b.type.dims[1], b.layout.block)
     h, w = extent(view)
-    fields = [unit.pointer(View(b, (), ()), const=False), *map(unit.integer, (slabs, h, w, b.layout.block, *_halo(b)))]
+    pixel = b.layout.block * b.element_bytes
+    fields = [unit.pointer(View(b, (), ()), "char", const=False), *map(unit.integer, (slabs, h, w, pixel, *_halo(b)))]
     return unit.finish(
         ["kernels/movement/halo.h"], "",
         f"  const HaloArgs args{{{', '.join(fields)}}};\n  (void)begin, (void)end;\n  halo_tasks(args, 0, d[0]);\n",
