@@ -103,6 +103,24 @@ CASES = {
     "matmul of two inputs": Case(
         [("MatMul", "x z", "y", {})], ["pack", "gemm"], {"x": [3, 4, 5], "z": [3, 5, 70]}
     ),
+    "matmul of rows a page apart": Case(
+        [("MatMul", "x w", "a", {}), ("MatMul", "a v", "y", {})], ["gemm", "gemm"], {"x": [2, 15, 8]},
+        {"w": floats(8, 1024), "v": floats(1024, 5)},
+    ),
+    "attention and matmul of rows a page apart": Case(
+        [
+            ("MatMul", "x w", "a", {}), ("Reshape", "a s", "h", {}), ("Transpose", "h", "q", {"perm": [0, 2, 1, 3]}),
+            ("Transpose", "h", "k", {"perm": [0, 2, 3, 1]}), ("MatMul", "q k", "p", {}),
+            ("Softmax", "p", "m", {"axis": -1}), ("MatMul", "m q", "o", {}),
+            ("Transpose", "o", "t", {"perm": [0, 2, 1, 3]}), ("Reshape", "t r", "u", {}), ("Add", "u a", "n", {}),
+            ("LayerNormalization", "n g", "l", {"axis": -1}), ("MatMul", "l v", "y", {}),
+        ],
+        ["gemm", "attention", "layer_norm", "gemm"], {"x": [1, 15, 8]},
+        {
+            "w": floats(8, 1024), "v": floats(1024, 5), "g": floats(1024), "s": np.array([1, 15, 16, 64]),
+            "r": np.array([1, 15, 1024]),
+        },
+    ),
     "matmul, both broadcast": Case(
         [("MatMul", "x z", "y", {})], ["matmul.reference"], {"x": [2, 3, 4, 5], "z": [2, 1, 5, 6]}
     ),

@@ -35,7 +35,7 @@ def _program(graph: Graph, target: str) -> Program:
     ctx = PassContext(target=load_target(target))
     PassManager.run(graph, Pipeline.parse("fuse"), ctx)
     program = lower(graph)
-    PassManager.run(program, Pipeline.parse("relayout,choose-kernels"), ctx)
+    PassManager.run(program, Pipeline.parse("relayout,choose-kernels,pad-rows"), ctx)
     verify_program(program)
     return program
 
@@ -99,6 +99,31 @@ def test_register_tiles_cut_every_row_count(target: str, rows: int) -> None:
     for _ in range(rows):
         reachable |= {r + h for r in reachable for h in heights if r + h <= rows}
     assert {min(per_task, rows), rows % per_task} - {0} <= reachable
+
+
+WIDE = "%w = f32[8, 1024] 0.5\n%v = f32[1024, 8] 0.25\n%a = matmul(%x, %w)"
+
+
+def halo(program: Program) -> tuple[tuple[int, int], ...]:
+    return program.steps[0].outputs[0].buffer.layout.halo
+
+
+def test_rows_a_page_apart_are_spread() -> None:
+    body = f"{WIDE}\n%y = matmul(%a, %v)"
+    assert halo(lowered(f"graph main(%x: f32[2, 20, 8]) {{\n{body}\nreturn %y\n}}")) == ((0, 0), (0, 0), (0, 16))
+    assert not halo(lowered(f"graph main(%x: f32[2, 3, 8]) {{\n{body}\nreturn %y\n}}"))
+    assert not halo(lowered(f"graph main(%x: f32[2, 20, 8]) {{\n{body}\nreturn %y\n}}", "x86-64-avx2"))
+
+
+def test_rows_are_spread_only_where_every_kernel_steps_over_the_pad() -> None:
+    heads = "%h = reshape(%a){shape=[20, 16, 64]}\n%q = transpose(%h){perm=[1, 0, 2]}"
+    split = f"{heads}\n%s = attention(%q, %q, %q){{scale=0.125}}"
+    split = split.replace("[20, 16, 64]", "[1, 20, 16, 64]").replace("[1, 0, 2]", "[0, 2, 1, 3]")
+    body = f"{WIDE}\n{split}\n%y = matmul(%a, %v)"
+    program = lowered(f"graph main(%x: f32[20, 8]) {{\n{body}\nreturn %y, %s\n}}")
+    assert halo(program) == ((0, 0), (0, 16)) and "attention" in families(program)
+    body = f"{WIDE}\n%y = matmul(%a, %v)\n%s = reduce_sum(%a){{axes=[0], keepdims=false}}"
+    assert not halo(lowered(f"graph main(%x: f32[20, 8]) {{\n{body}\nreturn %y, %s\n}}"))
 
 
 def test_equal_weights_are_packed_once_and_others_apart() -> None:

@@ -98,7 +98,10 @@ __attribute__((noinline)) void gemm_tile(const float* a_first, std::int64_t a_ro
   OPCEL_UNROLL
   for (int r = 0; r < R; ++r) {
     OPCEL_UNROLL
-    for (int j = 0; j < NV; ++j) prefetch_epilogue(0, epi, at.batch, at.row + r, at.col + j * W);
+    for (int j = 0; j < NV; ++j) {
+      __builtin_prefetch(c + r * c_row + j * W, 1);
+      prefetch_epilogue(0, epi, at.batch, at.row + r, at.col + j * W);
+    }
   }
   vf acc[U][R][NV] = {}, total[U][R][NV];
   RowPointers<R> a(a_first, a_row);

@@ -46,7 +46,7 @@ def choose_matmul(kernel: Kernel, choosing: Choosing) -> list[Step]:
     kernel.family = "gemm"
     rows_per_task = _rows_per_task(m, k, tallest, choosing.cache)
     kernel.params = {
-        "panel": panel, "rows": heights(m, tallest, rows_per_task, pref.rows if pref else (tallest, 4, 2, 1)),
+        "panel": panel, "rows": _heights(m, rows_per_task, tallest, pref.rows if pref else (tallest, 4, 2, 1)),
         "rows_per_task": rows_per_task,
         "panels_per_task": panels_per_task(
             product(batch) if len(b.shape) > 2 else 1, m, n, panel, rows_per_task
@@ -56,16 +56,29 @@ def choose_matmul(kernel: Kernel, choosing: Choosing) -> list[Step]:
 
 
 def _rows_per_task(m: Dim, k: Dim, tallest: int, cache: int) -> Dim:
+    """Rows of A that stay in half a cache of `cache` bytes; where m is known tasks of whole tiles, as even as that
+    allows."""
     depth = k if isinstance(k, int) else 1024
     rows = max(tallest, cache // (8 * max(1, depth)) // tallest * tallest)
-    return dim_min(m, rows) if isinstance(m, int) else rows
+    if not isinstance(m, int) or m <= rows:
+        return dim_min(m, rows) if isinstance(m, int) else rows
+    per = -(-m // -(-m // rows))
+    return -(-per // tallest) * tallest
+
+
+def _heights(m: Dim, rows: Dim, tallest: int, general: tuple[int, ...]) -> tuple[int, ...]:
+    """The tile heights of tasks of `rows` rows: an even cut of the only task, or of the last one beside whole tiles."""
+    if not (isinstance(m, int) and isinstance(rows, int) and m > rows and rows % tallest == 0):
+        return heights(m, tallest, rows, general)
+    last = m % rows or rows
+    return tuple(sorted({tallest, *heights(last, tallest, last, general)}, reverse=True))
 
 
 def panels_per_task(batch: Dim, m: Dim, n: Dim, panel: int, rows: Dim) -> Dim:
-    """Panels of one task, so that there are some TASKS tasks."""
+    """Two rounds of TASKS in all: a product is most of a network's time, so its tasks even out finer."""
     if not (isinstance(m, int) and isinstance(n, int) and isinstance(rows, int)):
         return 4
     groups = ceildiv(m, max(1, rows)) * (batch if isinstance(batch, int) else 1)
     assert isinstance(groups, int)
     panels = -(-n // panel)
-    return max(1, -(-panels // max(1, TASKS // max(1, groups))))
+    return max(1, -(-panels // max(1, 2 * TASKS // max(1, groups))))

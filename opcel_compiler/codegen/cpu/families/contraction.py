@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from opcel_compiler.codegen.cpu.expressions import CTYPES
 from opcel_compiler.codegen.cpu.families.functors import Functor, after, last_step, row_step
 from opcel_compiler.codegen.cpu.unit import MAX_TASK_WORK, KernelUnit
-from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv, product
+from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, floordiv, product
 from opcel_compiler.ir.program import Kernel, View
 from opcel_compiler.targets.schema import Target
 
@@ -31,7 +31,8 @@ def emit_gemm(kernel: Kernel, target: Target) -> KernelUnit:
     if shared:
         batch: Dim = 1
         m = product(a.shape[:-1])
-        a_row, a_batch, b_batch, c_batch = row_step(a), 0, 0, 0  # type: tuple[Dim, Dim, Dim, Dim]
+        a_row, a_batch, b_batch = row_step(a), 0, 0  # type: tuple[Dim, Dim, Dim]
+        c_row, c_batch = row_step(c), 0  # type: tuple[Dim, Dim]
     else:
         batch, m = product(c.shape[:-2]), c.shape[-2]
         wide = batches(kernel, a)
@@ -39,7 +40,7 @@ def emit_gemm(kernel: Kernel, target: Target) -> KernelUnit:
         per_batch = ceildiv(n, panel) * panel * (ceildiv(k, 2) * 2 if bf16 else k)
         lead = View(b.buffer, b.shape[:-2], b.strides[:-2])
         b_batch = per_batch if product(lead.shape) != 1 else 0
-        c_batch = m * n
+        c_row, c_batch = c.strides[-2], row_step(c, 2)
 
     def steps(view: View) -> Sequence[Dim]:
         row = row_step(view) if len(view.shape) > 1 else 0
@@ -57,7 +58,7 @@ def emit_gemm(kernel: Kernel, target: Target) -> KernelUnit:
     fields = [
         unit.pointer(a, operand), *map(unit.integer, (a_batch, a_row)), unit.pointer(b, operand), unit.integer(b_batch),
         unit.pointer(c, result, const=False),
-        *map(unit.integer, (c_batch, n, batch, m, n, k, rows_per_task, panels_per_task)),
+        *map(unit.integer, (c_batch, c_row, batch, m, n, k, rows_per_task, panels_per_task)),
     ]  # fmt: skip
     heights = ", ".join(map(str, kernel.params["rows"]))
     if bf16:
@@ -142,18 +143,6 @@ def emit_reference(kernel: Kernel, target: Target) -> KernelUnit:
         f"  const MatmulReferenceArgs<{ctype}> args{{{', '.join(fields)}}};\n"
         "  matmul_reference_tasks(args, begin, end);\n",
     )  # fmt: skip
-
-
-def task_shape(m: Dim, n: Dim, k: Dim, panel: int, tallest: int, cache: int) -> tuple[Dim, Dim]:
-    """(rows, panels) of one task: rows of A that stay in half a cache of `cache` bytes, and some 16 tasks in all."""
-    depth = k if isinstance(k, int) else 1024
-    rows = max(tallest, cache // (8 * max(1, depth)) // tallest * tallest)
-    groups = ceildiv(m, rows) if isinstance(m, int) else 1
-    panels = ceildiv(n, panel)
-    if isinstance(panels, int) and isinstance(groups, int):
-        wanted = max(1, 16 // max(1, groups))
-        return dim_min(m, rows) if isinstance(m, int) else rows, max(1, -(-panels // wanted))
-    return rows, 4
 
 
 EMITTERS = {

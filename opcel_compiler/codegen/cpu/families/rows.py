@@ -46,7 +46,7 @@ def emit_rows(kernel: Kernel, target: Target) -> KernelUnit:
     structs, make = _functors(unit, kernel, len(y.shape) - axis)
     per_task = dim_max(1, floordiv(MAX_TASK_WORK // 8, dim_max(1, n)))
     unit.tasks = ceildiv(rows, per_task)
-    common = [unit.pointer(y, const=False), *map(unit.integer, (n, rows, n, per_task))]
+    common = [unit.pointer(y, const=False), *map(unit.integer, (row_step(y, len(y.shape) - axis), rows, n, per_task))]
     args = "{" + ", ".join(common) + "}"
     if anchor.op.endswith("softmax"):
         return unit.finish(
