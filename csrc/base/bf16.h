@@ -116,6 +116,15 @@ OPCEL_INLINE void dot(vf& acc, pairs a, pairs b) {
 #endif
 }
 
+// The same in the first W / 2 lanes at least.
+OPCEL_INLINE void dot_half(vf& acc, pairs a, pairs b) {
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+  asm("vdpbf16ps %t2, %t1, %t0" : "+v"(acc) : "v"(a), "v"(b));
+#else
+  dot(acc, a, b);
+#endif
+}
+
 // n elements from f32 to bf16.
 OPCEL_INLINE void round_row(bf16* to, const float* from, std::int64_t n) {
   std::int64_t i = 0;

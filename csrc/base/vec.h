@@ -146,6 +146,15 @@ OPCEL_INLINE void accumulate(vf& acc, vf a, vf b) {
 #endif
 }
 
+// The same in the first W / 2 lanes at least.
+OPCEL_INLINE void accumulate_half(vf& acc, vf a, vf b) {
+#if defined(__AVX512VL__)
+  asm("vfmadd231ps %t2, %t1, %t0" : "+v"(acc) : "v"(a), "v"(b));
+#else
+  accumulate(acc, a, b);
+#endif
+}
+
 // c > x ? c : x and c < x ? c : x. A NaN in x propagates, one in c does not; of two zeros the result is x.
 OPCEL_INLINE vf max(vf c, vf x) {
 #if defined(__clang__)

@@ -119,15 +119,20 @@ def run_blocked(
     planar: bool = False,
     rows_per_task: int = 2,
     panels_per_task: int = 1,
+    lack: tuple[int, int] = (0, 0),
 ) -> None:
-    """ic, oc: channels of one group, in units of W for a blocked input."""
+    """ic, oc: channels of one group, in units of W for a blocked input.
+
+    `lack`: halves of the last blocks (in, out) that are no channels.
+    """
     width = WIDTH[isa]
     cb = 1 if planar else width
     ic, oc = (ic if planar else ic * width), oc * width
     lib = build(
         BLOCKED.replace("PARAM_NV", str(nv)).replace(
             "PARAMS",
-            f"{cb}, {kernel[0]}, {kernel[1]}, {stride[0]}, {stride[1]}, {dilation[0]}, {dilation[1]}, {nv}, {tile}",
+            f"{cb}, {kernel[0]}, {kernel[1]}, {stride[0]}, {stride[1]}, {dilation[0]}, {dilation[1]}, {nv}, "
+            f"{cb - lack[0] * width // 2}, {lack[1]}, {tile}",
         ),
         isa,
     )
@@ -135,6 +140,8 @@ def run_blocked(
     x = rng.normal(size=(n, groups * ic, *size)).astype(np.float32)
     w = rng.normal(size=(groups * oc, ic, *kernel)).astype(np.float32)
     bias = rng.normal(size=groups * oc).astype(np.float32)
+    x.reshape(n, groups, ic, *size)[:, :, ic - lack[0] * width // 2 :] = 0
+    w.reshape(groups, oc, ic, *kernel)[:, oc - lack[1] * width // 2 :] = 0
     pads = [(pad, pad)] * 2
     xb = blocked(x, cb, pads)
     packed = np.ascontiguousarray(
@@ -251,8 +258,22 @@ def run_blocked(
             tile="1, 4, 2, 1",
             planar=True,
         ),
+        dict(
+            n=1,
+            groups=2,
+            ic=2,
+            oc=4,
+            size=(5, 9),
+            kernel=(3, 3),
+            stride=(1, 1),
+            dilation=(1, 1),
+            pad=1,
+            nv=2,
+            tile="1, 3, 2, 1",
+            lack=(1, 1),
+        ),
     ],
-    ids=["3x3", "3x3-two-rows", "3x3-stride", "groups-dilation", "1x1", "1x1-stride", "stem"],
+    ids=["3x3", "3x3-two-rows", "3x3-stride", "groups-dilation", "1x1", "1x1-stride", "stem", "half-blocks"],
 )
 def test_blocked(isa: str, case: dict) -> None:
     run_blocked(isa, **case)

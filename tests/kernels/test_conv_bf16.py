@@ -111,7 +111,7 @@ def test_blocked(
 ) -> None:  # fmt: skip
     """ic, oc: channels of one group in blocks."""
     width = WIDTH[isa]
-    params = f"{width}, {kernel[0]}, {kernel[1]}, {stride}, {stride}, {dilation}, {dilation}, {nv}, {tile}"
+    params = f"{width}, {kernel[0]}, {kernel[1]}, {stride}, {stride}, {dilation}, {dilation}, {nv}, {width}, 0, {tile}"
     lib = build(SOURCE + CONV.replace("PARAMS", params).replace("OUT", out), isa)
     x, w = normal(2, groups * ic * width, 7, 13).astype(BF16), normal(groups * oc * width, ic * width, *kernel)
     w = (w / 8).astype(BF16)
@@ -139,8 +139,8 @@ def run(lib, x, xb, packed, w, bias, groups, stride, dilation, pads, nv, out) ->
 def test_planar(isa: str, kernel: tuple[int, int], stride: int) -> None:
     """Pairs along a row of a plane: behind the window of an odd width one more pixel is read, times zero."""
     width, channels, nv = WIDTH[isa], 3, 2
-    lib = build(SOURCE + CONV.replace("PARAMS", f"1, {kernel[0]}, {kernel[1]}, {stride}, {stride}, 1, 1, {nv}, 1, 4, 1")
-                .replace("OUT", "bf16"), isa)  # fmt: skip
+    params = f"1, {kernel[0]}, {kernel[1]}, {stride}, {stride}, 1, 1, {nv}, 1, 0, 1, 4, 1"
+    lib = build(SOURCE + CONV.replace("PARAMS", params).replace("OUT", "bf16"), isa)
     x = normal(2, channels, 11, 17).astype(BF16)
     w = (normal(nv * width, channels, *kernel) / 4).astype(BF16)
     pad = kernel[0] % 2 * (kernel[0] // 2)

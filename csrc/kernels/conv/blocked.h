@@ -41,8 +41,11 @@ OPCEL_INLINE vf conv_panel(const float* w) { return load(w); }
 OPCEL_INLINE pairs conv_panel(const bf16* w) { return load_pairs(w); }
 OPCEL_INLINE void conv_accumulate(vf& acc, vf x, vf w) { accumulate(acc, x, w); }
 OPCEL_INLINE void conv_accumulate(vf& acc, pairs x, pairs w) { dot(acc, x, w); }
+// In the first W / 2 lanes at least.
+OPCEL_INLINE void conv_accumulate_half(vf& acc, vf x, vf w) { accumulate_half(acc, x, w); }
+OPCEL_INLINE void conv_accumulate_half(vf& acc, pairs x, pairs w) { dot_half(acc, x, w); }
 
-template <class T, class U, int CB, int KH, int KW, int SH, int SW, int DH, int DW, int NV>
+template <class T, class U, int CB, int KH, int KW, int SH, int SW, int DH, int DW, int NV, int Last>
 struct Conv {
   using Args = ConvArgs<T, U>;
   static constexpr int Pair = 4 / sizeof(T);
@@ -51,13 +54,16 @@ struct Conv {
   static constexpr int Taps = CB == 1 ? (KW + Pair - 1) / Pair : KW;
   static constexpr int Across = CB == 1 ? DW * Pair : DW * CB;
   static constexpr int Products = CB == 1 ? 1 : CB / Pair;
-  static constexpr int Steps = Products > 8 && Products % 8 == 0 ? 8 : Products;
+  static constexpr int LastProducts = CB == 1 ? 1 : Last / Pair;
+  static constexpr int Most = Products > 8 && Products % 8 == 0 ? 8 : Products;
+  static constexpr int Steps = LastProducts % Most == 0 ? Most : LastProducts;
+  static_assert(Products % Steps == 0);
   // Input blocks summed before the sum is added to the total.
   static constexpr int Chunk = kChunk * Pair / (KH * KW * CB) > 1 ? kChunk * Pair / (KH * KW * CB) : 1;
 
-  template <int PH, int PW>
-  static OPCEL_INLINE void tap(vf (&acc)[PH][PW][NV], const T* x, std::int64_t x_row, const T*& w) {
-    for (int c = 0; c < Products; c += Steps) {
+  template <int PH, int PW, bool Half>
+  static OPCEL_INLINE void tap(vf (&acc)[PH][PW][NV], const T* x, std::int64_t x_row, const T*& w, int products) {
+    for (int c = 0; c < products; c += Steps) {
       const T* row[PH];
       OPCEL_UNROLL
       for (int p = 0; p < PH; ++p) {
@@ -75,16 +81,22 @@ struct Conv {
           for (int q = 0; q < PW; ++q) {
             const auto v = conv_broadcast(row[p] + q * SW * CB + s * Pair);
             OPCEL_UNROLL
-            for (int j = 0; j < NV; ++j) conv_accumulate(acc[p][q][j], v, panel[j]);
+            for (int j = 0; j < NV; ++j) {
+              if (Half && j == NV - 1)
+                conv_accumulate_half(acc[p][q][j], v, panel[j]);
+              else
+                conv_accumulate(acc[p][q][j], v, panel[j]);
+            }
           }
         }
       }
       w += Steps * NV * W * Pair;
       keep(w);
     }
+    if constexpr (LastProducts != Products) w += (Products - products) * NV * W * Pair;
   }
 
-  template <int PH, int PW, class Epi>
+  template <int PH, int PW, bool Half, class Epi>
   static __attribute__((noinline)) void tile(const Args& args, const T* x, const T* w, const Epi& epi, const ConvPlace& at) {
     OPCEL_UNROLL
     for (int p = 0; p < PH; ++p) {
@@ -100,12 +112,13 @@ struct Conv {
     for (std::int64_t icb = args.icb;;) {
       for (const std::int64_t stop = icb > Chunk ? icb - Chunk : 0; icb > stop; --icb, x += args.x_cb) {
         const T* x_kh = x;
+        const int products = LastProducts == Products || icb > 1 ? Products : LastProducts;
         for (int kh = 0; kh < KH; ++kh, x_kh += DH * x_row) {
           if constexpr (CB == 1) {
             OPCEL_UNROLL
-            for (int kw = 0; kw < Taps; ++kw) tap<PH, PW>(acc, x_kh + kw * Across, x_row, w);
+            for (int kw = 0; kw < Taps; ++kw) tap<PH, PW, Half>(acc, x_kh + kw * Across, x_row, w, products);
           } else {
-            for (int kw = 0; kw < Taps; ++kw) tap<PH, PW>(acc, x_kh + kw * Across, x_row, w);
+            for (int kw = 0; kw < Taps; ++kw) tap<PH, PW, Half>(acc, x_kh + kw * Across, x_row, w, products);
           }
         }
       }
@@ -127,13 +140,13 @@ struct Conv {
     }
   }
 
-  template <int PH, int... PW, class Epi>
+  template <bool Half, int PH, int... PW, class Epi>
   static OPCEL_INLINE void rows(const Args& args, const T* x, const T* w, const Epi& epi, ConvPlace at) {
     const T* line = x + at.y * SH * args.x_row;
     for (at.x = 0; at.x < args.ow;) {
       const std::int64_t width = Cut<PW...>::next(args.ow - at.x);
       if (width == 0) break;
-      ((width == PW ? tile<PH, PW>(args, line + at.x * SW * CB, w, epi, at) : void()), ...);
+      ((width == PW ? tile<PH, PW, Half>(args, line + at.x * SW * CB, w, epi, at) : void()), ...);
       at.x += width;
     }
   }
@@ -152,9 +165,12 @@ OPCEL_INLINE std::int64_t conv_task_count(const ConvArgs<T, U>& args) {
 // PW: the tile widths to instantiate, descending. Any width can be cut if the last is 1; otherwise ow must be a sum of them
 // that a fewest-tiles even split finds. Rows left over by PH are done one at a time. A 1x1 convolution of stride 1 without
 // halo may take any oh * ow = h * w.
-template <int CB, int KH, int KW, int SH, int SW, int DH, int DW, int NV, int PH, int... PW, class T, class U, class Epi>
+// Last: channels of a group's last input block, rounded up to 8 where a block has more. Half: no more than W / 2 of a
+// group's last output block are channels, and the others need not be computed.
+template <int CB, int KH, int KW, int SH, int SW, int DH, int DW, int NV, int Last, bool Half, int PH, int... PW, class T,
+          class U, class Epi>
 void conv_tasks(const ConvArgs<T, U>& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
-  using Conv = detail::Conv<T, U, CB, KH, KW, SH, SW, DH, DW, NV>;
+  using Conv = detail::Conv<T, U, CB, KH, KW, SH, SW, DH, DW, NV, Last>;
   const std::int64_t row_groups = detail::ceil_div(args.oh, args.rows_per_task);
   const std::int64_t panels = args.ocb / NV;
   const std::int64_t panel_groups = detail::ceil_div(panels, args.panels_per_task);
@@ -169,10 +185,17 @@ void conv_tasks(const ConvArgs<T, U>& args, const Epi& epi, std::int64_t begin, 
     for (std::int64_t panel = panel_group * args.panels_per_task; panel < last_panel; ++panel) {
       const T* w = args.w + (group * panels + panel) * args.icb * (KH * Conv::Taps * Conv::Products * Conv::Pair * NV * W);
       const std::int64_t cb = group * args.ocb + panel * NV;
-      std::int64_t row = first_row;
-      for (; row + PH <= last_row; row += PH) Conv::template rows<PH, PW...>(args, x, w, epi, {n, cb, row, 0});
-      if constexpr (PH > 1)
-        for (; row < last_row; ++row) Conv::template rows<1, PW...>(args, x, w, epi, {n, cb, row, 0});
+      const auto run = [&](auto half) __attribute__((always_inline)) {
+        constexpr bool H = decltype(half)::value != 0;
+        std::int64_t row = first_row;
+        for (; row + PH <= last_row; row += PH) Conv::template rows<H, PH, PW...>(args, x, w, epi, {n, cb, row, 0});
+        if constexpr (PH > 1)
+          for (; row < last_row; ++row) Conv::template rows<H, 1, PW...>(args, x, w, epi, {n, cb, row, 0});
+      };
+      if (Half && panel == panels - 1)
+        run(detail::Int<Half>{});
+      else
+        run(detail::Int<0>{});
     }
   }
 }

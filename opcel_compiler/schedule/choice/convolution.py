@@ -56,7 +56,8 @@ def choose_conv(kernel: Kernel, choosing: Choosing) -> None:
     limit = tallest // tile_rows
     general = tuple(r for r in (pref.rows if pref else (4, 2, 1)) if r <= limit) or (1,)
     kernel.params.update(
-        group_blocks=(ocb, icb), in_block=in_block, out_blocks=vectors, tile_rows=tile_rows,
+        group_blocks=(ocb, icb), in_block=in_block, last=(_last(w[0] // groups, choosing), _last(w[1], choosing)),
+        out_blocks=vectors, tile_rows=tile_rows,
         tile_widths=heights(ow, 14 if ow == 14 and vectors == 2 and tallest >= 12 else limit, ow, general),
         rows_per_task=rows_per_task, panels_per_task=panels_per_task, extent=(oh, ow),
     )  # fmt: skip
@@ -79,6 +80,12 @@ def choose_depthwise(kernel: Kernel, choosing: Choosing) -> None:
     if cut.panels == blocks:
         choosing.by_rows.add(y.buffer)
     kernel.params.update(rows_per_task=cut.rows, blocks_per_task=cut.panels)
+
+
+def _last(channels: int, choosing: Choosing) -> int:
+    """Channels of the last of their blocks that are computed, zeros included: all, or half of a wide block."""
+    width = choosing.width
+    return width // 2 if width >= 16 and 0 < channels % width <= width // 2 else width
 
 
 def _image_tile(ocb: int, choosing: Choosing) -> tuple[int, int]:

@@ -70,7 +70,8 @@ def _epilogue(unit: KernelUnit, kernel: Kernel, anchor: Node, row: Dim | None = 
 
 
 def emit_conv(kernel: Kernel, target: Target) -> KernelUnit:
-    """Direct convolution: `params` group_blocks (ocb, icb), in_block CB, out_blocks NV, tile rows PH and widths PW."""
+    """Direct convolution: `params` group_blocks (ocb, icb), in_block CB, out_blocks NV, the channels
+    of the last blocks `last` (out, in), tile rows PH and widths PW."""
     anchor, p = kernel.anchor, kernel.params
     assert anchor is not None
     unit = KernelUnit()
@@ -96,7 +97,10 @@ def emit_conv(kernel: Kernel, target: Target) -> KernelUnit:
         *map(unit.integer, (yn, yc, yr, x.shape[0], groups, ocb, icb, oh, ow)),
         *map(unit.integer, (rows_per_task, panels_per_task, pixel)),
     ]  # fmt: skip
-    numbers = (p["in_block"], kh, kw, sh, sw, dh, dw, p["out_blocks"], p["tile_rows"], *p["tile_widths"])
+    (out_last, in_last), block = p["last"], p["in_block"]
+    last = in_last if block > 1 else block
+    half = int(out_last < y.buffer.layout.block)
+    numbers = (block, kh, kw, sh, sw, dh, dw, p["out_blocks"], last, half, p["tile_rows"], *p["tile_widths"])
     return unit.finish(
         ["kernels/conv/blocked.h", "base/vmath.h"], struct,
         f"  const ConvArgs<{read}, {written}> args{{{', '.join(fields)}}};\n{make}"
