@@ -35,10 +35,14 @@ from opcel_compiler.proof import (
 from opcel_compiler.references import reference_outputs, sampled_reference
 from opcel_compiler.report import facts
 from opcel_compiler.report.html import page
+from opcel_compiler.runtime._runtime import usable_cpus
 from opcel_compiler.runtime.integrity import stamped
 from opcel_compiler.runtime.model import CompiledModel, verify
+from opcel_compiler.schedule.choice.candidates import Override
 from opcel_compiler.schedule.coverage import Coverage
 from opcel_compiler.schedule.memory import buffer_bytes
+from opcel_compiler.search.lock import StaleWarning, machine_text, read_lock, sources_digest, usable
+from opcel_compiler.targets import load_target
 from opcel_compiler.targets.host import missing_features
 from opcel_compiler.targets.schema import Target
 
@@ -59,7 +63,8 @@ def compile(
     model: Any, target: str = "host", output: str | os.PathLike[str] | None = None, threads: int | None = None, *,
     pipeline: str | None = None, fallback: str = "warn", inputs: str | os.PathLike[str] | Feeds | None = None,
     proof: bool = True, min_coverage: float = 0.0, dims: Mapping[str, DimValue] | None = None,
-    precision: str = "f32", max_error: float | None = None, progress: Progress | None = None,
+    precision: str = "f32", max_error: float | None = None, tune: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> CompiledModel:  # fmt: skip
     """Compile an ONNX model (path, bytes or ModelProto) for `target` into the folder `output`, and open it.
 
@@ -69,7 +74,8 @@ def compile(
     "seq": (1, 128)}`. `fallback` says what to do with nodes that only another engine can run: allow, warn or error;
     `min_coverage`, 0 to 1, is the least share of multiply-adds and of modelled time that must be native. `precision` is
     "f32", or "bf16" for products in bf16 with sums in f32; `max_error` is the relative L2 error that the proof allows
-    an output, in place of the precision's own.
+    an output, in place of the precision's own. `tune` is a lock file of `opcel tune`, whose choices of kernels replace
+    the compiler's own; entries of another machine, or of kernels that have changed, are left alone, with a warning.
 
     Raises ModelError for a bad model, TargetError, FallbackError, ProofError when a result is outside the bound,
     OutputError and ToolchainError; in each case nothing is left at `output`.
@@ -89,7 +95,10 @@ def compile(
         _check_fallback(work, fallback)
         check_coverage(work.coverage, min_coverage)
 
-    work = prepare(model, target, pipeline=pipeline, progress=report, dims=dims, placed=placed, precision=precision)
+    work = prepare(
+        model, target, pipeline=pipeline, progress=report, dims=dims, placed=placed, precision=precision,
+        tuned=_tuned(tune, target, threads),
+    )  # fmt: skip
     check_bound(work.graph)
     times = {"front": time.perf_counter() - started}
     with staged(place_at) as folder:
@@ -120,6 +129,17 @@ def compile(
     if keep is not None:
         weakref.finalize(opened, keep.cleanup)
     return opened
+
+
+def _tuned(path: str | os.PathLike[str] | None, target: str, threads: int | None) -> dict[str, Override]:
+    """The choices of a lock file that hold on this machine; warns of the others."""
+    if path is None:
+        return {}
+    machine = machine_text(load_target(target), threads or usable_cpus())
+    found, stale = usable(read_lock(os.fspath(path)), machine, sources_digest())
+    if stale:
+        warnings.warn(f"{os.fspath(path)}: {stale}; measure again with `opcel tune`", StaleWarning, stacklevel=3)
+    return found
 
 
 def check_coverage(coverage: Coverage, least: float) -> None:

@@ -1,6 +1,7 @@
 """Choose each kernel's family and its compile-time parameters from the target's vector unit and register tiles.
 
-What no fast family takes goes to the reference family of its operator, its epilogue split off.
+What no fast family takes goes to the reference family of its operator, its epilogue split off. Measured choices, where
+the context has some, replace these.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from opcel_compiler.ir.program import Kernel, Program, Step
 from opcel_compiler.ir.types import F32
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
 from opcel_compiler.schedule.choice.bf16 import choose_matmul_bf16
+from opcel_compiler.schedule.choice.candidates import override
 from opcel_compiler.schedule.choice.context import Choosing
 from opcel_compiler.schedule.choice.contraction import choose_matmul
 from opcel_compiler.schedule.choice.convolution import choose_conv, choose_depthwise
@@ -32,6 +34,8 @@ class ChooseKernels(Pass):
             return
         choosing = Choosing(program, target, ctx.precision)
         program.steps = [s for step in program.steps for s in _choose(step, choosing)]
+        if ctx.tuned:
+            ctx.overridden += override(program.kernels, ctx.tuned, choosing.name)
 
 
 def _choose(step: Step, choosing: Choosing) -> list[Step]:

@@ -11,13 +11,14 @@ import opcel_compiler.cli.compile as compile_command
 import opcel_compiler.cli.info as info_command
 import opcel_compiler.cli.opt as opt_command
 import opcel_compiler.cli.run as run_command
+import opcel_compiler.cli.tune as tune_command
 from opcel_compiler.cli.console import guarded
 from opcel_compiler.cli.options import Parser
 from opcel_compiler.version import VERSION
 
 __all__ = ["main", "main_compile"]
 
-COMMANDS = (compile_command, check_command, run_command, bench_command, opt_command, info_command)
+COMMANDS = (compile_command, check_command, run_command, bench_command, tune_command, opt_command, info_command)
 EXIT_CODES = """\
 exit status: 0 done, 1 error, 2 wrong usage, 3 refused fallback, 4 output not writable, 5 no working C++ compiler,
 6 outside the error bound, 70 internal error, 130 interrupted, 141 closed output, 143 terminated.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from opcel_compiler.cli import options
-from opcel_compiler.cli.console import Progress, bytes_text, count_text, seconds_text, value_text, write_rows
+from opcel_compiler.cli.console import Progress, bytes_text, count_text, note, seconds_text, value_text, write_rows
 
 NAME = "compile"
 SUMMARY = "compile an ONNX model into an artifact"
@@ -33,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what to do with operators that only ONNX Runtime can run (default: warn)",
     )  # fmt: skip
     options.add_precision(parser)
+    parser.add_argument("--tune", type=Path, metavar="FILE", help="take measured choices from what `opcel tune` wrote")
     options.add_dims(parser)
     options.add_min_coverage(parser)
     options.add_inputs(parser, "sample inputs for the proof (default: random ones)")
@@ -45,16 +46,20 @@ def execute(args: argparse.Namespace) -> int:
     from opcel_compiler import driver
     from opcel_compiler.cli.files import read_arrays
     from opcel_compiler.codegen.artifact import check_output
+    from opcel_compiler.search.lock import StaleWarning
 
     output = args.output or Path(f"{args.model.stem}.opcel")
     check_output(output)
     start = time.perf_counter()
     with warnings.catch_warnings(), Progress(not args.quiet, live_only=args.json) as progress:
         warnings.simplefilter("ignore", driver.FallbackWarning)  # the summary tells the same
+        warnings.simplefilter("always", StaleWarning)
+        warnings.showwarning = lambda message, *_: note(str(message))
         with driver.compile(
             args.model, args.target, output, args.threads, pipeline=args.pipeline, fallback=args.fallback,
             inputs=read_arrays(args.inputs) if args.inputs else None, proof=not args.no_proof, dims=dict(args.dim),
-            min_coverage=args.min_coverage, precision=args.precision, max_error=args.max_error, progress=progress,
+            min_coverage=args.min_coverage, precision=args.precision, max_error=args.max_error, tune=args.tune,
+            progress=progress,
         ) as model:  # fmt: skip
             report = model.report
             signature = [(label, model.manifest[label]) for label in ("inputs", "outputs")]

@@ -99,7 +99,7 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
             **coverage_facts(work.coverage),
             "native_flops": _dim(work.native_flops), "fallback_flops": _dim(work.fallback_flops),
         },
-        "fallback": fallback,
+        "fallback": fallback, "tuned_kernels": work.context.overridden,
         "memory": {
             "weights_bytes": module.weights.size, "weights_by_packing": dict(sorted(module.weights.packings.items())),
             "arena_bytes": arena if isinstance(arena, int) else None,

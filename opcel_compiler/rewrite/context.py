@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,9 @@ class PassContext:
 
     `precision` is what products may be computed in: "f32", or "bf16" with sums in f32. `approximate` is forbidden
     unless the caller asks for it.
+
+    `tuned` are measured choices of kernels by the kernels' texts, which replace the compiler's own; `overridden` counts
+    those that did.
     """
 
     target: Any = None
@@ -29,6 +33,8 @@ class PassContext:
     current: str = ""
     """The name of the pass that runs."""
     precision: str = "f32"
+    tuned: Mapping[str, Any] = field(default_factory=dict)
+    overridden: int = 0
 
     def allows(self, rule: str, node: Node, numerics: Numerics = Numerics.EXACT) -> bool:
         """Whether a change of `numerics` at `node` may be made now; a class that is forbidden is reported."""

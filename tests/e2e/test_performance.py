@@ -12,8 +12,11 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks import artifacts, export, figures, performance, performance_page
+from benchmarks import artifacts, choices, export, figures, performance, performance_page
 from benchmarks.artifacts import Artifacts, Network, Skipped
+from opcel_compiler.ir.graph import Graph
+from opcel_compiler.ir.program import Kernel
+from opcel_compiler.search.tune import Found
 
 from .builder import Net
 
@@ -149,3 +152,17 @@ def test_a_run_writes_its_sections_and_keeps_the_others(folder: Path, tmp_path: 
         [*command, "--only", "fp64"], capture_output=True, text=True, cwd=Path(export.__file__).parents[1], check=False
     )
     assert wrong.returncode == 2 and "no section is called fp64" in wrong.stderr
+
+
+def test_choices_are_summed_over_a_network() -> None:
+    def found(chosen: float, best: float, count: int) -> Found:
+        return Found(Kernel("gemm", Graph("g"), [], []), "text", count, chosen, best, {"panel": 64}, 3)
+
+    row = choices.network_row("net", [found(1.0, 1.0, 10), found(1.1, 1.0, 2)])
+    assert (row["chosen_s"], row["best_s"], row["kernels"]) == (pytest.approx(12.2), 12.0, 2)
+    assert row["worst"] == pytest.approx(1.1) and [o["gain"] for o in row["over"]] == [pytest.approx(1.1)]
+    assert row["over"][0]["seconds"] == pytest.approx(0.2)
+    assert choices.is_good(row)
+    assert not choices.is_good(choices.network_row("net", [found(1.0, 1.0, 100), found(1.2, 1.0, 1)]))
+    assert not choices.is_good(choices.network_row("net", [found(1.1, 1.0, 1)]))
+    assert choices.is_good(choices.network_row("net", []))

@@ -1,0 +1,147 @@
+"""Candidates of chosen kernels: what may be set, what may not, and the text that a kernel is known by."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from opcel_compiler.compilation import prepare
+from opcel_compiler.ir.program import Kernel
+from opcel_compiler.schedule.choice.candidates import (
+    CandidateError,
+    Override,
+    apply,
+    candidates,
+    covers,
+    kernel_text,
+    override,
+    settable,
+)
+from opcel_compiler.targets import load_target
+
+TARGET = "x86-64-avx512"
+
+
+def model(
+    op: str, weight: tuple[int, ...], x: tuple[int | str, ...], y: tuple[int | str, ...], **attributes: object
+) -> bytes:
+    w = numpy_helper.from_array(np.ones(weight, np.float32), "w")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in (("x", x), ("y", y))]
+    nodes = [helper.make_node(op, ["x", "w"], ["a"], **attributes), helper.make_node("Relu", ["a"], ["y"])]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [w])
+    opsets = [helper.make_opsetid("", 17)]
+    out: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+    return out
+
+
+def kernel(model: bytes, family: str, target: str = TARGET) -> Kernel:
+    program = prepare(model, target).program
+    assert program is not None
+    return next(k for k in program.kernels if k.family == family)
+
+
+def product() -> Kernel:
+    return kernel(model("MatMul", (64, 96), (50, 64), (50, 96)), "gemm")
+
+
+def conv() -> Kernel:
+    attributes = {"pads": [2, 2, 2, 2], "kernel_shape": [5, 5]}
+    return kernel(model("Conv", (64, 32, 5, 5), (1, 32, 20, 20), (1, 64, 20, 20), **attributes), "conv.blocked")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "fit"),
+    [
+        ((4, 3), 7, True),  # 4 + 3
+        ((4, 3), 5, False),  # an even cut takes 3 and leaves 2
+        ((12, 8, 4, 2, 1), 29, True),
+        ((12, 11), 11, True),
+        ((5,), 4, False),
+        ((6, 5), 128, True),  # 22 tiles: 18 of 6 and 4 of 5
+    ],
+)
+def test_tiles_cover_an_axis_as_the_kernels_cut_it(sizes: tuple[int, ...], count: int, fit: bool) -> None:
+    assert covers(sizes, count) is fit
+
+
+@pytest.mark.parametrize("make", [product, conv])
+def test_the_choice_is_the_first_candidate_and_all_are_valid(make: object) -> None:
+    target = load_target(TARGET)
+    found = candidates(make(), target)  # type: ignore[operator]
+    chosen = make()  # type: ignore[operator]
+    assert found[0] == {key: chosen.params[key] for key in settable(chosen)}
+    assert len(found) > 3 and all(a != b for i, a in enumerate(found) for b in found[:i])
+    for params in found:
+        fresh = make()  # type: ignore[operator]
+        apply(fresh, params, lambda base: base + "!")
+        assert {key: fresh.params[key] for key in params} == params
+        assert kernel_text(fresh) == kernel_text(chosen)
+
+
+def test_a_panel_goes_with_the_weights_layout() -> None:
+    gemm = product()
+    packed = gemm.inputs[1].buffer
+    assert (gemm.params["panel"], packed.layout.block) == (32, 32)
+    apply(gemm, {"panel": 48, "rows": (10,), "rows_per_task": 50}, lambda base: base + "!")
+    assert (gemm.params["panel"], gemm.inputs[1].buffer.layout.block) == (48, 48)
+    assert gemm.inputs[1].buffer is not packed and packed.layout.block == 32
+    assert gemm.inputs[1].strides == gemm.inputs[1].buffer.layout.strides((64, 96))
+
+
+def test_output_blocks_go_with_the_weights_packing() -> None:
+    found = conv()
+    packed = found.inputs[1].buffer
+    assert (found.params["out_blocks"], packed.packing) == (2, "conv:1:16:32")
+    apply(found, {"out_blocks": 4, "tile_widths": (5,)}, lambda base: base + "!")
+    assert found.inputs[1].buffer.packing == "conv:1:16:64" and packed.packing == "conv:1:16:32"
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"rows": (7,)}, r"rows \(7,\) do not add up to"),
+        ({"rows": (4, 7)}, "do not descend"),
+        ({"rows": 4}, "rows of a kernel of family gemm cannot be 4"),
+        ({"panels_per_task": 0}, "panels_per_task of a kernel of family gemm cannot be 0"),
+        ({"panels_per_task": True}, "cannot be True"),
+        ({"colour": 1}, "has no parameter 'colour' to set"),
+    ],
+)
+def test_a_product_refuses(params: dict[str, object], message: str) -> None:
+    gemm = product()
+    before = dict(gemm.params)
+    with pytest.raises(CandidateError, match=message):
+        apply(gemm, params, lambda base: base)
+    assert gemm.params == before
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"out_blocks": 3}, "out_blocks 3 does not divide 4"),
+        ({"tile_widths": (8,)}, "do not add up to 20"),
+        ({"extent": (3, 3)}, "not that of the image"),
+    ],
+)
+def test_a_convolution_refuses(params: dict[str, object], message: str) -> None:
+    with pytest.raises(CandidateError, match=message):
+        apply(conv(), params, lambda base: base)
+
+
+def test_a_kernel_of_open_size_has_no_candidates() -> None:
+    gemm = kernel(model("MatMul", (64, 96), ("n", 64), ("n", 96)), "gemm")
+    assert candidates(gemm, load_target(TARGET)) == []
+    with pytest.raises(CandidateError, match="known only when it runs"):
+        apply(gemm, {"panels_per_task": 1}, lambda base: base)
+
+
+def test_an_override_is_by_text_and_family() -> None:
+    gemm = product()
+    text = kernel_text(gemm)
+    other = {"panels_per_task": gemm.params["panels_per_task"] + 1}
+    assert override([gemm], {text: Override("conv.blocked", other)}, lambda base: base) == 0
+    assert override([gemm], {text + "?": Override("gemm", other)}, lambda base: base) == 0
+    assert override([gemm], {text: Override("gemm", other)}, lambda base: base) == 1
+    assert gemm.params["panels_per_task"] == other["panels_per_task"]
+    assert text == "f32: matmul, relu: f32[50,64], weight f32[64,96] -> f32[50,96]"
