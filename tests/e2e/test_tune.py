@@ -25,6 +25,9 @@ from opcel_compiler.targets import load_target
 from .builder import Net
 
 
+BF16 = pytest.mark.skipif(not load_target("host").peak("bf16"), reason="this CPU has no products in bf16")
+
+
 def product_net() -> onnx.ModelProto:
     net = Net("product")
     net.output("y", net("Relu", net("MatMul", net.input("x", 50, 40), net.weight(40, 70))))
@@ -38,8 +41,8 @@ def conv_net() -> onnx.ModelProto:
     return net.model()
 
 
-def kernels(model: onnx.ModelProto) -> list[Kernel]:
-    program = prepare(model).program
+def kernels(model: onnx.ModelProto, precision: str = "f32") -> list[Kernel]:
+    program = prepare(model, precision=precision).program
     assert program is not None
     return [k for k in program.kernels if len(candidates(k, load_target("host"))) > 1]
 
@@ -138,16 +141,20 @@ def test_an_entry_that_a_kernel_cannot_have_is_an_error(tmp_path: Path) -> None:
         oc.compile(product_net(), output=tmp_path / "m.opcel", tune=tmp_path / "model.tune")
 
 
-@pytest.mark.parametrize("net", [product_net, conv_net])
-def test_every_candidate_computes_the_same(net: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("net", "precision"), [(product_net, "f32"), (conv_net, "f32"), pytest.param(product_net, "bf16", marks=BF16)]
+)
+def test_every_candidate_computes_the_same(net: object, precision: str, tmp_path: Path) -> None:
     """Compiling proves the artifact, so a candidate that computes something else cannot be compiled."""
     model = net()  # type: ignore[operator]
-    found = kernels(model)
+    found = kernels(model, precision)
     choices = [candidates(kernel, load_target("host")) for kernel in found]
     for i in range(1, max(map(len, choices))):
         entries = [here(k, c[i % len(c)]) for k, c in zip(found, choices, strict=True)]
         lock.write_lock(tmp_path / "model.tune", entries)
-        with oc.compile(model, output=tmp_path / f"{i}.opcel", tune=tmp_path / "model.tune") as compiled:
+        with oc.compile(
+            model, output=tmp_path / f"{i}.opcel", tune=tmp_path / "model.tune", precision=precision
+        ) as compiled:
             assert compiled.report["tuned_kernels"] == len(found)
             assert compiled.report["proof"]["status"] == "proved"
 

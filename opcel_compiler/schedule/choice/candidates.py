@@ -17,6 +17,7 @@ from opcel_compiler.targets.schema import Target
 
 Params = dict[str, Any]
 Name = Callable[[str], str]
+PRODUCTS = ("gemm", "gemm.bf16")
 
 
 class CandidateError(OpcelError):
@@ -72,7 +73,7 @@ def is_static(kernel: Kernel) -> bool:
 
 def settable(kernel: Kernel) -> tuple[str, ...]:
     """The parameters that candidates may differ in; empty where a kernel has no candidates."""
-    if kernel.family == "gemm":
+    if kernel.family in PRODUCTS:
         return tuple(key for key in ("panel", "rows", "rows_per_task", "panels_per_task") if key in kernel.params)
     if kernel.family == "conv.blocked":
         known = ("out_blocks", "tile_rows", "tile_widths", "rows_per_task", "panels_per_task", "extent")
@@ -86,7 +87,7 @@ def candidates(kernel: Kernel, target: Target) -> list[Params]:
     if not keys or not is_static(kernel):
         return []
     chosen = {key: kernel.params[key] for key in keys}
-    if kernel.family == "gemm":
+    if kernel.family in PRODUCTS:
         found = _gemm(kernel, chosen, target)
     elif kernel.family == "conv.blocked":
         found = _conv(kernel, chosen, target)
@@ -123,14 +124,15 @@ def apply(kernel: Kernel, params: Mapping[str, Any], name: Name) -> None:
     view = kernel.inputs[at]
     old = view.buffer
     layout, packing = old.layout, old.packing
-    if "panel" in changed:
+    if "panel" in changed and packing:
+        packing = f"{packing.rpartition(':')[0]}:{params['panel']}"
+    elif "panel" in changed:
         layout = replace(layout, block=params["panel"])
     else:
         packing = f"{packing.rpartition(':')[0]}:{params['out_blocks'] * kernel.outputs[0].buffer.layout.block}"
     new = Buffer(name(f"{old.name}.tuned"), old.type, "weight", layout, old.memory, old.data, packing)
-    shape = view.shape
-    strides = layout.strides(shape) if "panel" in changed else view.strides
-    kernel.inputs[at] = View(new, shape, strides, view.offset)
+    strides = view.strides if layout == old.layout else layout.strides(view.shape)
+    kernel.inputs[at] = View(new, view.shape, strides, view.offset)
 
 
 def _check(kernel: Kernel, params: Mapping[str, Any]) -> None:
@@ -143,11 +145,12 @@ def _check(kernel: Kernel, params: Mapping[str, Any]) -> None:
     if not is_static(kernel):
         raise CandidateError(f"a kernel of family {kernel.family} has sizes that are known only when it runs")
     p = {**kernel.params, **params}
-    if kernel.family == "gemm":
+    if kernel.family in PRODUCTS:
         m = _rows(kernel)
         _check_cover("rows", p["rows"], _parts(m, p["rows_per_task"]))
-        weight, vector = _weight(kernel), kernel.params["panel"]
-        if p["panel"] != vector and (weight.buffer.kind != "weight" or weight.buffer.layout.block != vector):
+        weight, before = _weight(kernel).buffer, kernel.params["panel"]
+        packed = weight.kind == "weight" and (weight.layout.block == before or weight.packing == f"pairs:{before}")
+        if p["panel"] != before and not packed:
             raise CandidateError("the panel of a product whose second operand is no packed weight cannot be set")
     elif kernel.family == "conv.blocked":
         blocks, before = p["out_blocks"], kernel.params["out_blocks"]
