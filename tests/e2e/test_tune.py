@@ -24,7 +24,6 @@ from opcel_compiler.targets import load_target
 
 from .builder import Net
 
-
 BF16 = pytest.mark.skipif(not load_target("host").peak("bf16"), reason="this CPU has no products in bf16")
 
 
