@@ -18,6 +18,7 @@ from opcel_compiler.schedule.choice.context import Choosing
 from opcel_compiler.schedule.choice.contraction import choose_matmul
 from opcel_compiler.schedule.choice.convolution import choose_conv, choose_depthwise
 from opcel_compiler.schedule.choice.recurrent import choose_recurrent
+from opcel_compiler.schedule.choice.vector import choose_few_rows
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ def _choose(step: Step, choosing: Choosing) -> list[Step]:
     if not isinstance(step, Kernel):
         return [step]
     if step.family == "matmul":
-        return choose_matmul_bf16(step, choosing) or choose_matmul(step, choosing)
+        return (
+            choose_few_rows(step, choosing) or choose_matmul_bf16(step, choosing) or choose_matmul(step, choosing)
+        )
     if step.family == "conv.blocked":
         choose_conv(step, choosing)
     elif step.family == "conv.depthwise":

@@ -9,9 +9,6 @@ from opcel_compiler.ir.types import F32, TensorType
 from opcel_compiler.schedule.choice.context import Choosing, copy_body, heights
 from opcel_compiler.schedule.choice.contraction import panels_per_task
 
-FEW_ROWS = 4
-"""Up to so many rows a product is bound by reading its weights."""
-
 
 def choose_matmul_bf16(kernel: Kernel, choosing: Choosing) -> list[Step] | None:
     """A product with a constant second operand, after the kernel that rounds its first; None where it stays f32."""
@@ -31,8 +28,6 @@ def choose_matmul_bf16(kernel: Kernel, choosing: Choosing) -> list[Step] | None:
             return None
         m = c.shape[-2]
     n, k = b.shape[-1], b.shape[-2]
-    if type(m) is int and m <= FEW_ROWS:
-        return None
     steps: list[Step] = []
     rounded = _rounded(a, choosing, steps, kernel.origin)
     if rounded is None:

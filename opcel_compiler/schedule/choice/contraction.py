@@ -30,8 +30,6 @@ def choose_matmul(kernel: Kernel, choosing: Choosing) -> list[Step]:
     n, k = b.shape[-1], b.shape[-2]
     pref = choosing.target.kernel("gemm")
     vectors, tallest = (pref.vectors, pref.rows[0]) if pref is not None else (2, 6)
-    if m in (1, 2) and type(n) is int and n >= 64 * choosing.width:
-        vectors *= 2
     panel = vectors * choosing.width
     while panel > choosing.width and type(n) is int and n <= panel // 2:
         panel //= 2

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from opcel_compiler.codegen.cpu.families import attention, contraction, convolution, loops, movement, recurrent, rows
+from opcel_compiler.codegen.cpu.families import (
+    attention,
+    contraction,
+    convolution,
+    loops,
+    movement,
+    recurrent,
+    rows,
+    vector,
+)
 from opcel_compiler.codegen.cpu.unit import KernelUnit
 from opcel_compiler.ir.program import Kernel
 from opcel_compiler.targets.schema import Target
@@ -13,6 +22,6 @@ Emitter = Callable[[Kernel, Target], KernelUnit]
 
 EMITTERS: dict[str, Emitter] = {
     **attention.EMITTERS, **contraction.EMITTERS, **convolution.EMITTERS, **loops.EMITTERS, **movement.EMITTERS,
-    **recurrent.EMITTERS, **rows.EMITTERS,
+    **recurrent.EMITTERS, **rows.EMITTERS, **vector.EMITTERS,
 }  # fmt: skip
 """How to generate each family's kernels."""
