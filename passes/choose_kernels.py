@@ -43,9 +43,7 @@ def _choose(step: Step, choosing: Choosing) -> list[Step]:
     if not isinstance(step, Kernel):
         return [step]
     if step.family == "matmul":
-        return (
-            choose_few_rows(step, choosing) or choose_matmul_bf16(step, choosing) or choose_matmul(step, choosing)
-        )
+        return choose_few_rows(step, choosing) or choose_matmul_bf16(step, choosing) or choose_matmul(step, choosing)
     if step.family == "conv.blocked":
         choose_conv(step, choosing)
     elif step.family == "conv.depthwise":

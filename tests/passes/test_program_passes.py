@@ -88,7 +88,7 @@ def test_no_vector_unit_no_blocks() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("rows", [1, 3, 13, 29, 128])
+@pytest.mark.parametrize("rows", [5, 7, 13, 29, 128])
 def test_register_tiles_cut_every_row_count(target: str, rows: int) -> None:
     program = lowered(
         f"graph main(%x: f32[{rows}, 8]) {{\n%w = f32[8, 70] 0.5\n%y = matmul(%x, %w)\nreturn %y\n}}", target
@@ -126,9 +126,24 @@ def test_rows_are_spread_only_where_every_kernel_steps_over_the_pad() -> None:
     assert not halo(lowered(f"graph main(%x: f32[20, 8]) {{\n{body}\nreturn %y, %s\n}}"))
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("rows", "columns"), [("1", 40), ("1", 5000), ("2, 2", 5000)])
+def test_products_of_few_rows_have_panels_for_all_threads(target: str, rows: str, columns: int) -> None:
+    text = f"graph main(%x: f32[{rows}, 8]) {{\n%w = f32[8, {columns}] 0.5\n%y = matmul(%x, %w)\nreturn %y\n}}"
+    program = lowered(text, target)
+    (kernel,) = program.kernels
+    assert kernel.family == "vector" and kernel.params["rows"] in (1, 4)
+    vector = load_target(target).vector
+    assert vector is not None
+    panel, per_task = kernel.params["panel"], kernel.params["panels_per_task"]
+    assert panel == vector.width_f32 or columns // panel >= 16
+    assert kernel.params["rows"] * panel // vector.width_f32 <= vector.registers // 2
+    assert 16 <= columns / panel / per_task <= 32 or panel == vector.width_f32
+
+
 def test_equal_weights_are_packed_once_and_others_apart() -> None:
     body = "%w = f32[8, 40] 0.5\n%v = f32[8, 40] 0.25\n%a = matmul(%x, %w)\n%b = matmul(%z, %w)\n%c = matmul(%z, %v)"
-    program = lowered(f"graph main(%x: f32[3, 8], %z: f32[5, 8]) {{\n{body}\nreturn %a, %b, %c\n}}")
+    program = lowered(f"graph main(%x: f32[6, 8], %z: f32[5, 8]) {{\n{body}\nreturn %a, %b, %c\n}}")
     packed = [b for b in program.buffers if b.kind == "weight"]
     assert len(packed) == 2
 

@@ -1,8 +1,8 @@
-"""Products of a few rows with a constant matrix: panels so narrow that all threads have some, weights in f32 or bf16."""
+"""Products of a few rows with a constant matrix: panels so narrow that all threads have some."""
 
 from __future__ import annotations
 
-from opcel_compiler.ir.dims import product
+from opcel_compiler.ir.dims import ceildiv, product
 from opcel_compiler.ir.layout import Layout
 from opcel_compiler.ir.program import Kernel, Step, View, whole
 from opcel_compiler.ir.types import F32
@@ -29,11 +29,12 @@ def choose_few_rows(kernel: Kernel, choosing: Choosing) -> list[Step] | None:
     while vectors > 1 and (vectors * m > choosing.target.vector.registers // 2 or n < TASKS * vectors * choosing.width):
         vectors //= 2
     panel = vectors * choosing.width
+    panels = ceildiv(n, panel)
     bf16 = choosing.precision == "bf16"
     layout = Layout((1, 0), 1, panel, storage="bf16" if bf16 else "")
     kernel.inputs[ib] = whole(choosing.packed_weight(b, layout))
     kernel.family = "vector"
-    kernel.params = {"rows": m, "panel": panel, "panels_per_task": -(-(-(-n // panel)) // (2 * TASKS))}
+    kernel.params = {"rows": m, "panel": panel, "panels_per_task": ceildiv(panels, 2 * TASKS)}
     if bf16:
         kernel.params["precision"] = "bf16"
     return [kernel]
