@@ -2,9 +2,11 @@
 //
 // The inputs' part of the gates is computed before, for all steps at once, by a matrix product. What is left is bound by
 // reading R: it is packed so that a block of W hidden units is one stream, and a task gets the same blocks in every
-// step, so each core keeps its part of R in its own cache.
+// step, so each core keeps its part of R in its own cache. R in bf16 is half of it; the hidden state is then rounded for
+// the product and kept in f32, as are the sums.
 #pragma once
 
+#include "base/bf16.h"
 #include "base/tiling.h"
 #include "base/vec.h"
 #include "base/vmath.h"
@@ -14,7 +16,9 @@ namespace opcel {
 struct RecurrentArgs {
   const float* gates;  // [steps][batch][directions][G][hidden], strides below
   std::int64_t gates_t, gates_b;
-  const float* r;        // [directions][ceil(hidden / W)][hidden][G][W], zero past the last unit
+  // float: [directions][ceil(hidden / W)][hidden][G][W]; bf16: [directions][ceil(hidden / W)][ceil(hidden / 2)][G][W][2];
+  // zero past the last unit
+  const void* r;
   const float* bias;     // [directions][2][G][hidden]; only gru's last row is read here, the others are in gates; or null
   const float* hidden0;  // [directions][batch][hidden], or null for zero
   const float* cell0;    // likewise; lstm only
@@ -78,53 +82,103 @@ struct RnnCell {
 
 namespace detail {
 
-// R's part of the gates of one block for B rows of the batch, in U interleaved partial sums where B is small.
-template <int G, int B>
-OPCEL_INLINE void recurrent_product(vf (&acc)[B][G], const float* r, const float* const (&before)[B], std::int64_t n) {
-  constexpr int U = G * B >= 8 ? 1 : G * B >= 4 ? 2 : G * B >= 2 ? 4 : 8;
-  vf part[U][B][G] = {};
+// Partial sums of a gate: enough independent additions to hide their latency.
+constexpr int recurrent_sums(int accumulators) {
+  return accumulators >= 8 ? 1 : accumulators >= 4 ? 2 : accumulators >= 2 ? 4 : 8;
+}
+
+// R's part of the gates of N blocks, `panel` elements of R apart, for B rows of the batch, each gate in U interleaved
+// partial sums.
+template <int U, int N, int B, int G>
+OPCEL_INLINE void recurrent_product(vf (&acc)[N][B][G], const float* r, std::int64_t panel, const float* const (&before)[B],
+                                    std::int64_t n) {
+  vf part[U][N][B][G] = {};
   std::int64_t k = 0;
-  for (; k + U <= n; k += U) {
+  const auto step = [&](int u, std::int64_t at) __attribute__((always_inline)) {
     OPCEL_UNROLL
-    for (int u = 0; u < U; ++u, r += G * W) {
-      vf panel[G];
+    for (int i = 0; i < N; ++i) {
+      vf weights[G];
       OPCEL_UNROLL
-      for (int g = 0; g < G; ++g) panel[g] = load(r + g * W);
+      for (int g = 0; g < G; ++g) weights[g] = load(r + i * panel + g * W);
       OPCEL_UNROLL
       for (int b = 0; b < B; ++b) {
-        const vf h = set(before[b][k + u]);
+        const vf h = set(before[b][at]);
         OPCEL_UNROLL
-        for (int g = 0; g < G; ++g) accumulate(part[u][b][g], h, panel[g]);
+        for (int g = 0; g < G; ++g) accumulate(part[u][i][b][g], h, weights[g]);
       }
     }
+    r += G * W;
+  };
+  for (; k + U <= n; k += U) {
+    OPCEL_UNROLL
+    for (int u = 0; u < U; ++u) step(u, k + u);
   }
-  for (; k < n; ++k, r += G * W) {
+  if constexpr (U > 1)
+    for (; k < n; ++k) step(0, k);
+  OPCEL_UNROLL
+  for (int i = 0; i < N; ++i) {
     OPCEL_UNROLL
     for (int b = 0; b < B; ++b) {
-      const vf h = set(before[b][k]);
       OPCEL_UNROLL
-      for (int g = 0; g < G; ++g) accumulate(part[0][b][g], h, load(r + g * W));
-    }
-  }
-  OPCEL_UNROLL
-  for (int b = 0; b < B; ++b) {
-    OPCEL_UNROLL
-    for (int g = 0; g < G; ++g) {
-      acc[b][g] = part[0][b][g];
-      OPCEL_UNROLL
-      for (int u = 1; u < U; ++u) acc[b][g] += part[u][b][g];
+      for (int g = 0; g < G; ++g) {
+        acc[i][b][g] = part[0][i][b][g];
+        OPCEL_UNROLL
+        for (int u = 1; u < U; ++u) acc[i][b][g] += part[u][i][b][g];
+      }
     }
   }
 }
 
-template <class Cell, int B>
+template <int U, int N, int B, int G>
+OPCEL_INLINE void recurrent_product(vf (&acc)[N][B][G], const bf16* r, std::int64_t panel, const float* const (&before)[B],
+                                    std::int64_t n) {
+  vf sum[N][B][G] = {};
+  bf16 h[B][kChunk];
+  for (std::int64_t first = 0; first < n; first += kChunk) {
+    const std::int64_t count = least(kChunk, n - first);
+    for (int b = 0; b < B; ++b) {
+      round_row(h[b], before[b] + first, count);
+      if (count % 2 != 0) h[b][count] = {};
+    }
+    for (std::int64_t k = 0; k < count; k += 2, r += G * W * 2) {
+      OPCEL_UNROLL
+      for (int i = 0; i < N; ++i) {
+        pairs weights[G];
+        OPCEL_UNROLL
+        for (int g = 0; g < G; ++g) weights[g] = load_pairs(r + i * panel + g * W * 2);
+        OPCEL_UNROLL
+        for (int b = 0; b < B; ++b) {
+          const pairs x = set_pair(h[b] + k);
+          OPCEL_UNROLL
+          for (int g = 0; g < G; ++g) dot(sum[i][b][g], x, weights[g]);
+        }
+      }
+    }
+  }
+  OPCEL_UNROLL
+  for (int i = 0; i < N; ++i) {
+    OPCEL_UNROLL
+    for (int b = 0; b < B; ++b) {
+      OPCEL_UNROLL
+      for (int g = 0; g < G; ++g) acc[i][b][g] = sum[i][b][g];
+    }
+  }
+}
+
+// Elements of R in a block.
+template <class Weight>
+constexpr std::int64_t recurrent_panel(std::int64_t n, int gates) {
+  return (sizeof(Weight) == 2 ? (n + 1) / 2 * 2 : n) * gates * W;
+}
+
+// N blocks of hidden units from `block` on, rows [first, first + B) of the batch.
+template <class Cell, class Weight, int U, int N, int B>
 __attribute__((noinline)) void recurrent_tile(const RecurrentArgs& args, std::int64_t step, std::int64_t direction,
                                               std::int64_t block, std::int64_t first) {
   constexpr int G = Cell::gates;
-  const std::int64_t n = args.hidden, unit = block * W;
+  const std::int64_t n = args.hidden, panel = recurrent_panel<Weight>(n, G), blocks = ceil_div(n, W);
   const bool backward = args.reverse || direction == 1;
   const std::int64_t t = backward ? args.steps - 1 - step : step;
-  const std::int64_t blocks = ceil_div(n, W);
   const float* before[B];
   for (int b = 0; b < B; ++b) {
     const std::int64_t row = first + b;
@@ -133,22 +187,26 @@ __attribute__((noinline)) void recurrent_tile(const RecurrentArgs& args, std::in
     else
       before[b] = args.hidden0 ? args.hidden0 + (direction * args.batch + row) * n : nullptr;
   }
-  vf acc[B][G] = {};
-  if (before[0]) recurrent_product<G, B>(acc, args.r + (direction * blocks + block) * n * G * W, before, n);
-  const int lanes = static_cast<int>(least(W, n - unit));
-  for (int b = 0; b < B; ++b) {
-    const std::int64_t row = first + b, state = (direction * args.batch + row) * n + unit;
-    const float* cell_before = step > 0 ? args.cell : args.cell0;
-    const RecurrentPlace at{args.gates + t * args.gates_t + row * args.gates_b + direction * G * n + unit,
-                            before[b] ? before[b] + unit : nullptr,
-                            args.y + t * args.y_t + direction * args.y_d + row * args.y_b + unit,
-                            cell_before ? cell_before + state : nullptr,
-                            args.cell ? args.cell + state : nullptr,
-                            args.bias ? args.bias + (direction * 2 * G + 2 * G - 1) * n + unit : nullptr};
-    if (lanes == W)
-      Cell::template apply<false>(acc[b], at, n, W);
-    else
-      Cell::template apply<true>(acc[b], at, n, lanes);
+  vf acc[N][B][G] = {};
+  if (before[0])
+    recurrent_product<U>(acc, static_cast<const Weight*>(args.r) + (direction * blocks + block) * panel, panel, before, n);
+  for (int i = 0; i < N; ++i) {
+    const std::int64_t unit = (block + i) * W;
+    const int lanes = static_cast<int>(least(W, n - unit));
+    for (int b = 0; b < B; ++b) {
+      const std::int64_t row = first + b, state = (direction * args.batch + row) * n + unit;
+      const float* cell_before = step > 0 ? args.cell : args.cell0;
+      const RecurrentPlace at{args.gates + t * args.gates_t + row * args.gates_b + direction * G * n + unit,
+                              before[b] ? before[b] + unit : nullptr,
+                              args.y + t * args.y_t + direction * args.y_d + row * args.y_b + unit,
+                              cell_before ? cell_before + state : nullptr,
+                              args.cell ? args.cell + state : nullptr,
+                              args.bias ? args.bias + (direction * 2 * G + 2 * G - 1) * n + unit : nullptr};
+      if (lanes == W)
+        Cell::template apply<false>(acc[i][b], at, n, W);
+      else
+        Cell::template apply<true>(acc[i][b], at, n, lanes);
+    }
   }
 }
 
@@ -159,17 +217,28 @@ inline std::int64_t recurrent_task_count(const RecurrentArgs& args) {
   return detail::ceil_div(args.directions * detail::ceil_div(args.hidden, W), args.blocks_per_task);
 }
 
-// Tasks [begin, end) of one step. Steps are called in order; all tasks of one end before the next begins. Rows: how many
-// rows of the batch a tile takes, descending, the last 1.
-template <class Cell, int... Rows>
+// Tasks [begin, end) of one step. Steps are called in order; all tasks of one end before the next begins. A tile takes N
+// blocks where a task has as many left in a direction, else one. Rows: how many rows of the batch it takes, descending,
+// the last 1.
+template <class Cell, class Weight, int N, int... Rows>
 void recurrent_tasks(const RecurrentArgs& args, std::int64_t step, std::int64_t begin, std::int64_t end) {
+  using detail::recurrent_tile;
   const std::int64_t blocks = detail::ceil_div(args.hidden, W);
-  const std::int64_t last = detail::least(args.directions * blocks, end * args.blocks_per_task);
-  for (std::int64_t at = begin * args.blocks_per_task; at < last; ++at) {
-    for (std::int64_t row = 0; row < args.batch;) {
-      const std::int64_t height = detail::Cut<Rows...>::next(args.batch - row);
-      ((height == Rows ? detail::recurrent_tile<Cell, Rows>(args, step, at / blocks, at % blocks, row) : void()), ...);
-      row += height;
+  for (; begin < end; ++begin) {
+    std::int64_t at = begin * args.blocks_per_task;
+    const std::int64_t last = detail::least(args.directions * blocks, at + args.blocks_per_task);
+    while (at < last) {
+      const std::int64_t direction = at / blocks, block = at % blocks;
+      const bool wide = at + N <= last && block + N <= blocks;
+      for (std::int64_t row = 0; row < args.batch;) {
+        const std::int64_t height = detail::Cut<Rows...>::next(args.batch - row);
+        ((height != Rows ? void()
+          : wide ? recurrent_tile<Cell, Weight, detail::recurrent_sums(Cell::gates * N * Rows), N, Rows>(args, step, direction, block, row)
+                 : recurrent_tile<Cell, Weight, detail::recurrent_sums(Cell::gates * N * Rows), 1, Rows>(args, step, direction, block, row)),
+         ...);
+        row += height;
+      }
+      at += wide ? N : 1;
     }
   }
 }

@@ -16,7 +16,7 @@ def _ordered(buffer: Buffer) -> np.ndarray:
         groups, block, panel = map(int, buffer.packing.split(":")[1:])
         return conv_panels(array, groups, block, panel, 2 if buffer.layout.storage == "bf16" else 1)
     if buffer.packing.startswith("recurrent:"):
-        return recurrent_panels(array, int(buffer.packing.split(":")[1]))
+        return recurrent_panels(array, int(buffer.packing.split(":")[1]), 2 if buffer.layout.storage == "bf16" else 1)
     if buffer.packing.startswith("pairs:"):
         return pair_panels(array, int(buffer.packing.split(":")[1]))
     return laid_out(array, buffer.layout)
@@ -75,11 +75,11 @@ def pair_panels(b: np.ndarray, panel: int) -> np.ndarray:
     return np.ascontiguousarray(split.transpose(0, 3, 1, 4, 2)).reshape(-1)
 
 
-def recurrent_panels(r: np.ndarray, width: int) -> np.ndarray:
-    """[directions, gates · n, n] → [directions][n / width][n][gates][width], zero padded."""
+def recurrent_panels(r: np.ndarray, width: int, together: int = 1) -> np.ndarray:
+    """[directions, gates · n, n] → [directions][n / width][n / together][gates][width][together], zero padded."""
     directions, rows, n = r.shape
-    gates, blocks = rows // n, -(-n // width)
-    out = np.zeros((directions, gates, blocks * width, n), r.dtype)
-    out[:, :, :n] = r.reshape(directions, gates, n, n)
-    split = out.reshape(directions, gates, blocks, width, n)
-    return np.ascontiguousarray(split.transpose(0, 2, 4, 1, 3)).reshape(-1)
+    gates, blocks, depth = rows // n, -(-n // width), -(-n // together)
+    out = np.zeros((directions, gates, blocks * width, depth * together), r.dtype)
+    out[:, :, :n, :n] = r.reshape(directions, gates, n, n)
+    split = out.reshape(directions, gates, blocks, width, depth, together)
+    return np.ascontiguousarray(split.transpose(0, 2, 4, 1, 3, 5)).reshape(-1)

@@ -12,13 +12,21 @@ def choose_recurrent(kernel: Kernel, choosing: Choosing) -> None:
     assert anchor is not None
     r = anchor.operand(1)
     directions, rows, n = r.tensor.static_shape
-    kernel.inputs[list(kernel.body.inputs).index(r)].buffer.packing = f"recurrent:{choosing.width}"
+    weights = kernel.inputs[list(kernel.body.inputs).index(r)].buffer
+    weights.packing = f"recurrent:{choosing.width}"
+    if choosing.precision == "bf16":
+        weights.layout = weights.layout.stored_as("bf16")
     batch, gates, blocks = kernel.outputs[0].shape[2], rows // n, directions * -(-n // choosing.width)
     registers: int = choosing.target.vector.registers
     tallest = max(1, (registers - gates - 1) // gates)
     work = directions * rows * n * (batch if isinstance(batch, int) else 1)
     general = tuple(h for h in (8, 6, 4, 2, 1) if h <= tallest)
+    per_task = blocks if work < 1 << 15 else max(1, blocks // TASKS)
+    # One row reads the hidden state for every block: several blocks at once read it once, and end together.
+    wide = max(w for w in (1, 2, 4) if w == 1 or (batch == 1 and w * gates <= registers // 2 and 4 * w <= blocks))
     kernel.params = {
         "rows": heights(batch, min(tallest, 8), batch, general),
-        "blocks_per_task": blocks if work < 1 << 15 else max(1, blocks // TASKS),
+        "blocks": wide,
+        "blocks_per_task": -(-per_task // wide) * wide,
+        "precision": choosing.precision,
     }

@@ -9,7 +9,9 @@ from opcel_compiler.targets.schema import Target
 
 
 def emit_recurrent(kernel: Kernel, target: Target) -> KernelUnit:
-    """`params`: rows, the heights of tiles over the batch; blocks_per_task, in blocks of hidden units."""
+    """`params`: rows, the heights of tiles over the batch; blocks, how many of hidden units are computed at once;
+    blocks_per_task; precision of the product with R.
+    """
     anchor = kernel.anchor
     assert anchor is not None
     unit = KernelUnit()
@@ -21,11 +23,12 @@ def emit_recurrent(kernel: Kernel, target: Target) -> KernelUnit:
     steps, directions, batch, n = y.shape
     width = target.vector.width_f32 if target.vector else 1
     rows = ", ".join(map(str, kernel.params["rows"]))
+    weight = "bf16" if kernel.params["precision"] == "bf16" else "float"
     per_task: Dim = kernel.params["blocks_per_task"]
     unit.tasks = ceildiv(directions * ceildiv(n, width), per_task)
     unit.calls = steps
     fields = [
-        unit.pointer(gates), *map(unit.integer, gates.strides[:2]), unit.pointer(r),
+        unit.pointer(gates), *map(unit.integer, gates.strides[:2]), unit.pointer(r, weight),
         *("nullptr" if v is None else unit.pointer(v) for v in (bias, hidden, cell)),
         unit.pointer(y, const=False), *map(unit.integer, y.strides[:3]),
         unit.pointer(kernel.outputs[1], const=False) if len(kernel.outputs) > 1 else "nullptr",
@@ -34,10 +37,11 @@ def emit_recurrent(kernel: Kernel, target: Target) -> KernelUnit:
     ]  # fmt: skip
     relu = str(anchor.attrs.get("activation") == "relu").lower()
     cells = {"lstm": "LstmCell", "gru": "GruCell", "rnn": f"RnnCell<{relu}>"}
+    parameters = f"{cells[anchor.op]}, {weight}, {kernel.params['blocks']}, {rows}"
     return unit.finish(
         ["kernels/recurrent/steps.h"], "",
         f"  const RecurrentArgs args{{{', '.join(fields)}}};\n"
-        f"  recurrent_tasks<{cells[anchor.op]}, {rows}>(args, {unit.call}, begin, end);\n",
+        f"  recurrent_tasks<{parameters}>(args, {unit.call}, begin, end);\n",
     )  # fmt: skip
 
 
