@@ -1,0 +1,318 @@
+// Winograd convolution F(m x m, 3 x 3), m = 2 or 4, stride 1, f32, on the blocked layout [n][channel block][h][w][W].
+//
+// An output tile of m x m pixels comes from an input tile of A x A pixels, A = m + 2: both, and the filters, are
+// transformed (V = B' d B, U = G g G', Y = A' M A), and in between there are A^2 products M = V U of matrices tiles x
+// channels and channels x filters. Tiles of all images are numbered through and cut into groups; a group's V and the M of
+// one panel of NV output blocks are what a core works on. Every sum runs in the order of the input channels, whichever
+// register tile computes it, so results don't depend on how tiles are grouped or spread over threads.
+//
+// F(4 x 4, 3 x 3) interpolates at 0, +-5/8, +-3/2 and infinity: the coefficients are exact in f32, and the error is half of
+// that at the usual 0, +-1, +-2.
+#pragma once
+
+#include "base/tiling.h"
+#include "base/vec.h"
+
+namespace opcel {
+
+struct WinogradArgs {
+  const float* x;  // the first padded pixel; adjacent pixels are W elements apart
+  std::int64_t x_n, x_cb, x_row;
+  const float* u;  // [ocb / NV][A * A][icb * W][NV * W]
+  float* y;        // the first output pixel; adjacent pixels are W elements apart
+  std::int64_t y_n, y_cb, y_row;
+  std::int64_t n, ocb, icb;  // ocb is a multiple of NV
+  std::int64_t oh, ow;       // the padded input has oh + 2 rows of ow + 2 pixels
+  std::int64_t group;        // tiles of a group
+  std::int64_t panels_per_task = 1;
+  float* v = nullptr;  // V of all groups, winograd_group_elements each
+};
+
+namespace detail {
+
+// Planes of V and M are a vector apart from a multiple of the page size, or they would fall into the same cache sets.
+OPCEL_INLINE constexpr std::int64_t winograd_plane(std::int64_t elements) { return elements + W; }
+
+template <int M>
+struct WinogradTransform;
+
+template <>
+struct WinogradTransform<2> {
+  static OPCEL_INLINE void input(const vf (&d)[4], vf (&t)[4]) {
+    t[0] = d[0] - d[2];
+    t[1] = d[1] + d[2];
+    t[2] = d[2] - d[1];
+    t[3] = d[3] - d[1];
+  }
+  static OPCEL_INLINE void output(const vf (&m)[4], vf (&y)[2]) {
+    y[0] = m[0] + (m[1] + m[2]);
+    y[1] = m[3] + (m[1] - m[2]);
+  }
+};
+
+template <>
+struct WinogradTransform<4> {
+  static constexpr float P = 0.625f, Q = 1.5f;
+
+  static OPCEL_INLINE void input(const vf (&d)[6], vf (&t)[6]) {
+    const vf p = set(P), q = set(Q), pp = set(-P * P), qq = set(-Q * Q);
+    const vf sum = set(-(P * P + Q * Q)), product = set(P * P * Q * Q);
+    const vf even_p = fma(qq, d[2], d[4]), odd_p = fma(qq, d[1], d[3]);
+    const vf even_q = fma(pp, d[2], d[4]), odd_q = fma(pp, d[1], d[3]);
+    t[0] = fma(product, d[0], fma(sum, d[2], d[4]));
+    t[1] = fma(p, odd_p, even_p);
+    t[2] = fma(-p, odd_p, even_p);
+    t[3] = fma(q, odd_q, even_q);
+    t[4] = fma(-q, odd_q, even_q);
+    t[5] = fma(product, d[1], fma(sum, d[3], d[5]));
+  }
+  static OPCEL_INLINE void output(const vf (&m)[6], vf (&y)[4]) {
+    const vf even_p = m[1] + m[2], odd_p = m[1] - m[2], even_q = m[3] + m[4], odd_q = m[3] - m[4];
+    y[0] = m[0] + (even_p + even_q);
+    y[1] = fma(set(P), odd_p, set(Q) * odd_q);
+    y[2] = fma(set(P * P), even_p, set(Q * Q) * even_q);
+    y[3] = m[5] + fma(set(P * P * P), odd_p, set(Q * Q * Q) * odd_q);
+  }
+};
+
+// Where tile number `tile` lies.
+template <int M>
+struct WinogradPlace {
+  std::int64_t across, down, n, y, x;  // y and x: the tile's first output pixel
+
+  OPCEL_INLINE WinogradPlace(const WinogradArgs& args, std::int64_t tile)
+      : across(ceil_div(args.ow, M)), down(ceil_div(args.oh, M)) {
+    n = tile / (across * down);
+    y = tile / across % down * M;
+    x = tile % across * M;
+  }
+  OPCEL_INLINE void next() {
+    x += M;
+    if (x < across * M) return;
+    x = 0;
+    y += M;
+    if (y < down * M) return;
+    y = 0;
+    ++n;
+  }
+};
+
+template <int M, int NV>
+struct Winograd {
+  static constexpr int A = M + 2;
+  static constexpr int NR = NV * W;
+  static constexpr int Steps = W < 8 ? W : 8;
+  using Transform = WinogradTransform<M>;
+  using Place = WinogradPlace<M>;
+
+  // V of one channel block of one tile: element xi at v[xi * plane]. Edge: only `rows` x `cols` pixels exist.
+  template <bool Edge>
+  static OPCEL_INLINE void input_tile(const float* x, std::int64_t x_row, int rows, int cols, float* v,
+                                      std::int64_t plane) {
+    vf t[A][A];
+    OPCEL_UNROLL
+    for (int c = 0; c < A; ++c) {
+      vf d[A], column[A];
+      OPCEL_UNROLL
+      for (int r = 0; r < A; ++r) d[r] = !Edge || (r < rows && c < cols) ? load(x + r * x_row + c * W) : vf{};
+      Transform::input(d, column);
+      OPCEL_UNROLL
+      for (int r = 0; r < A; ++r) t[r][c] = column[r];
+    }
+    OPCEL_UNROLL
+    for (int r = 0; r < A; ++r) {
+      vf row[A];
+      Transform::input(t[r], row);
+      OPCEL_UNROLL
+      for (int c = 0; c < A; ++c) store(v + (r * A + c) * plane, row[c]);
+    }
+  }
+
+  // V of channel block `icb` of `count` tiles from `tile` on.
+  static __attribute__((noinline)) void input(const WinogradArgs& args, std::int64_t tile, std::int64_t count,
+                                              std::int64_t icb, float* v, std::int64_t plane) {
+    Place at(args, tile);
+    v += icb * args.group * W;
+    for (std::int64_t i = 0; i < count; ++i, at.next(), v += W) {
+      const float* x = args.x + at.n * args.x_n + icb * args.x_cb + at.y * args.x_row + at.x * W;
+      const std::int64_t rows = args.oh + 2 - at.y, cols = args.ow + 2 - at.x;
+      if (rows >= A && cols >= A)
+        input_tile<false>(x, args.x_row, A, A, v, plane);
+      else
+        input_tile<true>(x, args.x_row, static_cast<int>(least(A, rows)), static_cast<int>(least(A, cols)), v, plane);
+    }
+  }
+
+  // R tiles times one panel for one xi. With `ahead`, what lies that many elements behind in U is asked for on the way.
+  template <int R, bool Ahead>
+  static __attribute__((noinline)) void multiply(const float* v, std::int64_t v_icb, const float* u, std::int64_t icb,
+                                                 float* m, std::int64_t ahead) {
+    constexpr int Chunk = kChunk / W;
+    vf acc[R][NV] = {}, total[R][NV];
+    bool carried = false;
+    for (std::int64_t rest = icb;;) {
+      for (const std::int64_t stop = rest > Chunk ? rest - Chunk : 0; rest > stop; --rest, v += v_icb) {
+        const float* row = v;
+        for (int c = 0; c < W; c += Steps) {
+          OPCEL_UNROLL
+          for (int s = 0; s < Steps; ++s) {
+            vf panel[NV];
+            OPCEL_UNROLL
+            for (int j = 0; j < NV; ++j) {
+              panel[j] = load(u + (s * NV + j) * W);
+              if constexpr (Ahead) __builtin_prefetch(u + (s * NV + j) * W + ahead, 0, 2);
+            }
+            OPCEL_UNROLL
+            for (int r = 0; r < R; ++r) {
+              const vf value = set(row[r * W + s]);
+              OPCEL_UNROLL
+              for (int j = 0; j < NV; ++j) accumulate(acc[r][j], value, panel[j]);
+            }
+          }
+          row += Steps;
+          keep(row);
+          u += Steps * NR;
+          keep(u);
+        }
+      }
+      if (rest == 0) break;
+      carry(total, acc, !carried);
+      carried = true;
+    }
+    if (carried) add_total(acc, total);
+    OPCEL_UNROLL
+    for (int r = 0; r < R; ++r) {
+      OPCEL_UNROLL
+      for (int j = 0; j < NV; ++j) store(m + r * NR + j * W, acc[r][j]);
+    }
+  }
+
+  // The products of `count` tiles with one panel, for every xi.
+  template <int... R>
+  static OPCEL_INLINE void products(const WinogradArgs& args, const float* v, const float* u, std::int64_t count,
+                                    std::int64_t ahead, float* m) {
+    const std::int64_t v_icb = args.group * W, plane = winograd_plane(args.icb * v_icb);
+    for (int xi = 0; xi < A * A; ++xi, v += plane, u += args.icb * W * NR, m += winograd_plane(args.group * NR)) {
+      for (std::int64_t i = 0; i < count;) {
+        const std::int64_t height = Cut<R...>::next(count - i);
+        if (height == 0) break;
+        if (ahead != 0 && i == 0)
+          ((height == R ? multiply<R, true>(v, v_icb, u, args.icb, m, ahead) : void()), ...);
+        else
+          ((height == R ? multiply<R, false>(v + i * W, v_icb, u, args.icb, m + i * NR, 0) : void()), ...);
+        i += height;
+      }
+    }
+  }
+
+  // The output pixels of `count` tiles from `tile` on, for the NV output blocks from cb on.
+  template <class Epi>
+  static __attribute__((noinline)) void output(const WinogradArgs& args, std::int64_t tile, std::int64_t count,
+                                               std::int64_t cb, const float* m, const Epi& epi) {
+    const std::int64_t plane = winograd_plane(args.group * NR);
+    Place at(args, tile);
+    for (std::int64_t i = 0; i < count; ++i, at.next(), m += NR) {
+      const int rows = static_cast<int>(least(M, args.oh - at.y)), cols = static_cast<int>(least(M, args.ow - at.x));
+      for (int r = 0; r < rows; ++r)
+        for (int c = 0; c < cols; ++c)
+          for (int j = 0; j < NV; ++j) prefetch_epilogue(0, epi, at.n, cb + j, at.y + r, at.x + c);
+      for (int j = 0; j < NV; ++j) {
+        vf t[M][A];
+        OPCEL_UNROLL
+        for (int c = 0; c < A; ++c) {
+          vf column[A], part[M];
+          OPCEL_UNROLL
+          for (int r = 0; r < A; ++r) column[r] = load(m + (r * A + c) * plane + j * W);
+          Transform::output(column, part);
+          OPCEL_UNROLL
+          for (int r = 0; r < M; ++r) t[r][c] = part[r];
+        }
+        float* y = args.y + at.n * args.y_n + (cb + j) * args.y_cb + at.y * args.y_row + at.x * W;
+        OPCEL_UNROLL
+        for (int r = 0; r < M; ++r) {
+          vf part[M];
+          Transform::output(t[r], part);
+          OPCEL_UNROLL
+          for (int c = 0; c < M; ++c)
+            if (r < rows && c < cols)
+              store(y + r * args.y_row + c * W, epi.template apply<false>(part[c], at.n, cb + j, at.y + r, at.x + c, W));
+        }
+      }
+    }
+  }
+
+  // Products and output of the tiles [first, first + count) for the panels [panel, last).
+  template <int Ahead, int... R, class Epi>
+  static OPCEL_INLINE void panels(const WinogradArgs& args, const Epi& epi, std::int64_t first, std::int64_t count,
+                                  std::int64_t panel, std::int64_t last, const float* v, float* m) {
+    const std::int64_t slice = args.icb * W * NR;
+    for (; panel < last; ++panel) {
+      products<R...>(args, v, args.u + panel * A * A * slice, count, Ahead * slice, m);
+      output(args, first, count, panel * NV, m, epi);
+    }
+  }
+};
+
+}  // namespace detail
+
+template <int M>
+OPCEL_INLINE std::int64_t winograd_tiles(const WinogradArgs& args) {
+  return args.n * detail::ceil_div(args.oh, M) * detail::ceil_div(args.ow, M);
+}
+template <int M>
+OPCEL_INLINE std::int64_t winograd_groups(const WinogradArgs& args) {
+  return detail::ceil_div(winograd_tiles<M>(args), args.group);
+}
+
+// Elements of V of one group, and of its M for one panel.
+template <int M>
+constexpr std::int64_t winograd_group_elements(std::int64_t group, std::int64_t icb) {
+  return (M + 2) * (M + 2) * detail::winograd_plane(icb * group * W);
+}
+template <int M, int NV>
+constexpr std::int64_t winograd_panel_elements(std::int64_t group) {
+  return (M + 2) * (M + 2) * detail::winograd_plane(group * NV * W);
+}
+
+// The transformed input, args.v. Tasks [begin, end): groups, then input blocks, the last varying fastest.
+template <int M>
+void winograd_input_tasks(const WinogradArgs& args, std::int64_t begin, std::int64_t end) {
+  const std::int64_t tiles = winograd_tiles<M>(args), elements = winograd_group_elements<M>(args.group, args.icb);
+  for (std::int64_t task = begin; task < end; ++task) {
+    const std::int64_t group = task / args.icb, first = group * args.group;
+    detail::Winograd<M, 1>::input(args, first, detail::least(args.group, tiles - first), task % args.icb,
+                                  args.v + group * elements, detail::winograd_plane(args.icb * args.group * W));
+  }
+}
+
+// Products and output from args.v. Tasks [begin, end): panel groups, then groups of tiles, the last varying fastest.
+// R: the register tiles' heights, descending; every group must be a sum of them that a fewest-tiles even split finds.
+// Ahead: U is asked for so many xi in advance. MaxGroup: at least args.group. Scratch is on the stack.
+template <int M, int NV, int Ahead, int MaxGroup, int... R, class Epi>
+void winograd_product_tasks(const WinogradArgs& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
+  alignas(64) float m[winograd_panel_elements<M, NV>(MaxGroup)];
+  const std::int64_t tiles = winograd_tiles<M>(args), groups = winograd_groups<M>(args), panels = args.ocb / NV;
+  const std::int64_t elements = winograd_group_elements<M>(args.group, args.icb);
+  for (std::int64_t task = begin; task < end; ++task) {
+    const std::int64_t group = task % groups, first = group * args.group, panel = task / groups * args.panels_per_task;
+    detail::Winograd<M, NV>::template panels<Ahead, R...>(
+        args, epi, first, detail::least(args.group, tiles - first), panel,
+        detail::least(panels, panel + args.panels_per_task), args.v + group * elements, m);
+  }
+}
+
+// Both in one, for a V that stays in a core's cache, MaxV elements on the stack. A task is a group of tiles.
+template <int M, int NV, int Ahead, int MaxGroup, int MaxV, int... R, class Epi>
+void winograd_tasks(const WinogradArgs& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
+  using Winograd = detail::Winograd<M, NV>;
+  alignas(64) float v[MaxV];
+  alignas(64) float m[winograd_panel_elements<M, NV>(MaxGroup)];
+  const std::int64_t tiles = winograd_tiles<M>(args), plane = detail::winograd_plane(args.icb * args.group * W);
+  for (std::int64_t group = begin; group < end; ++group) {
+    const std::int64_t first = group * args.group, count = detail::least(args.group, tiles - first);
+    for (std::int64_t icb = 0; icb < args.icb; ++icb) Winograd::input(args, first, count, icb, v, plane);
+    Winograd::template panels<Ahead, R...>(args, epi, first, count, 0, args.ocb / NV, v, m);
+  }
+}
+
+}  // namespace opcel
