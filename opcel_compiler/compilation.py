@@ -73,13 +73,14 @@ def prepare(
     dims: Mapping[str, DimValue] | None = None,
     precision: str = "f32",
     tuned: Mapping[str, Any] | None = None,
+    small: bool = False,
 ) -> Compilation:
     """Import, run the passes, place and lower: everything before code generation.
 
     `dims` gives symbolic dimensions a size, or the (least, largest) size they may have, by name. `placed` is called
     once it is known which nodes run where, and may refuse that by raising. `precision` is "f32", or "bf16" to compute
     products in bf16. Raises TargetError for a target that cannot. `tuned` are measured choices of kernels by their
-    texts (`schedule.choice.candidates.Override`).
+    texts (`schedule.choice.candidates.Override`). `small` keeps weights at their size.
     """
     report = progress or (lambda what, done, of: None)
     description = load_target(target)
@@ -87,7 +88,7 @@ def prepare(
     passes = Pipeline.parse(pipeline or description.pipeline)
     report("importing", 0, 0)
     imported = import_model(model, dims=dims)
-    context = PassContext(target=description, precision=precision, tuned=tuned or {})
+    context = PassContext(target=description, precision=precision, tuned=tuned or {}, small=small)
     work = Compilation(imported, description, passes, context, Timing(), Counters())
     work.dims = dict(dims or {})
     work.sketch = graph_sketch(imported.graph, imported.input_names)

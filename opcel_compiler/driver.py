@@ -64,7 +64,7 @@ def compile(
     pipeline: str | None = None, fallback: str = "warn", inputs: str | os.PathLike[str] | Feeds | None = None,
     proof: bool = True, min_coverage: float = 0.0, dims: Mapping[str, DimValue] | None = None,
     precision: str = "f32", max_error: float | None = None, tune: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    small: bool = False, progress: Progress | None = None,
 ) -> CompiledModel:  # fmt: skip
     """Compile an ONNX model (path, bytes or ModelProto) for `target` into the folder `output`, and open it.
 
@@ -76,6 +76,7 @@ def compile(
     "f32", or "bf16" for products in bf16 with sums in f32; `max_error` is the relative L2 error that the proof allows
     an output, in place of the precision's own. `tune` is a lock file of `opcel tune`, whose choices of kernels replace
     the compiler's own; entries of another machine, or of kernels that have changed, are left alone, with a warning.
+    `small` forgoes what makes weights larger to be faster.
 
     Raises ModelError for a bad model, TargetError, FallbackError, ProofError when a result is outside the bound,
     OutputError and ToolchainError; in each case nothing is left at `output`.
@@ -97,7 +98,7 @@ def compile(
 
     work = prepare(
         model, target, pipeline=pipeline, progress=report, dims=dims, placed=placed, precision=precision,
-        tuned=_tuned(tune, target, threads),
+        tuned=_tuned(tune, target, threads), small=small,
     )  # fmt: skip
     check_bound(work.graph)
     times = {"front": time.perf_counter() - started}

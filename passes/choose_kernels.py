@@ -12,6 +12,7 @@ from typing import ClassVar
 from opcel_compiler.ir.program import Kernel, Program, Step
 from opcel_compiler.ir.types import F32
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
+from opcel_compiler.rewrite.rule import Numerics
 from opcel_compiler.schedule.choice.bf16 import choose_matmul_bf16
 from opcel_compiler.schedule.choice.candidates import override
 from opcel_compiler.schedule.choice.context import Choosing
@@ -19,6 +20,7 @@ from opcel_compiler.schedule.choice.contraction import choose_matmul
 from opcel_compiler.schedule.choice.convolution import choose_conv, choose_depthwise
 from opcel_compiler.schedule.choice.recurrent import choose_recurrent
 from opcel_compiler.schedule.choice.vector import choose_few_rows
+from opcel_compiler.schedule.choice.winograd import plan_winograd, use_winograd
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,18 @@ class ChooseKernels(Pass):
         if target is None or target.vector is None:
             return
         choosing = Choosing(program, target, ctx.precision)
-        program.steps = [s for step in program.steps for s in _choose(step, choosing)]
+        program.steps = [s for step in program.steps for s in _choose(step, choosing, ctx)]
         if ctx.tuned:
             ctx.overridden += override(program.kernels, ctx.tuned, choosing.name)
 
 
-def _choose(step: Step, choosing: Choosing) -> list[Step]:
+def _choose(step: Step, choosing: Choosing, ctx: PassContext) -> list[Step]:
     if not isinstance(step, Kernel):
         return [step]
     if step.family == "matmul":
         return choose_few_rows(step, choosing) or choose_matmul_bf16(step, choosing) or choose_matmul(step, choosing)
     if step.family == "conv.blocked":
-        choose_conv(step, choosing)
+        _choose_conv(step, choosing, ctx)
     elif step.family == "conv.depthwise":
         choose_depthwise(step, choosing)
     elif step.family in ("lstm", "gru", "rnn"):
@@ -57,6 +59,16 @@ def _choose(step: Step, choosing: Choosing) -> list[Step]:
     elif step.family.startswith("reduce_") and _row_reduction(step):
         step.family = "reduce.rows"
     return [step]
+
+
+def _choose_conv(kernel: Kernel, choosing: Choosing, ctx: PassContext) -> None:
+    plan = None if ctx.small else plan_winograd(kernel, choosing)
+    assert kernel.anchor is not None
+    if plan is not None and ctx.allows("winograd", kernel.anchor, Numerics.REASSOCIATES):
+        use_winograd(kernel, plan, choosing)
+        ctx.changed("winograd", kernel.anchor, kernel.origin)
+    else:
+        choose_conv(kernel, choosing)
 
 
 def _row_reduction(kernel: Kernel) -> bool:

@@ -34,6 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     options.add_precision(parser)
     parser.add_argument("--tune", type=Path, metavar="FILE", help="take measured choices from what `opcel tune` wrote")
+    parser.add_argument(
+        "--small", action="store_true", help="forgo what makes weights larger to be faster (Winograd convolutions)"
+    )
     options.add_dims(parser)
     options.add_min_coverage(parser)
     options.add_inputs(parser, "sample inputs for the proof (default: random ones)")
@@ -59,7 +62,7 @@ def execute(args: argparse.Namespace) -> int:
             args.model, args.target, output, args.threads, pipeline=args.pipeline, fallback=args.fallback,
             inputs=read_arrays(args.inputs) if args.inputs else None, proof=not args.no_proof, dims=dict(args.dim),
             min_coverage=args.min_coverage, precision=args.precision, max_error=args.max_error, tune=args.tune,
-            progress=progress,
+            small=args.small, progress=progress,
         ) as model:  # fmt: skip
             report = model.report
             signature = [(label, model.manifest[label]) for label in ("inputs", "outputs")]
@@ -89,7 +92,9 @@ def report_rows(report: Mapping[str, Any], reasons: bool = True) -> Iterator[tup
     memory = report["memory"]
     arena = memory["arena_bytes"]
     arena_text = "an arena that depends on the shapes" if arena is None else f"{bytes_text(arena)} arena"
-    yield "memory", f"{bytes_text(memory['weights_bytes'])} weights, {arena_text}"
+    added = memory["transformed_bytes"]
+    added_text = f" ({bytes_text(added)} of it for Winograd, see --small)" if added else ""
+    yield "memory", f"{bytes_text(memory['weights_bytes'])} weights{added_text}, {arena_text}"
 
 
 def coverage_text(coverage: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from opcel_compiler.ir.program import Kernel, Region, View
 from opcel_compiler.proof import Bound, Proof
 from opcel_compiler.report.sketch import program_sketch
 from opcel_compiler.runtime.integrity import file_sha256, stamped
+from opcel_compiler.schedule.choice.winograd import transformed_bytes
 from opcel_compiler.schedule.cost import gathered_bytes, kernel_cost
 from opcel_compiler.schedule.coverage import Coverage
 from opcel_compiler.schedule.placement import Fallback
@@ -102,6 +104,7 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
         "fallback": fallback, "tuned_kernels": work.context.overridden,
         "memory": {
             "weights_bytes": module.weights.size, "weights_by_packing": dict(sorted(module.weights.packings.items())),
+            "transformed_bytes": _transformed_bytes(module),
             "arena_bytes": arena if isinstance(arena, int) else None,
         },
         "proof": stamp.as_dict(),
@@ -112,6 +115,13 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
         },
         "artifact": {"bytes": sum(p.stat().st_size for p in folder.iterdir())},
     }  # fmt: skip
+
+
+def _transformed_bytes(module: Module) -> int:
+    """What weights take beyond their size in the model because they are transformed."""
+    winograd = [b for b in module.weights.offsets if b.packing.startswith("winograd:")]
+    shapes = [(tuple(int(d) for d in b.type.dims), b.packing) for b in winograd]  # type: ignore[arg-type]
+    return sum(transformed_bytes(shape, packing) - 4 * math.prod(shape) for shape, packing in shapes)
 
 
 def coverage_facts(coverage: Coverage) -> dict[str, Any]:

@@ -17,7 +17,8 @@ class PassContext:
     `limit`: after so many changes nothing changes any more (bisection). `explain`: also record partial matches, and of
     the rule `focus` every mismatch.
 
-    `precision` is what products may be computed in: "f32", or "bf16" with sums in f32. `approximate` is forbidden
+    `precision` is what products may be computed in: "f32", or "bf16" with sums in f32. `small` forgoes
+    weights that take more memory to be faster to compute with. `approximate` is forbidden
     unless the caller asks for it.
 
     `tuned` are measured choices of kernels by the kernels' texts, which replace the compiler's own; `overridden` counts
@@ -35,6 +36,7 @@ class PassContext:
     precision: str = "f32"
     tuned: Mapping[str, Any] = field(default_factory=dict)
     overridden: int = 0
+    small: bool = False
 
     def allows(self, rule: str, node: Node, numerics: Numerics = Numerics.EXACT) -> bool:
         """Whether a change of `numerics` at `node` may be made now; a class that is forbidden is reported."""

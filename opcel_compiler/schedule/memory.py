@@ -7,6 +7,7 @@ offsets are expressions of the symbols.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from opcel_compiler.ir.dims import Dim, ceildiv, dim_max
@@ -30,19 +31,19 @@ def buffer_bytes(buffer: Buffer) -> Dim:
     return ceildiv(size, ALIGNMENT) * ALIGNMENT
 
 
-def lifetimes(program: Program) -> dict[Buffer, tuple[int, int]]:
-    """(first, last) step index of each temporary buffer."""
+def lifetimes(program: Program, used: Sequence[Iterable[Buffer]] = ()) -> dict[Buffer, tuple[int, int]]:
+    """(first, last) step index of each temporary buffer; `used[i]` are buffers of step i beyond those it views."""
     lives: dict[Buffer, tuple[int, int]] = {}
     for i, step in enumerate(program.steps):
-        for v in step.views:
-            if v.buffer.kind == "temp":
-                lives[v.buffer] = (lives.get(v.buffer, (i, i))[0], i)
+        for b in (*(v.buffer for v in step.views), *(used[i] if used else ())):
+            if b.kind == "temp":
+                lives[b] = (lives.get(b, (i, i))[0], i)
     return lives
 
 
-def plan_memory(program: Program) -> MemoryPlan:
-    """The arena plan of a program."""
-    lives = lifetimes(program)
+def plan_memory(program: Program, used: Sequence[Iterable[Buffer]] = ()) -> MemoryPlan:
+    """The arena plan of a program; `used` is that of `lifetimes`."""
+    lives = lifetimes(program, used)
     sizes = {b: buffer_bytes(b) for b in lives}
     if all(isinstance(s, int) for s in sizes.values()):
         return _static(lives, {b: s for b, s in sizes.items() if isinstance(s, int)})

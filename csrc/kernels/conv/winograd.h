@@ -23,12 +23,30 @@ struct WinogradArgs {
   std::int64_t y_n, y_cb, y_row;
   std::int64_t n, ocb, icb;  // ocb is a multiple of NV
   std::int64_t oh, ow;       // the padded input has oh + 2 rows of ow + 2 pixels
-  std::int64_t group;        // tiles of a group
+  std::int64_t groups;       // into which the tiles are cut evenly, winograd_group tiles at most
   std::int64_t panels_per_task = 1;
   float* v = nullptr;  // V of all groups, winograd_group_elements each
 };
 
+template <int M>
+OPCEL_INLINE std::int64_t winograd_tiles(const WinogradArgs& args) {
+  return args.n * detail::ceil_div(args.oh, M) * detail::ceil_div(args.ow, M);
+}
+template <int M>
+OPCEL_INLINE std::int64_t winograd_group(const WinogradArgs& args) {
+  return detail::ceil_div(winograd_tiles<M>(args), args.groups);
+}
+
 namespace detail {
+
+struct WinogradGroup {
+  std::int64_t first, count;
+};
+template <int M>
+OPCEL_INLINE WinogradGroup winograd_cut(const WinogradArgs& args, std::int64_t group) {
+  const std::int64_t tiles = winograd_tiles<M>(args), first = tiles * group / args.groups;
+  return {first, tiles * (group + 1) / args.groups - first};
+}
 
 // Planes of V and M are a vector apart from a multiple of the page size, or they would fall into the same cache sets.
 OPCEL_INLINE constexpr std::int64_t winograd_plane(std::int64_t elements) { return elements + W; }
@@ -128,12 +146,12 @@ struct Winograd {
     }
   }
 
-  // V of channel block `icb` of `count` tiles from `tile` on.
-  static __attribute__((noinline)) void input(const WinogradArgs& args, std::int64_t tile, std::int64_t count,
-                                              std::int64_t icb, float* v, std::int64_t plane) {
-    Place at(args, tile);
-    v += icb * args.group * W;
-    for (std::int64_t i = 0; i < count; ++i, at.next(), v += W) {
+  // V of channel block `icb` of some tiles.
+  static __attribute__((noinline)) void input(const WinogradArgs& args, WinogradGroup tiles, std::int64_t icb, float* v) {
+    const std::int64_t group = winograd_group<M>(args), plane = winograd_plane(args.icb * group * W);
+    Place at(args, tiles.first);
+    v += icb * group * W;
+    for (std::int64_t i = 0; i < tiles.count; ++i, at.next(), v += W) {
       const float* x = args.x + at.n * args.x_n + icb * args.x_cb + at.y * args.x_row + at.x * W;
       const std::int64_t rows = args.oh + 2 - at.y, cols = args.ow + 2 - at.x;
       if (rows >= A && cols >= A)
@@ -191,8 +209,8 @@ struct Winograd {
   template <int... R>
   static OPCEL_INLINE void products(const WinogradArgs& args, const float* v, const float* u, std::int64_t count,
                                     std::int64_t ahead, float* m) {
-    const std::int64_t v_icb = args.group * W, plane = winograd_plane(args.icb * v_icb);
-    for (int xi = 0; xi < A * A; ++xi, v += plane, u += args.icb * W * NR, m += winograd_plane(args.group * NR)) {
+    const std::int64_t group = winograd_group<M>(args), v_icb = group * W, plane = winograd_plane(args.icb * v_icb);
+    for (int xi = 0; xi < A * A; ++xi, v += plane, u += args.icb * W * NR, m += winograd_plane(group * NR)) {
       for (std::int64_t i = 0; i < count;) {
         const std::int64_t height = Cut<R...>::next(count - i);
         if (height == 0) break;
@@ -205,13 +223,13 @@ struct Winograd {
     }
   }
 
-  // The output pixels of `count` tiles from `tile` on, for the NV output blocks from cb on.
+  // The output pixels of some tiles, for the NV output blocks from cb on.
   template <class Epi>
-  static __attribute__((noinline)) void output(const WinogradArgs& args, std::int64_t tile, std::int64_t count,
-                                               std::int64_t cb, const float* m, const Epi& epi) {
-    const std::int64_t plane = winograd_plane(args.group * NR);
-    Place at(args, tile);
-    for (std::int64_t i = 0; i < count; ++i, at.next(), m += NR) {
+  static __attribute__((noinline)) void output(const WinogradArgs& args, WinogradGroup tiles, std::int64_t cb,
+                                               const float* m, const Epi& epi) {
+    const std::int64_t plane = winograd_plane(winograd_group<M>(args) * NR);
+    Place at(args, tiles.first);
+    for (std::int64_t i = 0; i < tiles.count; ++i, at.next(), m += NR) {
       const int rows = static_cast<int>(least(M, args.oh - at.y)), cols = static_cast<int>(least(M, args.ow - at.x));
       for (int r = 0; r < rows; ++r)
         for (int c = 0; c < cols; ++c)
@@ -241,28 +259,19 @@ struct Winograd {
     }
   }
 
-  // Products and output of the tiles [first, first + count) for the panels [panel, last).
+  // Products and output of some tiles for the panels [panel, last).
   template <int Ahead, int... R, class Epi>
-  static OPCEL_INLINE void panels(const WinogradArgs& args, const Epi& epi, std::int64_t first, std::int64_t count,
-                                  std::int64_t panel, std::int64_t last, const float* v, float* m) {
+  static OPCEL_INLINE void panels(const WinogradArgs& args, const Epi& epi, WinogradGroup tiles, std::int64_t panel,
+                                  std::int64_t last, const float* v, float* m) {
     const std::int64_t slice = args.icb * W * NR;
     for (; panel < last; ++panel) {
-      products<R...>(args, v, args.u + panel * A * A * slice, count, Ahead * slice, m);
-      output(args, first, count, panel * NV, m, epi);
+      products<R...>(args, v, args.u + panel * A * A * slice, tiles.count, Ahead * slice, m);
+      output(args, tiles, panel * NV, m, epi);
     }
   }
 };
 
 }  // namespace detail
-
-template <int M>
-OPCEL_INLINE std::int64_t winograd_tiles(const WinogradArgs& args) {
-  return args.n * detail::ceil_div(args.oh, M) * detail::ceil_div(args.ow, M);
-}
-template <int M>
-OPCEL_INLINE std::int64_t winograd_groups(const WinogradArgs& args) {
-  return detail::ceil_div(winograd_tiles<M>(args), args.group);
-}
 
 // Elements of V of one group, and of its M for one panel.
 template <int M>
@@ -277,41 +286,39 @@ constexpr std::int64_t winograd_panel_elements(std::int64_t group) {
 // The transformed input, args.v. Tasks [begin, end): groups, then input blocks, the last varying fastest.
 template <int M>
 void winograd_input_tasks(const WinogradArgs& args, std::int64_t begin, std::int64_t end) {
-  const std::int64_t tiles = winograd_tiles<M>(args), elements = winograd_group_elements<M>(args.group, args.icb);
+  const std::int64_t elements = winograd_group_elements<M>(winograd_group<M>(args), args.icb);
   for (std::int64_t task = begin; task < end; ++task) {
-    const std::int64_t group = task / args.icb, first = group * args.group;
-    detail::Winograd<M, 1>::input(args, first, detail::least(args.group, tiles - first), task % args.icb,
-                                  args.v + group * elements, detail::winograd_plane(args.icb * args.group * W));
+    const std::int64_t group = task / args.icb;
+    detail::Winograd<M, 1>::input(args, detail::winograd_cut<M>(args, group), task % args.icb, args.v + group * elements);
   }
 }
 
 // Products and output from args.v. Tasks [begin, end): panel groups, then groups of tiles, the last varying fastest.
 // R: the register tiles' heights, descending; every group must be a sum of them that a fewest-tiles even split finds.
-// Ahead: U is asked for so many xi in advance. MaxGroup: at least args.group. Scratch is on the stack.
-template <int M, int NV, int Ahead, int MaxGroup, int... R, class Epi>
+// Ahead: U is asked for so many xi in advance. Group: winograd_group of the arguments, or more. Scratch is on the stack.
+template <int M, int NV, int Ahead, int Group, int... R, class Epi>
 void winograd_product_tasks(const WinogradArgs& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
-  alignas(64) float m[winograd_panel_elements<M, NV>(MaxGroup)];
-  const std::int64_t tiles = winograd_tiles<M>(args), groups = winograd_groups<M>(args), panels = args.ocb / NV;
-  const std::int64_t elements = winograd_group_elements<M>(args.group, args.icb);
+  alignas(64) float m[winograd_panel_elements<M, NV>(Group)];
+  const std::int64_t elements = winograd_group_elements<M>(winograd_group<M>(args), args.icb);
   for (std::int64_t task = begin; task < end; ++task) {
-    const std::int64_t group = task % groups, first = group * args.group, panel = task / groups * args.panels_per_task;
-    detail::Winograd<M, NV>::template panels<Ahead, R...>(
-        args, epi, first, detail::least(args.group, tiles - first), panel,
-        detail::least(panels, panel + args.panels_per_task), args.v + group * elements, m);
+    const std::int64_t group = task % args.groups, panel = task / args.groups * args.panels_per_task;
+    detail::Winograd<M, NV>::template panels<Ahead, R...>(args, epi, detail::winograd_cut<M>(args, group), panel,
+                                                          detail::least(args.ocb / NV, panel + args.panels_per_task),
+                                                          args.v + group * elements, m);
   }
 }
 
-// Both in one, for a V that stays in a core's cache, MaxV elements on the stack. A task is a group of tiles.
-template <int M, int NV, int Ahead, int MaxGroup, int MaxV, int... R, class Epi>
+// Both in one, for a V that stays in a core's cache: `Elements` on the stack, winograd_group_elements or more. A task is a
+// group of tiles.
+template <int M, int NV, int Ahead, int Group, int Elements, int... R, class Epi>
 void winograd_tasks(const WinogradArgs& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
   using Winograd = detail::Winograd<M, NV>;
-  alignas(64) float v[MaxV];
-  alignas(64) float m[winograd_panel_elements<M, NV>(MaxGroup)];
-  const std::int64_t tiles = winograd_tiles<M>(args), plane = detail::winograd_plane(args.icb * args.group * W);
+  alignas(64) float v[Elements];
+  alignas(64) float m[winograd_panel_elements<M, NV>(Group)];
   for (std::int64_t group = begin; group < end; ++group) {
-    const std::int64_t first = group * args.group, count = detail::least(args.group, tiles - first);
-    for (std::int64_t icb = 0; icb < args.icb; ++icb) Winograd::input(args, first, count, icb, v, plane);
-    Winograd::template panels<Ahead, R...>(args, epi, first, count, 0, args.ocb / NV, v, m);
+    const detail::WinogradGroup tiles = detail::winograd_cut<M>(args, group);
+    for (std::int64_t icb = 0; icb < args.icb; ++icb) Winograd::input(args, tiles, icb, v);
+    Winograd::template panels<Ahead, R...>(args, epi, tiles, 0, args.ocb / NV, v, m);
   }
 }
 

@@ -72,7 +72,8 @@ def generate(program: Program, target: Target) -> list[list[KernelUnit]]:
         if step.family != "relayout":
             units[-1] += [halo_unit(v) for v in step.outputs if v.buffer.layout.halo and v.buffer not in bordered]
             bordered.update(v.buffer for v in step.outputs)
-        units[-1].append(emitter(step, target))
+        made = emitter(step, target)
+        units[-1] += made if isinstance(made, list) else [made]
     return units
 
 
@@ -144,7 +145,8 @@ def build(
         weights.check = fingerprint(weights_path, weights.size)
     else:
         weights_path.unlink()
-    module = Module(plan_memory(program), weights, units)
+    used = [[v.buffer for unit in calls for v in unit.pointers] for calls in units]
+    module = Module(plan_memory(program, used), weights, units)
     features = target.isa.features if target.isa is not None else ()
     host = HostWriter(program, units, module.memory, weights, names, features).text()
     flags = target.flags(toolchain.kind)

@@ -15,6 +15,8 @@ def _ordered(buffer: Buffer) -> np.ndarray:
     if buffer.packing.startswith("conv:"):
         groups, block, panel = map(int, buffer.packing.split(":")[1:])
         return conv_panels(array, groups, block, panel, 2 if buffer.layout.storage == "bf16" else 1)
+    if buffer.packing.startswith("winograd:"):
+        return winograd_panels(array, *map(int, buffer.packing.split(":")[1:]))
     if buffer.packing.startswith("recurrent:"):
         return recurrent_panels(array, int(buffer.packing.split(":")[1]), 2 if buffer.layout.storage == "bf16" else 1)
     if buffer.packing.startswith("pairs:"):
@@ -83,3 +85,29 @@ def recurrent_panels(r: np.ndarray, width: int, together: int = 1) -> np.ndarray
     out[:, :, :n, :n] = r.reshape(directions, gates, n, n)
     split = out.reshape(directions, gates, blocks, width, depth, together)
     return np.ascontiguousarray(split.transpose(0, 2, 4, 1, 3, 5)).reshape(-1)
+
+
+WINOGRAD_FILTERS = {
+    2: np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]),
+    4: np.array([
+        [256 / 225, 0, 0],
+        *([1 / f, p / f, p * p / f] for p, q in ((0.625, 1.5), (1.5, 0.625)) for f in [2 * p * p * (p * p - q * q)]
+          for p in (p, -p)),
+        [0, 0, 1],
+    ]),
+}  # fmt: skip
+"""The transform G of 3-tap filters for an output tile of so many pixels: of csrc/kernels/conv/winograd.h's points."""
+
+
+def winograd_panels(w: np.ndarray, m: int, block: int, panel: int) -> np.ndarray:
+    """[filters, channels, 3, 3] → [filters / panel][(m + 2)²][channels][panel] of G w Gᵀ, channels padded with zeros to
+    blocks and filters to panels; computed in float64 and rounded once."""
+    filters, channels = w.shape[:2]
+    tiles, padded = -(-filters // panel), -(-channels // block) * block
+    transform = np.kron(WINOGRAD_FILTERS[m], WINOGRAD_FILTERS[m])
+    out = np.zeros((tiles, len(transform), padded, panel), w.dtype)
+    for tile in range(tiles):
+        part = w[tile * panel : (tile + 1) * panel].reshape(-1, channels, 9)
+        moved = part.transpose(2, 1, 0).astype(np.float64)
+        out[tile, :, :channels, : len(part)] = np.tensordot(transform, moved, 1)
+    return out.reshape(-1)

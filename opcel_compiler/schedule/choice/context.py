@@ -21,9 +21,9 @@ TASKS = 16
 class Choosing:
     """One program being decided: its target, the names that are taken, and the weights packed so far.
 
-    `by_rows` are the images that threads write by rows, all channels of each. `cache` is the second-level cache of a
-    core in bytes, 256 KiB where the description has none. `precision` is that of `PassContext`; a kernel that is
-    computed in bf16 says so with params["precision"] = "bf16".
+    `by_rows` are the images that threads write by rows, all channels of each. `weights` are the bytes of the program's
+    weights, `cache` those of a core's second-level cache, 256 KiB where the description has none. `precision` is that
+    of `PassContext`; a kernel that is computed in bf16 says so with params["precision"] = "bf16".
     """
 
     def __init__(self, program: Program, target: Any, precision: str = "f32") -> None:
@@ -35,6 +35,7 @@ class Choosing:
         self.packed: dict[tuple[View, Layout, str], Buffer] = {}
         self.rounded: dict[View, View] = {}
         """What holds the same elements in bf16."""
+        self.weights = sum(_bytes(b) for b in program.buffers if b.kind == "weight")
         cache = [m.size for m in target.memories if m.managed == "hardware"]
         self.cache: int = int(sorted(cache)[1]) if len(cache) > 1 else 1 << 18
 
@@ -68,6 +69,11 @@ class Choosing:
         dense = whole(Buffer(self.name(f"{out.buffer.name}.dense"), TensorType(out.dtype, out.shape)))
         parts[0].outputs = [dense]
         return [parts[0], Kernel("copy", copy_body(dense), [dense], [out], origin=kernel.origin), *parts[1:]]
+
+
+def _bytes(weight: Buffer) -> int:
+    elements = weight.elements
+    return elements * weight.element_bytes if isinstance(elements, int) else 0
 
 
 def heights(m: Dim, tallest: int, per_task: Dim, general: tuple[int, ...]) -> tuple[int, ...]:

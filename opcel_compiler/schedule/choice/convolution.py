@@ -19,7 +19,7 @@ def choose_conv(kernel: Kernel, choosing: Choosing) -> None:
     planar = kernel.params["kind"] == "planar"
     in_block = 1 if planar else choosing.width
     ocb, icb = -(-w[0] // groups // choosing.width), -(-w[1] // in_block)
-    vectors, tallest = _image_tile(ocb, choosing)
+    vectors, tallest = image_tile(ocb, choosing)
     oh, ow = y.shape[2:] if len(y.shape) == 4 else (1, y.shape[2])
     flat = all(d == 1 for d in w[2:]) and all(s == 1 for s in anchor.attrs["strides"])
     flat = flat and not any(any(sum(h) for h in v.buffer.layout.halo) for v in (*kernel.inputs, y)) and _dense(y)
@@ -88,7 +88,7 @@ def _last(channels: int, choosing: Choosing) -> int:
     return width // 2 if width >= 16 and 0 < channels % width <= width // 2 else width
 
 
-def _image_tile(ocb: int, choosing: Choosing) -> tuple[int, int]:
+def image_tile(ocb: int, choosing: Choosing) -> tuple[int, int]:
     """(output blocks, pixels) of a register tile: accumulators fill the registers, blocks divide."""
     registers: int = choosing.target.vector.registers
     pref = choosing.target.kernel("conv")

@@ -49,7 +49,7 @@ def padded(view: View, pads: Sequence[int]) -> View:
     return View(view.buffer, view.shape, view.strides, view.offset - row * top - pixel * left)
 
 
-def _epilogue(unit: KernelUnit, kernel: Kernel, anchor: Node, row: Dim | None = None) -> tuple[str, str]:
+def epilogue(unit: KernelUnit, kernel: Kernel, anchor: Node, row: Dim | None = None) -> tuple[str, str]:
     """(struct text, statement that makes the instance); `row` is the step of a row where rows are regrouped."""
 
     def steps(view: View) -> Sequence[Dim]:
@@ -78,7 +78,7 @@ def emit_conv(kernel: Kernel, target: Target) -> KernelUnit:
     inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
     x, w, y = inputs[anchor.operand(0)], inputs[anchor.operand(1)], kernel.outputs[0]
     regrouped = p["extent"] != extent(y)
-    struct, make = _epilogue(unit, kernel, anchor, p["extent"][1] * y.buffer.layout.block if regrouped else None)
+    struct, make = epilogue(unit, kernel, anchor, p["extent"][1] * y.buffer.layout.block if regrouped else None)
     kh, kw = two([int(d) for d in anchor.operand(1).tensor.static_shape[2:]], 1)
     (sh, sw), (dh, dw) = two(anchor.attrs["strides"], 1), two(anchor.attrs["dilations"], 1)
     oh, ow = p["extent"]
@@ -114,7 +114,7 @@ def emit_depthwise(kernel: Kernel, target: Target) -> KernelUnit:
     unit = KernelUnit()
     inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
     x, w, y = inputs[anchor.operand(0)], inputs[anchor.operand(1)], kernel.outputs[0]
-    struct, make = _epilogue(unit, kernel, anchor)
+    struct, make = epilogue(unit, kernel, anchor)
     kh, kw = two([int(d) for d in anchor.operand(1).tensor.static_shape[2:]], 1)
     numbers = (kh, kw, *two(anchor.attrs["strides"], 1), *two(anchor.attrs["dilations"], 1))
     oh, ow = extent(y)
@@ -140,7 +140,7 @@ def emit_pool(kernel: Kernel, target: Target) -> KernelUnit:
     assert anchor is not None
     unit = KernelUnit()
     x, y = kernel.inputs[0], kernel.outputs[0]
-    struct, make = _epilogue(unit, kernel, anchor)
+    struct, make = epilogue(unit, kernel, anchor)
     ih, iw = extent(x)
     if anchor.op == "reduce_mean":
         oh, ow = 1, 1  # type: tuple[Dim, Dim]
