@@ -20,13 +20,14 @@ from opcel_compiler.targets import list_targets, load_target
 from opcel_compiler.targets.kernels import kernel_table
 
 from ..codegen.test_operators import CASES
+from . import test_winograd as winograd
 from .builder import Net
 from .conftest import assert_same, reference
 from .twins import TWINS, feeds
 
 ZIG = f"{sys.executable} -m ziglang c++"
-NEVER_CHOSEN = frozenset({"conv_transpose"})
-"""Families of the table that lowering replaces by others, whatever the shapes."""
+NEVER_CHOSEN = frozenset({"conv_transpose", "gemm.bf16"})
+"""Families of the table that lowering replaces by others, whatever the shapes, or that f32 does not take."""
 STRICT = "-std=c++17 -O0 -fPIC -fno-exceptions -fno-rtti -Wall -Wextra -Werror".split()
 
 
@@ -64,7 +65,8 @@ def others() -> onnx.ModelProto:
 def all_units(target_name: str) -> tuple[str, set[str]]:
     """The source of every distinct kernel of the twins and of the operators' cases, in one file; their families."""
     target, units, families = load_target(target_name), {}, set()
-    for model in (others(), *(t.build() for t in TWINS.values()), *(c.model() for c in CASES.values())):
+    own = (others(), winograd.network())
+    for model in (*own, *(t.build() for t in TWINS.values()), *(c.model() for c in CASES.values())):
         program = prepare(model, target_name).program
         assert program is not None
         for step, calls in zip(program.steps, generate(program, target), strict=True):
