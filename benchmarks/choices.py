@@ -31,7 +31,7 @@ def network_row(name: str, found: Sequence[Found]) -> dict[str, Any]:
         "ratio": chosen / best if best else 1.0, "worst": max((f.gain for f in found), default=1.0),
         "over": [
             {"kernel": f.text, "origin": list(f.kernel.origin[:2]), "family": f.kernel.family, "gain": f.gain,
-             "seconds": f.count * (f.chosen_s - f.best_s), "params": f.params}
+             "seconds": f.count * (f.chosen_s - f.best_s), "params": {"family": f.family, **f.params}}
             for f in over
         ],
     }  # fmt: skip

@@ -80,7 +80,7 @@ def prepare(
     `dims` gives symbolic dimensions a size, or the (least, largest) size they may have, by name. `placed` is called
     once it is known which nodes run where, and may refuse that by raising. `precision` is "f32", or "bf16" to compute
     products in bf16. Raises TargetError for a target that cannot. `tuned` are measured choices of kernels by their
-    texts (`schedule.choice.candidates.Override`). `small` keeps weights at their size.
+    texts (`schedule.choice.variants.Override`). `small` keeps weights at their size.
     """
     report = progress or (lambda what, done, of: None)
     description = load_target(target)

@@ -38,7 +38,7 @@ from opcel_compiler.report.html import page
 from opcel_compiler.runtime._runtime import usable_cpus
 from opcel_compiler.runtime.integrity import stamped
 from opcel_compiler.runtime.model import CompiledModel, verify
-from opcel_compiler.schedule.choice.candidates import Override
+from opcel_compiler.schedule.choice.variants import Override
 from opcel_compiler.schedule.coverage import Coverage
 from opcel_compiler.schedule.memory import buffer_bytes
 from opcel_compiler.search.lock import StaleWarning, machine_text, read_lock, sources_digest, usable

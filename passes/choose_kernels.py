@@ -14,11 +14,11 @@ from opcel_compiler.ir.types import F32
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
 from opcel_compiler.rewrite.rule import Numerics
 from opcel_compiler.schedule.choice.bf16 import choose_matmul_bf16
-from opcel_compiler.schedule.choice.candidates import override
 from opcel_compiler.schedule.choice.context import Choosing
 from opcel_compiler.schedule.choice.contraction import choose_matmul
 from opcel_compiler.schedule.choice.convolution import choose_conv, choose_depthwise
 from opcel_compiler.schedule.choice.recurrent import choose_recurrent
+from opcel_compiler.schedule.choice.variants import override
 from opcel_compiler.schedule.choice.vector import choose_few_rows
 from opcel_compiler.schedule.choice.winograd import plan_winograd, use_winograd
 
@@ -38,7 +38,8 @@ class ChooseKernels(Pass):
         choosing = Choosing(program, target, ctx.precision)
         program.steps = [s for step in program.steps for s in _choose(step, choosing, ctx)]
         if ctx.tuned:
-            ctx.overridden += override(program.kernels, ctx.tuned, choosing.name)
+            winograd = not ctx.small and Numerics.REASSOCIATES not in ctx.forbidden
+            ctx.overridden += override(program.kernels, ctx.tuned, choosing, winograd)
 
 
 def _choose(step: Step, choosing: Choosing, ctx: PassContext) -> list[Step]:

@@ -60,7 +60,11 @@ def execute(args: argparse.Namespace) -> int:
         entries += [entry] if entry is not None else []
         every.append(found)
         if not (args.quiet or args.json):
-            gain = f"{found.gain:.2f} times faster: {found.params}" if entry is not None else "the choice is the best"
+            gain = (
+                f"{found.gain:.2f} times faster: {found.family} {found.params}"
+                if entry is not None
+                else "the choice is the best"
+            )
             names = ", ".join(found.kernel.origin[:2])
             write_rows([(seconds_text(found.chosen_s), f"{found.kernel.family}, {names}: {gain}")])
     write_lock(output, merged(old, entries, [found.text for found in every], machine))
@@ -81,7 +85,7 @@ def execute(args: argparse.Namespace) -> int:
 def _facts(found: Found) -> dict[str, Any]:
     return {
         "kernel": found.text, "family": found.kernel.family, "origin": list(found.kernel.origin), "count": found.count,
-        "candidates": found.candidates, "chosen_s": found.chosen_s, "best_s": found.best_s,
+        "best_family": found.family, "candidates": found.candidates, "chosen_s": found.chosen_s, "best_s": found.best_s,
         "params": {k: list(v) if isinstance(v, tuple) else v for k, v in found.params.items()},
     }  # fmt: skip
 

@@ -15,7 +15,7 @@ import yaml
 
 from opcel_compiler.codegen.cpu.build import headers_digest
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.schedule.choice.candidates import Override
+from opcel_compiler.schedule.choice.variants import Override
 from opcel_compiler.targets.schema import Target
 
 FORMAT = 1

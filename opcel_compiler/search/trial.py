@@ -17,7 +17,8 @@ from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.program import Buffer, Kernel, Program, View
 from opcel_compiler.ir.types import F32, TensorType
 from opcel_compiler.runtime import _runtime
-from opcel_compiler.schedule.choice.candidates import Name, Params, apply
+from opcel_compiler.schedule.choice.candidates import Name, apply
+from opcel_compiler.schedule.choice.variants import Choice
 from opcel_compiler.targets.schema import Target
 
 SHARED_BYTES = 32 << 20
@@ -54,9 +55,9 @@ class Trial:
         self.runs = max(1, int(BLOCK_S / max(1e-7, time.perf_counter() - start)))
 
 
-def open_trial(kernel: Kernel, choices: Sequence[Params], target: Target, pool: _runtime.Pool | None) -> Trial:
-    """Compile and open the candidates `choices` of a static kernel. Raises ToolchainError or CandidateError."""
-    program, order = trial_program(kernel, choices)
+def open_trial(choices: Sequence[Choice], target: Target, pool: _runtime.Pool | None) -> Trial:
+    """Compile and open the choices of a static kernel. Raises ToolchainError or CandidateError."""
+    program, order = trial_program(choices)
     with tempfile.TemporaryDirectory(prefix="opcel-tune-") as folder:
         build(program, target, Path(folder), ((), ("done",)))
         model = _runtime.Model(os.fspath(folder), True, pool, None)
@@ -65,8 +66,8 @@ def open_trial(kernel: Kernel, choices: Sequence[Params], target: Target, pool: 
     return trial
 
 
-def trial_program(kernel: Kernel, choices: Sequence[Params]) -> tuple[Program, list[int]]:
-    """A Program whose steps run the kernel with each of `choices` twice, and the choice of each step.
+def trial_program(choices: Sequence[Choice]) -> tuple[Program, list[int]]:
+    """A Program whose steps run each choice of a kernel twice, and the choice of each step.
 
     What the kernel reads are weights, random and of each candidate its own, so that a candidate finds no more of them
     in a cache than it would between the other kernels of a network. Each step writes a buffer of its own.
@@ -84,8 +85,9 @@ def trial_program(kernel: Kernel, choices: Sequence[Params]) -> tuple[Program, l
     steps: list[Kernel] = []
     for at, which in enumerate(order):
         if which not in made:
+            kernel, params = choices[which]
             made[which] = _alone(kernel, which, common, name)
-            apply(made[which], choices[which], name)
+            apply(made[which], params, name)
         step = copy.copy(made[which])
         step.outputs = [_moved(v, Buffer(name(f"y{at}"), v.buffer.type, "temp", v.buffer.layout)) for v in step.outputs]
         steps.append(step)

@@ -156,7 +156,7 @@ def test_a_run_writes_its_sections_and_keeps_the_others(folder: Path, tmp_path: 
 
 def test_choices_are_summed_over_a_network() -> None:
     def found(chosen: float, best: float, count: int) -> Found:
-        return Found(Kernel("gemm", Graph("g"), [], []), "text", count, chosen, best, {"panel": 64}, 3)
+        return Found(Kernel("gemm", Graph("g"), [], []), "text", count, chosen, best, "gemm", {"panel": 64}, 3)
 
     row = choices.network_row("net", [found(1.0, 1.0, 10), found(1.1, 1.0, 2)])
     assert (row["chosen_s"], row["best_s"], row["kernels"]) == (pytest.approx(12.2), 12.0, 2)

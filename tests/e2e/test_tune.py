@@ -13,9 +13,11 @@ import yaml
 import opcel_compiler as oc
 from opcel_compiler.cli import main
 from opcel_compiler.compilation import prepare
-from opcel_compiler.ir.program import Kernel
+from opcel_compiler.ir.program import Kernel, Program
 from opcel_compiler.runtime._runtime import usable_cpus
 from opcel_compiler.schedule.choice.candidates import CandidateError, Params, candidates, kernel_text
+from opcel_compiler.schedule.choice.context import Choosing
+from opcel_compiler.schedule.choice.variants import Choice, choices
 from opcel_compiler.search import lock
 from opcel_compiler.search.lock import Entry, LockError, StaleWarning
 from opcel_compiler.search.trial import trial_program
@@ -33,6 +35,13 @@ def product_net() -> onnx.ModelProto:
     return net.model()
 
 
+def square_net() -> onnx.ModelProto:
+    net = Net("square")
+    x, w = net.input("x", 1, 32, 20, 20), net.weight(32, 32, 3, 3)
+    net.output("y", net("Relu", net("Conv", x, w, kernel_shape=[3, 3], pads=[1, 1, 1, 1])))
+    return net.model()
+
+
 def conv_net() -> onnx.ModelProto:
     net = Net("conv")
     x = net("Conv", net.input("x", 1, 32, 9, 9), net.weight(48, 32, 5, 5), kernel_shape=[5, 5], pads=[2, 2, 2, 2])
@@ -44,6 +53,10 @@ def kernels(model: onnx.ModelProto, precision: str = "f32") -> list[Kernel]:
     program = prepare(model, precision=precision).program
     assert program is not None
     return [k for k in program.kernels if len(candidates(k, load_target("host"))) > 1]
+
+
+def of(kernel: Kernel) -> list[Choice]:
+    return choices(kernel, Choosing(Program("p"), load_target("host")))
 
 
 def here(kernel: Kernel, params: Params) -> Entry:
@@ -141,34 +154,36 @@ def test_an_entry_that_a_kernel_cannot_have_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("net", "precision"), [(product_net, "f32"), (conv_net, "f32"), pytest.param(product_net, "bf16", marks=BF16)]
+    ("net", "precision"),
+    [(product_net, "f32"), (conv_net, "f32"), (square_net, "f32"), pytest.param(product_net, "bf16", marks=BF16)],
 )
 def test_every_candidate_computes_the_same(net: object, precision: str, tmp_path: Path) -> None:
     """Compiling proves the artifact, so a candidate that computes something else cannot be compiled."""
     model = net()  # type: ignore[operator]
-    found = kernels(model, precision)
-    choices = [candidates(kernel, load_target("host")) for kernel in found]
-    for i in range(1, max(map(len, choices))):
-        entries = [here(k, c[i % len(c)]) for k, c in zip(found, choices, strict=True)]
+    each = [of(kernel) for kernel in kernels(model, precision)]
+    for i in range(1, max(map(len, each))):
+        entries = [here(*found[i % len(found)]) for found in each]
         lock.write_lock(tmp_path / "model.tune", entries)
         with oc.compile(
             model, output=tmp_path / f"{i}.opcel", tune=tmp_path / "model.tune", precision=precision
         ) as compiled:
-            assert compiled.report["tuned_kernels"] == len(found)
+            assert compiled.report["tuned_kernels"] == len(each)
+            families = [kernel["family"] for kernel in compiled.report["kernels"]]
+            assert {entry.family for entry in entries} <= set(families)
             assert compiled.report["proof"]["status"] == "proved"
 
 
 def test_a_trial_runs_each_candidate_twice_on_weights_of_its_own() -> None:
     (kernel,) = kernels(product_net())
-    choices = candidates(kernel, load_target("host"))[:3]
-    program, order = trial_program(kernel, choices)
+    three = of(kernel)[:3]
+    program, order = trial_program(three)
     assert order == [0, 1, 2, 0, 2, 1] and len(program.steps) == 6
     weights = [step.inputs[1].buffer for step in program.kernels]
     assert weights[0] is weights[3] and len(set(weights)) == 3
     assert weights[0].data is not None and weights[1].data is not None and weights[0].data != weights[1].data
     assert len({step.inputs[0].buffer for step in program.kernels}) == 1
     assert len({step.outputs[0].buffer for step in program.kernels}) == 6
-    assert [step.params["panel"] for step in program.kernels] == [choices[i]["panel"] for i in order]
+    assert [step.params["panel"] for step in program.kernels] == [three[i][1]["panel"] for i in order]
 
 
 def test_tuning_keeps_what_is_faster_and_stops_in_time() -> None:
@@ -177,8 +192,8 @@ def test_tuning_keeps_what_is_faster_and_stops_in_time() -> None:
     assert program is not None
     asked: list[str] = []
 
-    def slow_first(kernel: Kernel, choices: list[Params]) -> tuple[float, float, int] | None:
-        asked.append(kernel_text(kernel))
+    def slow_first(found: list[Choice]) -> tuple[float, float, int] | None:
+        asked.append(kernel_text(found[0][0]))
         return (3.0, 2.0, 1) if len(asked) == 1 else (2.0, 2.5, 2)
 
     first, second = tune(program, target, 1, measured=slow_first)

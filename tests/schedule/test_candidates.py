@@ -7,17 +7,17 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from opcel_compiler.compilation import prepare
-from opcel_compiler.ir.program import Kernel
+from opcel_compiler.ir.program import Kernel, Program
 from opcel_compiler.schedule.choice.candidates import (
     CandidateError,
-    Override,
     apply,
     candidates,
     covers,
     kernel_text,
-    override,
     settable,
 )
+from opcel_compiler.schedule.choice.context import Choosing
+from opcel_compiler.schedule.choice.variants import Override, choices, override, variants
 from opcel_compiler.targets import load_target
 
 TARGET = "x86-64-avx512"
@@ -136,12 +136,55 @@ def test_a_kernel_of_open_size_has_no_candidates() -> None:
         apply(gemm, {"panels_per_task": 1}, lambda base: base)
 
 
+def choosing(target: str = TARGET) -> Choosing:
+    return Choosing(Program("p"), load_target(target))
+
+
 def test_an_override_is_by_text_and_family() -> None:
     gemm = product()
     text = kernel_text(gemm)
     other = {"panels_per_task": gemm.params["panels_per_task"] + 1}
-    assert override([gemm], {text: Override("conv.blocked", other)}, lambda base: base) == 0
-    assert override([gemm], {text + "?": Override("gemm", other)}, lambda base: base) == 0
-    assert override([gemm], {text: Override("gemm", other)}, lambda base: base) == 1
+    assert override([gemm], {text: Override("conv.blocked", other)}, choosing()) == 0
+    assert override([gemm], {text + "?": Override("gemm", other)}, choosing()) == 0
+    assert override([gemm], {text: Override("gemm", other)}, choosing()) == 1
     assert gemm.params["panels_per_task"] == other["panels_per_task"]
     assert text == "f32: matmul, relu: f32[50,64], weight f32[64,96] -> f32[50,96]"
+
+
+def square() -> Kernel:
+    """A convolution of 3x3 filters, direct."""
+    attributes = {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
+    program = prepare(
+        model("Conv", (64, 64, 3, 3), (1, 64, 24, 24), (1, 64, 24, 24), **attributes), TARGET, small=True
+    ).program
+    assert program is not None
+    return next(k for k in program.kernels if k.family == "conv.blocked")
+
+
+def test_a_convolution_has_variants_of_other_families() -> None:
+    direct = square()
+    packed = direct.inputs[1].buffer
+    found = variants(direct, choosing())
+    assert [(k.family, k.params["tile"]) for k in found] == [("conv.winograd", 2), ("conv.winograd", 4)]
+    assert [k.inputs[1].buffer.packing.split(":")[:2] for k in found] == [["winograd", "2"], ["winograd", "4"]]
+    assert direct.inputs[1].buffer is packed and packed.packing.startswith("conv:")
+    assert [kernel_text(k) for k in found] == [kernel_text(direct)] * 2
+    back = variants(found[0], choosing())
+    assert [(k.family, k.params.get("tile")) for k in back] == [("conv.winograd", 4), ("conv.blocked", None)]
+    assert back[1].params == direct.params and back[1].inputs[1].buffer.packing == packed.packing
+    assert variants(direct, choosing(), winograd=False) == [] and variants(product(), choosing()) == []
+    families = [k.family for k, _ in choices(direct, choosing())]
+    assert families[0] == "conv.blocked" and families[-2:] == ["conv.winograd"] * 2
+
+
+def test_an_override_may_name_another_family() -> None:
+    direct = square()
+    tuned = {kernel_text(direct): Override("conv.winograd", {"tile": 4})}
+    assert override([direct], tuned, choosing(), winograd=False) == 0 and direct.family == "conv.blocked"
+    assert override([direct], tuned, choosing()) == 1
+    assert (direct.family, direct.params["tile"]) == ("conv.winograd", 4)
+    assert direct.inputs[1].buffer.packing.startswith("winograd:4:")
+    back = {"rows_per_task": 1}
+    assert override([direct], {kernel_text(direct): Override("conv.blocked", back)}, choosing()) == 1
+    assert (direct.family, direct.params["rows_per_task"]) == ("conv.blocked", 1)
+    assert override([direct], {kernel_text(direct): Override("conv.winograd", {"tile": 3})}, choosing()) == 0

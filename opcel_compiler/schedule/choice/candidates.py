@@ -6,7 +6,7 @@ A kernel is known by its text: precision, operators, shapes and layouts, and not
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from opcel_compiler.errors import OpcelError
@@ -22,25 +22,6 @@ PRODUCTS = ("gemm", "gemm.bf16")
 
 class CandidateError(OpcelError):
     """Parameters that a kernel cannot have."""
-
-
-@dataclass(frozen=True)
-class Override:
-    """What was measured to be the best choice for a kernel, by family."""
-
-    family: str
-    params: Mapping[str, Any]
-
-
-def override(kernels: Iterable[Kernel], tuned: Mapping[str, Override], name: Name) -> int:
-    """Replace the choices of the kernels that `tuned` has by their text; gives how many. Raises CandidateError."""
-    count = 0
-    for kernel in kernels:
-        found = tuned.get(kernel_text(kernel)) if settable(kernel) else None
-        if found is not None and found.family == kernel.family:
-            apply(kernel, found.params, name)
-            count += 1
-    return count
 
 
 def kernel_text(kernel: Kernel) -> str:
@@ -78,6 +59,8 @@ def settable(kernel: Kernel) -> tuple[str, ...]:
     if kernel.family == "conv.blocked":
         known = ("out_blocks", "tile_rows", "tile_widths", "rows_per_task", "panels_per_task", "extent")
         return tuple(key for key in known if key in kernel.params)
+    if kernel.family == "conv.winograd":
+        return ("tile",)
     return tuple(key for key, value in kernel.params.items() if key.endswith("_per_task") and isinstance(value, int))
 
 
@@ -145,6 +128,10 @@ def _check(kernel: Kernel, params: Mapping[str, Any]) -> None:
     if not is_static(kernel):
         raise CandidateError(f"a kernel of family {kernel.family} has sizes that are known only when it runs")
     p = {**kernel.params, **params}
+    if p.get("tile") != kernel.params.get("tile"):
+        raise CandidateError("the tile of a Winograd convolution is that of its transformed weights")
+    if "blocks_per_task" in p and p["blocks_per_task"] % p.get("blocks", 1):
+        raise CandidateError(f"blocks_per_task {p['blocks_per_task']} is no multiple of the {p['blocks']} done at once")
     if kernel.family in PRODUCTS:
         m = _rows(kernel)
         _check_cover("rows", p["rows"], _parts(m, p["rows_per_task"]))

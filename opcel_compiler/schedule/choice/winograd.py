@@ -41,6 +41,21 @@ class Winograd:
 
 def plan_winograd(kernel: Kernel, choosing: Choosing) -> Winograd | None:
     """The tile that makes this convolution on blocked channels fastest; None where that is the direct one."""
+    plans = winograd_plans(kernel, choosing)
+    if not plans:
+        return None
+    anchor, y = kernel.anchor, kernel.outputs[0]
+    assert anchor is not None
+    w = anchor.operand(1).tensor.static_shape
+    cost, best = min(((_seconds(p, choosing), p) for p in plans), key=lambda c: c[0])
+    pixels = product((y.shape[0], *y.shape[2:], *w[2:]))
+    work = 2.0 * pixels * product(best.blocks) * choosing.width**2  # type: ignore[operator]
+    direct = max(work / (EFFICIENCY * _peak(choosing)), _read(w[0] * w[1] * 36, choosing))
+    return best if direct > WORTH and cost < GAIN * direct else None
+
+
+def winograd_plans(kernel: Kernel, choosing: Choosing) -> list[Winograd]:
+    """A plan for each size of tile; none where the convolution is of another kind."""
     anchor, y = kernel.anchor, kernel.outputs[0]
     assert anchor is not None
     a = anchor.attrs
@@ -48,17 +63,13 @@ def plan_winograd(kernel: Kernel, choosing: Choosing) -> Winograd | None:
     fits = w[2:] == (3, 3) and set(a["strides"]) == {1} and set(a["dilations"]) == {1} and a["groups"] == 1
     sizes = [d for d in (y.shape[0], *y.shape[2:]) if isinstance(d, int) and d > 0]
     if not fits or kernel.params["kind"] != "blocked" or len(sizes) != 3:
-        return None
+        return []
     if any(v.buffer.layout.storage for v in (*kernel.inputs, y)):
-        return None
+        return []
     ocb, icb = (-(-c // choosing.width) for c in w[:2])
     n, oh, ow = sizes
     vectors, _ = image_tile(ocb, choosing)
-    plans = [_group(m, n * -(-oh // m) * -(-ow // m), vectors, (ocb, icb), choosing) for m in SIZES]
-    cost, best = min(((_seconds(p, choosing), p) for p in plans), key=lambda c: c[0])
-    work = 2.0 * n * oh * ow * product((*w[2:], ocb, icb)) * choosing.width**2  # type: ignore[operator]
-    direct = max(work / (EFFICIENCY * _peak(choosing)), _read(w[0] * w[1] * 36, choosing))
-    return best if direct > WORTH and cost < GAIN * direct else None
+    return [_group(m, n * -(-oh // m) * -(-ow // m), vectors, (ocb, icb), choosing) for m in SIZES]
 
 
 def use_winograd(kernel: Kernel, plan: Winograd, choosing: Choosing) -> None:
