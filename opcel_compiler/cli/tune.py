@@ -60,11 +60,8 @@ def execute(args: argparse.Namespace) -> int:
         entries += [entry] if entry is not None else []
         every.append(found)
         if not (args.quiet or args.json):
-            gain = (
-                f"{found.gain:.2f} times faster: {found.family} {found.params}"
-                if entry is not None
-                else "the choice is the best"
-            )
+            better = f"{found.gain:.2f} times faster: {found.family} {found.params}"
+            gain = better if entry is not None else "the choice is the best"
             names = ", ".join(found.kernel.origin[:2])
             write_rows([(seconds_text(found.chosen_s), f"{found.kernel.family}, {names}: {gain}")])
     write_lock(output, merged(old, entries, [found.text for found in every], machine))

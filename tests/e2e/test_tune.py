@@ -52,7 +52,7 @@ def conv_net() -> onnx.ModelProto:
 def kernels(model: onnx.ModelProto, precision: str = "f32") -> list[Kernel]:
     program = prepare(model, precision=precision).program
     assert program is not None
-    return [k for k in program.kernels if len(candidates(k, load_target("host"))) > 1]
+    return [k for k in program.kernels if of(k)]
 
 
 def of(kernel: Kernel) -> list[Choice]:
@@ -153,10 +153,10 @@ def test_an_entry_that_a_kernel_cannot_have_is_an_error(tmp_path: Path) -> None:
         oc.compile(product_net(), output=tmp_path / "m.opcel", tune=tmp_path / "model.tune")
 
 
-@pytest.mark.parametrize(
-    ("net", "precision"),
-    [(product_net, "f32"), (conv_net, "f32"), (square_net, "f32"), pytest.param(product_net, "bf16", marks=BF16)],
-)
+NETS = [(product_net, "f32"), (conv_net, "f32"), (square_net, "f32"), pytest.param(product_net, "bf16", marks=BF16)]
+
+
+@pytest.mark.parametrize(("net", "precision"), NETS)
 def test_every_candidate_computes_the_same(net: object, precision: str, tmp_path: Path) -> None:
     """Compiling proves the artifact, so a candidate that computes something else cannot be compiled."""
     model = net()  # type: ignore[operator]
@@ -171,6 +171,11 @@ def test_every_candidate_computes_the_same(net: object, precision: str, tmp_path
             families = [kernel["family"] for kernel in compiled.report["kernels"]]
             assert {entry.family for entry in entries} <= set(families)
             assert compiled.report["proof"]["status"] == "proved"
+
+
+def test_a_convolution_is_measured_in_both_families() -> None:
+    (kernel,) = kernels(square_net())
+    assert {one.family for one, _ in of(kernel)} == {"conv.blocked", "conv.winograd"}
 
 
 def test_a_trial_runs_each_candidate_twice_on_weights_of_its_own() -> None:

@@ -28,9 +28,8 @@ class Override:
 
 def choices(kernel: Kernel, choosing: Choosing) -> list[Choice]:
     """What may be measured of a kernel: the choice that it has first; [] where there is nothing else."""
-    out = [
-        (each, params) for each in (kernel, *variants(kernel, choosing)) for params in candidates(each, choosing.target)
-    ]
+    known = (kernel, *variants(kernel, choosing))
+    out = [(each, params) for each in known for params in candidates(each, choosing.target)]
     return out if len(out) > 1 else []
 
 
