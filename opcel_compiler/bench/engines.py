@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -41,15 +42,48 @@ def _opcel(module: ModuleType, path: Path, feeds: Feeds, threads: int, weights: 
     return lambda: list(model.run(given).values())
 
 
+def _opcel_out(module: ModuleType, path: Path, feeds: Feeds, threads: int) -> Run:
+    model = module.load(path, threads=threads)
+    given = dict(feeds)
+    outputs = model.run(given)
+    results = list(outputs.values())
+
+    def run() -> list[np.ndarray]:
+        model.run(given, outputs)
+        return results
+
+    return run
+
+
 def _onnxruntime(module: ModuleType, path: Path, feeds: Feeds, threads: int) -> Run:
+    session, names = _session(module, path, threads)
+    return lambda: list(session.run(names, feeds))
+
+
+def _onnxruntime_binding(module: ModuleType, path: Path, feeds: Feeds, threads: int) -> Run:
+    session, names = _session(module, path, threads)
+    binding = session.io_binding()
+    for name, array in feeds.items():
+        binding.bind_cpu_input(name, array)
+    results = [np.zeros_like(array) for array in session.run(names, feeds)]
+    for name, array in zip(names, results, strict=True):
+        binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+    def run() -> list[np.ndarray]:
+        session.run_with_iobinding(binding)
+        return results
+
+    return run
+
+
+def _session(module: ModuleType, path: Path, threads: int) -> tuple[Any, list[str]]:
     options = module.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = module.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
     session = module.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [o.name for o in session.get_outputs()]
-    return lambda: list(session.run(names, feeds))
+    return session, [o.name for o in session.get_outputs()]
 
 
 def _openvino(module: ModuleType, path: Path, feeds: Feeds, threads: int, precision: str = "f32") -> Run:
@@ -67,14 +101,16 @@ def _openvino(module: ModuleType, path: Path, feeds: Feeds, threads: int, precis
 
 OPCEL = Engine("opcel", "OPCEL", "opcel_compiler.runtime", _opcel)
 OPCEL_RESIDENT = Engine("opcel-resident", "OPCEL", OPCEL.module, partial(_opcel, weights="resident"))
+OPCEL_OUT = Engine("opcel-out", "OPCEL, outputs given", OPCEL.module, _opcel_out)
 _OPENVINO_BF16 = partial(_openvino, precision="bf16")
 PEERS = {
     engine.name: engine
     for engine in (
         Engine("ort", "ONNX Runtime", "onnxruntime", _onnxruntime),
+        Engine("ort-binding", "ONNX Runtime, IO binding", "onnxruntime", _onnxruntime_binding),
         Engine("openvino", "OpenVINO", "openvino", _openvino),
         Engine("openvino-bf16", "OpenVINO bf16", "openvino", _OPENVINO_BF16, precision="bf16"),
         Engine("openvino-avx2", "OpenVINO AVX2", "openvino", _openvino, {"ONEDNN_MAX_CPU_ISA": "AVX2"}),
     )
 }
-ENGINES = {engine.name: engine for engine in (OPCEL, OPCEL_RESIDENT, *PEERS.values())}
+ENGINES = {engine.name: engine for engine in (OPCEL, OPCEL_RESIDENT, OPCEL_OUT, *PEERS.values())}

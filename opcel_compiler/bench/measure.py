@@ -76,6 +76,8 @@ class Bench:
     reference: str = ""
     bound: str = ""
     step_seconds: list[float] = field(default_factory=list)
+    streams: int = 0
+    streams_per_second: float = 0.0
 
     @property
     def ours(self) -> Measured:
@@ -105,14 +107,15 @@ class Pace:
 def measure(
     artifact: Path, feeds: Mapping[str, np.ndarray], *, model: Path | None = None, against: Sequence[str] = (),
     threads: int, rounds: int = 15, price: float | None = None, profile: bool = False, idle: Idle = lambda: None,
-    resident: bool = False, pace: Pace = Pace(),
+    resident: bool = False, pace: Pace = Pace(), streams: int = 0,
 ) -> Bench:  # fmt: skip
     """Measure an artifact on `feeds`, beside the engines `against` (names of PEERS) on the ONNX file `model`.
 
     Each engine has a process of its own. They take turns in blocks of calls, in an order that alternates; whoever has
     no turn is stopped. With `model` each engine's outputs are compared with the unoptimized reference. `price` is the
-    machine's in US dollars an hour. `resident` copies our weights into huge pages at loading. Raises EngineError when
-    the artifact cannot be run; another engine that cannot run the model has a row that says so.
+    machine's in US dollars an hour. `resident` copies our weights into huge pages at loading. With `streams` the rate
+    of so many of our runs at a time is measured too. Raises EngineError when the artifact cannot be run; another engine
+    that cannot run the model has a row that says so.
     """
     with tempfile.TemporaryDirectory(prefix="opcel-bench-") as folder, contextlib.ExitStack() as stack:
         file = Path(folder) / "feeds.npz"
@@ -139,6 +142,10 @@ def measure(
             _summarize(turn, turns[0], price)
         if profile:
             _profile(turns[0], result)
+        if streams:
+            count = max(turns[0].calls, 4 * streams)
+            rates = [count / turns[0].worker.ask(many=count, streams=streams)["seconds"] for _ in range(5)]
+            result.streams, result.streams_per_second = streams, statistics.median(rates)
         if model is not None:
             _check(turns, model, feeds, Path(folder), result, manifest_bound(read_manifest(artifact)))
         return result
@@ -244,5 +251,7 @@ def as_dict(result: Bench) -> dict[str, Any]:
     for row in result.rows:
         facts = {k: v for k, v in dataclasses.asdict(row).items() if v is not None and v != ""}
         rows.append({**facts, **({"within": row.within} if row.outputs is not None else {})})
-    facts = {"threads": result.threads, "rounds": result.rounds, "engines": rows}
+    facts: dict[str, Any] = {"threads": result.threads, "rounds": result.rounds, "engines": rows}
+    if result.streams:
+        facts["streams"] = {"count": result.streams, "per_second": result.streams_per_second}
     return {**facts, "reference": result.reference, "bound": result.bound} if result.reference else facts

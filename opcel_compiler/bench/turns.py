@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,17 @@ class EngineError(OpcelError):
 class Worker:
     """An engine in its own process, with the model loaded and one call done; stopped except while it answers.
 
-    Raises EngineError when the engine cannot load or run the model.
+    `command` runs it in place of `bench.worker`, whose orders it understands. Raises EngineError when the engine cannot
+    load or run the model.
     """
 
-    def __init__(self, engine: Engine, model: Path, feeds: Path, threads: int) -> None:
+    def __init__(
+        self, engine: Engine, model: Path, feeds: Path, threads: int, command: Sequence[str] | None = None
+    ) -> None:
         self.engine = engine
-        command = [sys.executable, "-m", "opcel_compiler.bench.worker", engine.name, str(model), str(feeds)]
+        worker = [sys.executable, "-m", "opcel_compiler.bench.worker", engine.name, str(model), str(feeds)]
         self._process = subprocess.Popen(
-            [*command, str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            command or [*worker, str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env={**os.environ, **engine.environment},
         )  # fmt: skip
         try:

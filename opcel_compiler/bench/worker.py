@@ -6,6 +6,7 @@ Orders and answers are JSON objects, one a line, on the standard input and outpu
   {"calls": n}      {"seconds": [...], "failures": k, "error": text of the first failure}
   {"save": path}    {"saved": path}, after writing the outputs of one call as .npz: "0", "1", ... in the model's order
   {"profile": n}    {"seconds": [...]}, of each step, summed over n runs; opcel alone
+  {"many": n, "streams": k}   {"seconds": of n runs, k at a time}; opcel alone
   {"memory": true}  {"peak_bytes": most memory that was resident at one time}
 
 What cannot be done is answered {"error": text}.
@@ -67,10 +68,20 @@ def main(argv: list[str]) -> None:
             again.run(feeds)
             return {"seconds": again.profile(feeds, int(order["profile"]))}
 
+    def many(order: Order) -> Order:
+        from opcel_compiler.runtime import load
+
+        with load(model, threads=int(threads)) as again:
+            again.run_many([feeds] * int(order["streams"]), int(order["streams"]))
+            before = time.perf_counter()
+            again.run_many([feeds] * int(order["many"]), int(order["streams"]))
+            return {"seconds": time.perf_counter() - before}
+
     orders: dict[str, Callable[[Order], Order]] = {
         "calls": lambda order: block(opened[0], int(order["calls"])),
         "save": lambda order: save(opened[0], str(order["save"])),
         "profile": profile,
+        "many": many,
         "memory": lambda _: {"peak_bytes": peak_bytes()},
     }
     answer(guarded(start, {}))

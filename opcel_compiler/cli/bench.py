@@ -43,6 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=options.positive, default=15, metavar="N", help="turns of each (default: 15)")
     parser.add_argument("--price", type=price, metavar="USD", help="the machine's price an hour, for cost a million")
     parser.add_argument("--profile", action="store_true", help="show what each kernel takes, and of its bound")
+    parser.add_argument("--streams", type=options.positive, metavar="N", help="measure the rate of N runs at once too")
     options.add_json(parser, "the figures")
 
 
@@ -90,6 +91,7 @@ def execute(args: argparse.Namespace) -> int:
         result = measure(
             args.artifact, feeds, model=args.model, against=args.against, threads=threads, rounds=args.rounds,
             price=args.price, profile=args.profile, idle=machine.sample if machine else lambda: None,
+            streams=args.streams or 0,
         )  # fmt: skip
         steps: list[StepTime] = []
         if machine is not None:
@@ -137,6 +139,8 @@ def rows(artifact: Path, result: Bench) -> Iterator[tuple[str, str]]:
     for row in result.rows:
         if not row.error:
             yield from _engine_rows(row)
+    if result.streams:
+        yield "streams", f"{result.streams_per_second:.4g} a second, {result.streams} of our runs at a time"
     if result.reference:
         yield "reference", f"{result.reference} (bound: {result.bound})"
 

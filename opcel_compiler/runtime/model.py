@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -107,6 +108,41 @@ class CompiledModel(_runtime.Model):
     def report(self) -> dict[str, Any]:
         """What the compiler did: the artifact's report.json. Raises ArtifactError when it is missing or damaged."""
         return _read_json(self.path / "report.json")
+
+    def run_many(
+        self, feeds: Sequence[dict[str, np.ndarray]], streams: int | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        """The outputs for each of `feeds`, in their order, `streams` runs at a time.
+
+        None is as many as the model has threads: each run then stays on one thread, which gives the most results a
+        second, each of them later. A stream has working memory of its own; the weights are shared. Raises what `run`
+        raises, and begins no further run then.
+        """
+        if streams is not None and streams < 1:
+            raise ValueError(f"streams is at least 1, not {streams}")
+        results: list[dict[str, np.ndarray]] = [{} for _ in feeds]
+        errors: list[Exception] = []
+        pending = iter(range(len(feeds)))
+
+        def work() -> None:
+            for index in pending:
+                if errors:
+                    return
+                try:
+                    results[index] = self.run(feeds[index])
+                except Exception as error:
+                    errors.append(error)
+
+        count = min(len(feeds), streams or self.threads)
+        helpers = [threading.Thread(target=work) for _ in range(count - 1)]
+        for helper in helpers:
+            helper.start()
+        work()
+        for helper in helpers:
+            helper.join()
+        if errors:
+            raise errors[0]
+        return results
 
     def __enter__(self) -> CompiledModel:
         return self

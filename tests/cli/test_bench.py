@@ -73,7 +73,9 @@ def test_the_summary_and_the_profile(opcel: Opcel, artifact: Path) -> None:
     assert head.startswith("1 steps, ") and more == []
     assert names.split()[:3] == ["time", "share", "FLOP/s"]
     assert "100.0%" in first and first.endswith("gemm: gemm_0, relu_0")
-    facts = json.loads(opcel("bench", artifact, "--dim", "n=3", "--rounds", 1, "--profile", "--json").out)
+    again = opcel("bench", artifact, "--dim", "n=3", "--rounds", 1, "--profile", "--streams", 3, "--json")
+    facts = json.loads(again.out)
+    assert facts["streams"]["count"] == 3 and facts["streams"]["per_second"] > 0
     (step,) = facts["steps"]
     assert step["flops"] == 2 * 3 * 8 * 5 + 2 * 3 * 5 and step["origin"] == ["gemm_0", "relu_0"]
     assert step["bytes"] >= 4 * (3 * 8 + 8 * 5 + 5 + 3 * 5)
@@ -96,7 +98,7 @@ def test_an_engine_that_is_not_there_is_skipped(
     ("argv", "status", "message"),
     [
         (["--against", "ort"], 2, "--against needs --model"),
-        (["--against", "tvm"], 2, "'tvm' is no engine; there are ort, openvino, openvino-bf16, openvino-avx2"),
+        (["--against", "tvm"], 2, "'tvm' is no engine; there are ort, ort-binding, openvino, openvino-bf16, openvino-avx2"),
         (["--price", "free"], 2, "'free' is no price"),
         (["--inputs", "x.npz", "--dim", "n=2"], 2, "--dim gives sizes to random inputs"),
         (["--inputs", "none.npz"], 1, "cannot read none.npz"),

@@ -55,6 +55,15 @@ def test_peers_prints_and_writes_a_row(folder: Path, tmp_path: Path) -> None:
     assert facts["floor_share"] == pytest.approx(facts["floor_s"] / facts["engines"][0]["p50_s"])
 
 
+def test_tiny_compares_the_c_call_too(folder: Path, tmp_path: Path) -> None:
+    command = [folder / "small.onnx", folder / "small.npz", "--rounds", 1, "--calls", 20, "--threads", 1]
+    run("tiny", *command, "--json", tmp_path / "tiny.json")
+    facts = json.loads((tmp_path / "tiny.json").read_text())
+    for name in ("opcel", "opcel-out", "opcel-c", "ort", "ort-binding"):
+        assert facts["engines"][name]["within"] and facts["engines"][name]["p50_us"] > 0
+    assert facts["ratios"]["opcel-c/ort-binding"] > 0
+
+
 def test_a_network_that_is_not_there_is_named(folder: Path) -> None:
     assert networks.names_in(folder, ()) == ["small"]
     with pytest.raises(SystemExit, match="does not hold large, as NAME"):

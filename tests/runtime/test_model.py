@@ -8,6 +8,7 @@ import resource
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -167,6 +168,37 @@ def test_several_threads_at_once(make_artifact: MakeArtifact) -> None:
         worker.join(timeout=60)
     assert not any(worker.is_alive() for worker in workers)
     assert wrong == []
+
+
+@pytest.mark.parametrize("streams", [None, 1, 3, 8])
+def test_streams_keep_the_order(make_artifact: MakeArtifact, streams: int | None) -> None:
+    model = load(make_artifact(), threads=2)
+    given = [feeds(1 + i * 101 % 3000, i) for i in range(40)]
+    for one, result in zip(given, model.run_many(given, streams), strict=True):
+        np.testing.assert_array_equal(result["d"], 2 * (one["a"] + one["b"]))
+    assert model.run_many([], streams) == []
+
+
+def test_streams_run_at_the_same_time_and_end_with_the_first_error(make_artifact: MakeArtifact) -> None:
+    model = load(make_artifact(), threads=2)
+    threads: set[int] = set()
+    begun: list[int] = []
+    both = threading.Barrier(2, timeout=30)
+
+    class Feeds(list[dict[str, np.ndarray]]):
+        def __getitem__(self, index: Any) -> Any:
+            threads.add(threading.get_ident())
+            begun.append(index)
+            if index < 2:
+                both.wait()
+            return super().__getitem__(index)
+
+    given = Feeds([feeds(10), feeds(10), *({"a": np.zeros((1, 3), np.float32)} for _ in range(50))])
+    with pytest.raises(FeedError, match="'b' is missing"):
+        model.run_many(given)
+    assert len(threads) == 2 and len(begun) <= 4
+    with pytest.raises(ValueError, match="at least 1"):
+        model.run_many(given, 0)
 
 
 def test_no_cpu_time_at_rest(make_artifact: MakeArtifact) -> None:
