@@ -249,8 +249,8 @@ def as_dict(result: Bench) -> dict[str, Any]:
     """For JSON: the figures of each engine that has some, ready to be read by a program."""
     rows = []
     for row in result.rows:
-        facts = {k: v for k, v in dataclasses.asdict(row).items() if v is not None and v != ""}
-        rows.append({**facts, **({"within": row.within} if row.outputs is not None else {})})
+        known = {k: v for k, v in dataclasses.asdict(row).items() if v is not None and v != ""}
+        rows.append({**known, **({"within": row.within} if row.outputs is not None else {})})
     facts: dict[str, Any] = {"threads": result.threads, "rounds": result.rounds, "engines": rows}
     if result.streams:
         facts["streams"] = {"count": result.streams, "per_second": result.streams_per_second}
