@@ -137,6 +137,10 @@ class _Relayout:
         if kind is not None:
             kernel.family = "conv.depthwise" if kind == "depthwise" else "conv.blocked"
             kernel.params["kind"] = kind
+            if kind == "blocked" and anchor is not None and anchor.attrs["groups"] > 1:
+                filters, channels = anchor.operand(1).tensor.static_shape[:2]
+                groups = anchor.attrs["groups"]
+                kernel.params["together"] = groups_together(groups, channels, filters // groups, self.width)
         elif kernel.family != "elementwise":
             kernel.family = "pool.blocked"
         self.steps.append(kernel)
@@ -288,9 +292,20 @@ def conv_kind(kernel: Kernel, width: int) -> str | None:
         return "planar" if few else "blocked"
     if groups == channels == filters:
         return "depthwise"
-    if channels // groups % width == 0 and filters // groups % width == 0:
-        return "blocked"
-    return None
+    return "blocked" if groups_together(groups, channels // groups, filters // groups, width) else None
+
+
+MOST_TOGETHER = 16
+
+
+def groups_together(groups: int, channels: int, filters: int, width: int) -> int:
+    """How many groups of so many channels and filters make one group of whole blocks, the products between them times
+    zero: the fewest, or all groups; 0 where that is more than MOST_TOGETHER."""
+    whole_blocks = (
+        m for m in range(1, groups) if groups % m == 0 and m * channels % width == 0 and m * filters % width == 0
+    )
+    together = next(whole_blocks, groups)
+    return together if together <= MOST_TOGETHER else 0
 
 
 def _is_weight(kernel: Kernel, value: Value) -> bool:

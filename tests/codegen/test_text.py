@@ -11,7 +11,7 @@ import pytest
 from opcel_compiler.codegen.cpu.build import CSRC
 from opcel_compiler.codegen.cpu.expressions import c_dim, literal
 from opcel_compiler.codegen.cpu.host import c_string
-from opcel_compiler.codegen.cpu.pack import conv_panels, laid_out, packed
+from opcel_compiler.codegen.cpu.pack import conv_panels, laid_out, merged_groups, packed
 from opcel_compiler.codegen.cpu.unit import KernelUnit
 from opcel_compiler.ir.dims import evaluate, parse_dim
 from opcel_compiler.ir.encodings import Constant
@@ -100,6 +100,15 @@ def test_convolution_panels() -> None:
     assert np.count_nonzero(panels) == w.size
     pairs = conv_panels(w, 2, 4, 8, 2).reshape(2, 1, 2, 3, 2, 2, 8, 2)
     np.testing.assert_array_equal(pairs.transpose(0, 1, 2, 3, 4, 5, 7, 6).reshape(panels.shape), panels)
+
+
+def test_groups_merged_into_larger_ones() -> None:
+    w = np.arange(1, 1 + 12 * 2 * 3, dtype=np.float32).reshape(12, 2, 3)
+    merged = merged_groups(w, 2, 3)
+    assert merged.shape == (12, 6, 3)
+    for filter_, channel, k in np.ndindex(*w.shape):
+        assert merged[filter_, filter_ // 2 % 3 * 2 + channel, k] == w[filter_, channel, k]
+    assert np.count_nonzero(merged) == w.size
 
 
 def test_convolution_panels_of_planes_pair_neighbours_of_a_row() -> None:

@@ -92,9 +92,9 @@ def test_a_panel_goes_with_the_weights_layout() -> None:
 def test_output_blocks_go_with_the_weights_packing() -> None:
     found = conv()
     packed = found.inputs[1].buffer
-    assert (found.params["out_blocks"], packed.packing) == (2, "conv:1:16:32")
+    assert (found.params["out_blocks"], packed.packing) == (2, "conv:1:16:1:32")
     apply(found, {"out_blocks": 4, "tile_widths": (5,)}, lambda base: base + "!")
-    assert found.inputs[1].buffer.packing == "conv:1:16:64" and packed.packing == "conv:1:16:32"
+    assert found.inputs[1].buffer.packing == "conv:1:16:1:64" and packed.packing == "conv:1:16:1:32"
 
 
 @pytest.mark.parametrize(

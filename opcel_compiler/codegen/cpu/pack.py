@@ -13,7 +13,8 @@ def _ordered(buffer: Buffer) -> np.ndarray:
     assert buffer.data is not None
     array = buffer.data.array.reshape(tuple(int(d) for d in buffer.type.dims))  # type: ignore[arg-type]
     if buffer.packing.startswith("conv:"):
-        groups, block, panel = map(int, buffer.packing.split(":")[1:])
+        groups, block, together, panel = map(int, buffer.packing.split(":")[1:])
+        array = merged_groups(array, groups, together)
         return conv_panels(array, groups, block, panel, 2 if buffer.layout.storage == "bf16" else 1)
     if buffer.packing.startswith("winograd:"):
         return winograd_panels(array, *map(int, buffer.packing.split(":")[1:]))
@@ -46,6 +47,19 @@ def laid_out(array: np.ndarray, layout: Layout) -> np.ndarray:
     split = array.reshape(*array.shape[:axis], blocks, block, *array.shape[axis + 1 :])
     outer = [a if a <= axis else a + 1 for a in order]
     return np.ascontiguousarray(split.transpose(*outer, axis + 1)).reshape(-1)
+
+
+def merged_groups(w: np.ndarray, groups: int, together: int) -> np.ndarray:
+    """The filters of `groups` groups that each hold `together` of w's, zero between those."""
+    if together == 1:
+        return w
+    filters, channels, *kernel = w.shape
+    per_group = filters // groups // together
+    out = np.zeros((groups, together, per_group, together, channels, *kernel), w.dtype)
+    split = w.reshape(groups, together, per_group, channels, *kernel)
+    for i in range(together):
+        out[:, i, :, i] = split[:, i]
+    return out.reshape(filters, together * channels, *kernel)
 
 
 def conv_panels(w: np.ndarray, groups: int, block: int, panel: int, pair: int = 1) -> np.ndarray:

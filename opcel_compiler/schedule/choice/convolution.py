@@ -15,7 +15,9 @@ def choose_conv(kernel: Kernel, choosing: Choosing) -> None:
     anchor, y = kernel.anchor, kernel.outputs[0]
     assert anchor is not None
     w = anchor.operand(1).tensor.static_shape
-    groups = anchor.attrs["groups"]
+    together = kernel.params.get("together", 1)
+    groups = anchor.attrs["groups"] // together
+    w = (w[0], w[1] * together, *w[2:])
     planar = kernel.params["kind"] == "planar"
     in_block = 1 if planar else choosing.width
     ocb, icb = -(-w[0] // groups // choosing.width), -(-w[1] // in_block)
@@ -65,7 +67,7 @@ def choose_conv(kernel: Kernel, choosing: Choosing) -> None:
     if x.buffer.layout.storage == "bf16":
         kernel.params["precision"] = "bf16"
         weight.layout = weight.layout.stored_as("bf16")
-    weight.packing = f"conv:{groups}:{in_block}:{vectors * choosing.width}"
+    weight.packing = f"conv:{groups}:{in_block}:{together}:{vectors * choosing.width}"
 
 
 def choose_depthwise(kernel: Kernel, choosing: Choosing) -> None:

@@ -85,7 +85,7 @@ def emit_conv(kernel: Kernel, target: Target) -> KernelUnit:
     rows_per_task, panels_per_task = p["rows_per_task"], p["panels_per_task"]
     xn, xc, xr, _ = image_steps(x)
     yn, yc, yr, pixel = image_steps(y)
-    groups = anchor.attrs["groups"]
+    groups = anchor.attrs["groups"] // p.get("together", 1)
     ocb, icb = p["group_blocks"]
     unit.tasks = x.shape[0] * groups * ceildiv(ocb // p["out_blocks"], panels_per_task) * ceildiv(oh, rows_per_task)
     if regrouped:
