@@ -147,6 +147,15 @@ struct AttentionSum {
   OPCEL_INLINE vf operator()(vf a, vf b) const { return a + b; }
 };
 
+// exp(score - top) of scores in the units of this kind of mask: without one ln 2, so that powers of two serve.
+template <int Mask>
+OPCEL_INLINE vf attention_power(vf score, vf top) {
+  if constexpr (Mask == 0)
+    return exp2_minus(top - score);
+  else
+    return exp_nonpositive(score - top);
+}
+
 // Scores to exponentials, with the rows' running maximum, sum and the factor by which what was summed before decays.
 template <int R, int SRow, int Mask /* 0 none, 1 a row, 2 one value */>
 OPCEL_INLINE void attention_exponentials(const AttentionTile& tile, float* scores, float* top, float* sum,
@@ -178,14 +187,14 @@ OPCEL_INLINE void attention_exponentials(const AttentionTile& tile, float* score
   }
   const vf old = load(top), now = max(old, reduce_rows(per_row, AttentionMax{}));
   // Nothing seen yet: subtract 0, so that exp(-inf) gives 0 and not NaN.
-  const vf base = select(now == low, vf{}, now), factor = exp_nonpositive(old - base);
+  const vf base = select(now == low, vf{}, now), factor = attention_power<Mask>(old, base);
   float subtract[W];
   store(subtract, base);
   for (int r = 0; r < R; ++r) {
     float* s = scores + r * SRow;
     vf total = {};
     for (std::int64_t j = 0; j < tile.count; j += W) {
-      const vf e = exp_nonpositive(load(s + j) - subtract[r]);
+      const vf e = attention_power<Mask>(load(s + j), set(subtract[r]));
       store(s + j, e);
       total += e;
     }
@@ -236,6 +245,7 @@ __attribute__((noinline)) void attention_tile(AttentionBlock<D, DV>& block, cons
                                               const float* q, std::int64_t q_s, float q_scale, std::int64_t state) {
   using Block = AttentionBlock<D, DV>;
   constexpr int NV = Block::NV, SRow = Block::SRow;
+  if (mask_kind == 0) q_scale *= kLog2E;  // a mask's lowest numbers bear no factor
   for (int r = 0; r < R; ++r) {
     const float* from = q + least(r, tile.rows - 1) * q_s;
     int d = 0;

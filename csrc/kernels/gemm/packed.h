@@ -33,6 +33,11 @@ constexpr int partial_sums() {
 // How far ahead an instance for few rows, which is bound by memory, asks for B, in floats.
 constexpr int kPrefetchAhead = 256;
 
+constexpr int kLine = 64;  // bytes of a cache line
+
+// Elements along k that are unrolled.
+constexpr int unrolled(int U) { return U > 4 ? U : 4; }
+
 // Rows of A by pointers three rows apart: x86 addresses p, p + s and p + 2 s from them, so 14 rows take 5 registers.
 template <int R>
 struct RowPointers {
@@ -80,8 +85,8 @@ struct GemmPlace {
 
 // A tile at C's right edge, from memory: the last vector may be partial and further ones absent.
 template <int NV, class Epi>
-__attribute__((noinline)) void gemm_store_edge(const float* tile, int rows, float* c, std::int64_t c_row, const Epi& epi,
-                                               const GemmPlace& at) {
+__attribute__((noinline)) void gemm_store_edge(const float* tile, int rows, float* c, std::int64_t c_row,
+                                               const Epi& epi, const GemmPlace& at) {
   for (int r = 0; r < rows; ++r) {
     for (int j = 0; j < NV && j * W < at.cols; ++j) {
       const int lanes = static_cast<int>(least(W, at.cols - j * W));
@@ -92,9 +97,10 @@ __attribute__((noinline)) void gemm_store_edge(const float* tile, int rows, floa
 }
 
 template <int NV, int U, bool Streams, int R, class Epi>
-__attribute__((noinline)) void gemm_tile(const float* a_first, std::int64_t a_row, const float* b, std::int64_t k, float* c,
-                                         std::int64_t c_row, const Epi& epi, const GemmPlace& at) {
-  constexpr int Steps = U > 4 ? U : 4;
+__attribute__((noinline)) void gemm_tile(const float* a_first, std::int64_t a_row, const float* b, std::int64_t k,
+                                         float* c, std::int64_t c_row, const Epi& epi, const GemmPlace& at,
+                                         const char* ahead) {
+  constexpr int Steps = unrolled(U);
   OPCEL_UNROLL
   for (int r = 0; r < R; ++r) {
     OPCEL_UNROLL
@@ -107,8 +113,13 @@ __attribute__((noinline)) void gemm_tile(const float* a_first, std::int64_t a_ro
   RowPointers<R> a(a_first, a_row);
   bool carried = false;
   for (std::int64_t i = k / Steps;;) {
-    for (const std::int64_t stop = i > kChunk / Steps ? i - kChunk / Steps : 0; i > stop; --i)
+    for (const std::int64_t stop = i > kChunk / Steps ? i - kChunk / Steps : 0; i > stop; --i) {
+      if constexpr (!Streams) {
+        __builtin_prefetch(ahead);
+        ahead += kLine;
+      }
       gemm_steps<R, NV, U, Streams, Steps>(acc, a, b);
+    }
     if (i == 0) break;
     carry(total, acc, !carried);
     carried = true;
@@ -171,15 +182,24 @@ void gemm_tasks(const GemmArgs& args, const Epi& epi, std::int64_t begin, std::i
     for (std::int64_t panel = group * args.panels_per_task; panel < last_panel; ++panel) {
       const float* b = args.b + batch * args.b_batch + panel * args.k * NR;
       const std::int64_t col = panel * NR;
+      // While a panel is in use the one that this task or the next reads after it comes closer, a line for each step of
+      // a tile. Into the first cache: hints for the second alone are late where a page's address must be looked up.
+      const bool again = panel + 1 == last_panel && task % row_groups + 1 < row_groups;
+      const float* const after = again ? b - (panel - group * args.panels_per_task) * args.k * NR : b + args.k * NR;
+      const char* ahead = reinterpret_cast<const char*>(after);
+      const char* const stop = ahead + args.k * NR * static_cast<int>(sizeof(float));
       for (std::int64_t row = first_row; row < last_row;) {
         const std::int64_t height = Cut::next(last_row - row);
         if (height == 0) break;
         const detail::GemmPlace at{batch, row, col, args.n - col};
-        ((height == Rows
-              ? detail::gemm_tile<NV, U, (Cut::largest <= 4), Rows>(a + row * args.a_row, args.a_row, b, args.k, c + row * args.c_row + col,
-                                               args.c_row, epi, at)
-              : void()),
-         ...);
+        const char* const hint = ahead < stop ? ahead : reinterpret_cast<const char*>(b);
+        const auto tile = [&](auto tall) __attribute__((always_inline)) {
+          constexpr int R = decltype(tall)::value;
+          detail::gemm_tile<NV, U, (Cut::largest <= 4), R>(a + row * args.a_row, args.a_row, b, args.k,
+                                                           c + row * args.c_row + col, args.c_row, epi, at, hint);
+        };
+        ((height == Rows ? tile(detail::Int<Rows>{}) : void()), ...);
+        ahead += args.k / detail::unrolled(U) * detail::kLine;
         row += height;
       }
     }
