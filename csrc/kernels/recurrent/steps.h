@@ -224,8 +224,10 @@ template <class Cell, class Weight, int N, int... Rows>
 void recurrent_tasks(const RecurrentArgs& args, std::int64_t step, std::int64_t begin, std::int64_t end) {
   using detail::recurrent_tile;
   const std::int64_t blocks = detail::ceil_div(args.hidden, W);
-  for (; begin < end; ++begin) {
-    std::int64_t at = begin * args.blocks_per_task;
+  for (std::int64_t i = 0; i < end - begin; ++i) {
+    // Every other step backwards: where R does not fit the cache, what the last step read at its end is still there.
+    const std::int64_t task = step % 2 != 0 ? end - 1 - i : begin + i;
+    std::int64_t at = task * args.blocks_per_task;
     const std::int64_t last = detail::least(args.directions * blocks, at + args.blocks_per_task);
     while (at < last) {
       const std::int64_t direction = at / blocks, block = at % blocks;
