@@ -30,14 +30,16 @@ extern "C" void conv(void* const* p, const int64_t* d) {
   Epi epi{(float*)p[3], (float*)p[4], d[3], d[4], d[5]};
   const int64_t groups = a.groups;
   if (a.v) {
-    const int64_t tasks = (a.ocb / NVS + a.panels_per_task - 1) / a.panels_per_task * groups;
+    const int64_t tasks = a.ocb / NVS * groups;
     winograd_input_tasks<SIZE>(a, 1, groups * a.icb);
     winograd_input_tasks<SIZE>(a, 0, 1);
-    winograd_product_tasks<SIZE, NVS, 1, GROUP, ROWS>(a, epi, tasks / 2, tasks);
-    winograd_product_tasks<SIZE, NVS, 1, GROUP, ROWS>(a, epi, 0, tasks / 2);
+    winograd_product_tasks<SIZE, NVS, GROUP, ROWS>(a, epi, tasks / 2, tasks);
+    winograd_product_tasks<SIZE, NVS, GROUP, ROWS>(a, epi, 0, tasks / 2);
   } else {
-    winograd_tasks<SIZE, NVS, 0, GROUP, winograd_group_elements<SIZE>(GROUP, ICB), ROWS>(a, epi, groups / 2, groups);
-    winograd_tasks<SIZE, NVS, 0, GROUP, winograd_group_elements<SIZE>(GROUP, ICB), ROWS>(a, epi, 0, groups / 2);
+    constexpr int64_t elements = winograd_group_elements<SIZE>(GROUP, ICB);
+    const int64_t tasks = groups * a.parts;
+    winograd_tasks<SIZE, NVS, GROUP, elements, ROWS>(a, epi, tasks / 2, tasks);
+    winograd_tasks<SIZE, NVS, GROUP, elements, ROWS>(a, epi, 0, tasks / 2);
   }
 }
 """
@@ -47,7 +49,7 @@ BOUND = {2: 1e-6, 4: 5e-6}
 
 def run(
     isa: str, m: int, x: np.ndarray, w: np.ndarray, pads: tuple[tuple[int, int], tuple[int, int]], *, nv: int = 2,
-    groups: int = 3, rows: str = "3, 2, 1", panels_per_task: int = 1, staged: bool = True,
+    groups: int = 3, rows: str = "3, 2, 1", parts: int = 1, staged: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """(what the kernel computes, the same in float64) for an epilogue with bias, residual and ReLU."""
     width = WIDTH[isa]
@@ -74,7 +76,7 @@ def run(
     u = winograd_panels(w, m, width, nv * width)
     lib.conv(
         pointers(xb, u, y, bias, other, v if staged else None),
-        integers(*steps, n, ocb, icb, oh, ow, groups, panels_per_task),
+        integers(*steps, n, ocb, icb, oh, ow, groups, parts),
     )
     assert np.isnan(y[:, :, oh:]).all() and np.isnan(y[:, :, :, ow:]).all(), "wrote past the image"
     return unblocked(y[:, :, :oh, :ow], oc), want
@@ -92,7 +94,7 @@ def error(got: np.ndarray, want: np.ndarray) -> float:
         (1, 2, 4, (8, 12), ((1, 1), (1, 1)), {}),
         (2, 1, 2, (7, 9), ((1, 1), (1, 1)), {"staged": False}),
         (3, 1, 1, (5, 6), ((0, 1), (2, 0)), {"nv": 1, "groups": 2, "rows": "5, 4, 1"}),
-        (1, 3, 6, (3, 4), ((0, 0), (0, 0)), {"panels_per_task": 2, "groups": 1, "rows": "1"}),
+        (1, 3, 6, (3, 4), ((0, 0), (0, 0)), {"parts": 2, "groups": 1, "rows": "1", "staged": False}),
         (1, 3, 3, (10, 3), ((1, 1), (1, 1)), {"nv": 3, "groups": 1, "rows": "2, 1", "staged": False}),
     ],
     ids=["even", "fused-edges", "batch-pads", "one-tile", "three-vectors"],
@@ -127,7 +129,8 @@ def test_grouping_changes_no_bit() -> None:
     results = [
         run(isa, 4, x, w, ((1, 1), (1, 1)), **options)[0]
         for options in (
-            {}, {"groups": 1, "rows": "12"}, {"groups": 7, "rows": "4, 3", "staged": False}, {"panels_per_task": 2},
+            {}, {"groups": 1, "rows": "12"}, {"groups": 7, "rows": "4, 3", "staged": False},
+            {"parts": 2, "staged": False},
         )
     ]  # fmt: skip
     for other in results[1:]:

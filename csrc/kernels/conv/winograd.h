@@ -24,8 +24,8 @@ struct WinogradArgs {
   std::int64_t n, ocb, icb;  // ocb is a multiple of NV
   std::int64_t oh, ow;       // the padded input has oh + 2 rows of ow + 2 pixels
   std::int64_t groups;       // into which the tiles are cut evenly, winograd_group tiles at most
-  std::int64_t panels_per_task = 1;
-  float* v = nullptr;  // V of all groups, winograd_group_elements each
+  std::int64_t parts;        // among which tasks share out the panels of a group
+  float* v = nullptr;        // V of all groups, winograd_group_elements each
 };
 
 template <int M>
@@ -161,10 +161,10 @@ struct Winograd {
     }
   }
 
-  // R tiles times one panel for one xi. With `ahead`, what lies that many elements behind in U is asked for on the way.
-  template <int R, bool Ahead>
+  // R tiles times one panel for one xi.
+  template <int R>
   static __attribute__((noinline)) void multiply(const float* v, std::int64_t v_icb, const float* u, std::int64_t icb,
-                                                 float* m, std::int64_t ahead) {
+                                                 float* m) {
     constexpr int Chunk = kChunk / W;
     vf acc[R][NV] = {}, total[R][NV];
     bool carried = false;
@@ -176,10 +176,7 @@ struct Winograd {
           for (int s = 0; s < Steps; ++s) {
             vf panel[NV];
             OPCEL_UNROLL
-            for (int j = 0; j < NV; ++j) {
-              panel[j] = load(u + (s * NV + j) * W);
-              if constexpr (Ahead) __builtin_prefetch(u + (s * NV + j) * W + ahead, 0, 2);
-            }
+            for (int j = 0; j < NV; ++j) panel[j] = load(u + (s * NV + j) * W);
             OPCEL_UNROLL
             for (int r = 0; r < R; ++r) {
               const vf value = set(row[r * W + s]);
@@ -208,16 +205,13 @@ struct Winograd {
   // The products of `count` tiles with one panel, for every xi.
   template <int... R>
   static OPCEL_INLINE void products(const WinogradArgs& args, const float* v, const float* u, std::int64_t count,
-                                    std::int64_t ahead, float* m) {
+                                    float* m) {
     const std::int64_t group = winograd_group<M>(args), v_icb = group * W, plane = winograd_plane(args.icb * v_icb);
     for (int xi = 0; xi < A * A; ++xi, v += plane, u += args.icb * W * NR, m += winograd_plane(group * NR)) {
       for (std::int64_t i = 0; i < count;) {
         const std::int64_t height = Cut<R...>::next(count - i);
         if (height == 0) break;
-        if (ahead != 0 && i == 0)
-          ((height == R ? multiply<R, true>(v, v_icb, u, args.icb, m, ahead) : void()), ...);
-        else
-          ((height == R ? multiply<R, false>(v + i * W, v_icb, u, args.icb, m + i * NR, 0) : void()), ...);
+        ((height == R ? multiply<R>(v + i * W, v_icb, u, args.icb, m + i * NR) : void()), ...);
         i += height;
       }
     }
@@ -260,12 +254,11 @@ struct Winograd {
   }
 
   // Products and output of some tiles for the panels [panel, last).
-  template <int Ahead, int... R, class Epi>
+  template <int... R, class Epi>
   static OPCEL_INLINE void panels(const WinogradArgs& args, const Epi& epi, WinogradGroup tiles, std::int64_t panel,
                                   std::int64_t last, const float* v, float* m) {
-    const std::int64_t slice = args.icb * W * NR;
     for (; panel < last; ++panel) {
-      products<R...>(args, v, args.u + panel * A * A * slice, tiles.count, Ahead * slice, m);
+      products<R...>(args, v, args.u + panel * A * A * args.icb * W * NR, tiles.count, m);
       output(args, tiles, panel * NV, m, epi);
     }
   }
@@ -293,32 +286,35 @@ void winograd_input_tasks(const WinogradArgs& args, std::int64_t begin, std::int
   }
 }
 
-// Products and output from args.v. Tasks [begin, end): panel groups, then groups of tiles, the last varying fastest.
+// Products and output from args.v. Tasks [begin, end): panels, then groups of tiles, the last varying fastest.
 // R: the register tiles' heights, descending; every group must be a sum of them that a fewest-tiles even split finds.
-// Ahead: U is asked for so many xi in advance. Group: winograd_group of the arguments, or more. Scratch is on the stack.
-template <int M, int NV, int Ahead, int Group, int... R, class Epi>
+// Group: winograd_group of the arguments, or more. Scratch is on the stack.
+template <int M, int NV, int Group, int... R, class Epi>
 void winograd_product_tasks(const WinogradArgs& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
   alignas(64) float m[winograd_panel_elements<M, NV>(Group)];
   const std::int64_t elements = winograd_group_elements<M>(winograd_group<M>(args), args.icb);
   for (std::int64_t task = begin; task < end; ++task) {
-    const std::int64_t group = task % args.groups, panel = task / args.groups * args.panels_per_task;
-    detail::Winograd<M, NV>::template panels<Ahead, R...>(args, epi, detail::winograd_cut<M>(args, group), panel,
-                                                          detail::least(args.ocb / NV, panel + args.panels_per_task),
-                                                          args.v + group * elements, m);
+    const std::int64_t group = task % args.groups, panel = task / args.groups;
+    detail::Winograd<M, NV>::template panels<R...>(args, epi, detail::winograd_cut<M>(args, group), panel, panel + 1,
+                                                   args.v + group * elements, m);
   }
 }
 
-// Both in one, for a V that stays in a core's cache: `Elements` on the stack, winograd_group_elements or more. A task is a
-// group of tiles.
-template <int M, int NV, int Ahead, int Group, int Elements, int... R, class Epi>
+// All in one. Each task transforms the tiles of its group for itself, into `Elements` on the stack (at least
+// winograd_group_elements): that is cheaper than to read what another core has written. Tasks [begin, end): groups, then
+// parts of the panels.
+template <int M, int NV, int Group, int Elements, int... R, class Epi>
 void winograd_tasks(const WinogradArgs& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
   using Winograd = detail::Winograd<M, NV>;
   alignas(64) float v[Elements];
   alignas(64) float m[winograd_panel_elements<M, NV>(Group)];
-  for (std::int64_t group = begin; group < end; ++group) {
+  const std::int64_t panels = args.ocb / NV;
+  for (std::int64_t task = begin; task < end; ++task) {
+    const std::int64_t group = task / args.parts, part = task % args.parts;
     const detail::WinogradGroup tiles = detail::winograd_cut<M>(args, group);
-    for (std::int64_t icb = 0; icb < args.icb; ++icb) Winograd::input(args, tiles, icb, v);
-    Winograd::template panels<Ahead, R...>(args, epi, tiles, 0, args.ocb / NV, v, m);
+    if (part == 0 || task == begin)
+      for (std::int64_t icb = 0; icb < args.icb; ++icb) Winograd::input(args, tiles, icb, v);
+    Winograd::template panels<R...>(args, epi, tiles, panels * part / args.parts, panels * (part + 1) / args.parts, v, m);
   }
 }
 

@@ -61,7 +61,7 @@ class HostWriter:
             self.place[b] = f"static_cast<char*>(r->out[{i}])"
 
     def dim(self, value: Dim) -> str:
-        return c_dim(value, self.symbols)
+        return c_dim(value, {**self.symbols, "opcel_threads": "int64_t{r->threads}"})
 
     def text(self) -> str:
         kernels = sorted({u.name for calls in self.units for u in calls})

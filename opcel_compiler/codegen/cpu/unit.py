@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-from opcel_compiler.ir.dims import Dim
+from opcel_compiler.ir.dims import Dim, symbol
 from opcel_compiler.ir.program import View
 
 MAX_TASK_WORK = 1 << 16
 """Elementwise work of one task, in elements: enough to pay for handing it to another thread."""
+
+
+THREADS = symbol("opcel_threads", 1)
+"""How many threads the run has; in a unit's `integers` and `tasks` alone."""
 
 
 @dataclass

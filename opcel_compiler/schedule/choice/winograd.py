@@ -11,7 +11,7 @@ from opcel_compiler.schedule.choice.convolution import image_tile
 
 SIZES = (2, 4)
 """Output pixels of a tile along an axis."""
-STACK = 640 << 10
+STACK = 704 << 10
 """Bytes of scratch that a kernel may take from the stack of the thread that runs it."""
 EFFICIENCY = 0.95
 """Of the peak, what register tiles reach."""
@@ -23,8 +23,8 @@ GAIN = 0.9
 
 @dataclass(frozen=True)
 class Winograd:
-    """F(`m` x `m`, 3 x 3) for one kernel: `tiles` of all images in `groups`, each done by one task (`fused`) or,
-    after all tiles are transformed, by a task for each panel of `vectors` output blocks."""
+    """F(`m` x `m`, 3 x 3) for one kernel: `tiles` of all images in `groups`, whose tiles are transformed by
+    each task that needs them (`fused`), or all before tasks for each group and panel of `vectors` output blocks."""
 
     m: int
     tiles: int
@@ -84,7 +84,7 @@ def use_winograd(kernel: Kernel, plan: Winograd, choosing: Choosing) -> None:
     kernel.params = {
         "tile": plan.m, "out_blocks": plan.vectors, "group_blocks": plan.blocks, "groups": plan.groups,
         "group": most, "heights": tuple(sorted({h for g in (least, most) for h in _even(g, tallest)}, reverse=True)),
-        "fused": plan.fused, "ahead": _ahead(plan, choosing),
+        "fused": plan.fused,
     }  # fmt: skip
     weight = kernel.inputs[list(kernel.body.inputs).index(anchor.operand(1))].buffer
     weight.packing = f"winograd:{plan.m}:{choosing.width}:{plan.vectors * choosing.width}"
@@ -97,20 +97,21 @@ def transformed_bytes(shape: tuple[int, ...], packing: str) -> int:
 
 
 def _group(m: int, tiles: int, vectors: int, blocks: tuple[int, int], choosing: Choosing) -> Winograd:
-    """Groups whose V stays in half a core's cache, in one task each; where too few tiles fit, V goes through memory."""
-    ocb, icb = blocks
-    line = 4 * choosing.width * (m + 2) ** 2
-    tallest = image_tile(ocb, choosing)[1]
-    most = min(choosing.cache // 2, STACK) // (line * (icb + vectors))
-    groups = -(-tiles // max(1, most))
-    groups = -(-groups // TASKS) * TASKS
-    if tiles >= groups * tallest * 3 // 4:
+    """As many groups as there are tasks wanted, of a register tile or more, V and M in half a core's cache if that
+    leaves so much; staged where even a few tiles do not fit the stack."""
+    tallest = image_tile(blocks[0], choosing)[1]
+    tile = 4 * choosing.width * (m + 2) ** 2 * (blocks[1] + vectors)
+    groups = TASKS
+    while groups > 1 and tiles < groups * tallest:
+        groups //= 2
+    while tile * -(-tiles // groups) > choosing.cache // 2 and tiles >= 2 * groups * tallest:
+        groups *= 2
+    while tile * -(-tiles // groups) > STACK and tiles >= 2 * groups * tallest // 3:
+        groups += 1
+    if tile * -(-tiles // groups) <= STACK:
         return Winograd(m, tiles, groups, True, vectors, blocks)
-    # Groups of a register tile or more, as many as tasks are wanted for each panel, and M in a quarter of a cache.
-    panels = ocb // vectors
-    wanted = min(-(-TASKS // panels), max(1, tiles // tallest))
-    groups = max(wanted, -(-tiles // max(tallest, choosing.cache // 4 // (line * vectors))))
-    return Winograd(m, tiles, groups, False, vectors, blocks)
+    groups = max(1, tiles // tallest, -(-TASKS * vectors // blocks[0]))
+    return Winograd(m, tiles, min(tiles, groups), False, vectors, blocks)
 
 
 def _seconds(plan: Winograd, choosing: Choosing) -> float:
@@ -122,11 +123,6 @@ def _seconds(plan: Winograd, choosing: Choosing) -> float:
     operations = {2: 70, 4: 250}[plan.m] * plan.tiles * (icb + ocb)
     transforms = operations * 2.0 * width / peak
     return max(products + transforms, _read(4 * points * ocb * icb * width**2, choosing))
-
-
-def _ahead(plan: Winograd, choosing: Choosing) -> int:
-    """How many xi ahead U is asked for: where it comes from memory and is read about once."""
-    return 0
 
 
 def _read(size: int, choosing: Choosing) -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from opcel_compiler.codegen.cpu.families.convolution import epilogue, extent, image_steps, padded
-from opcel_compiler.codegen.cpu.unit import KernelUnit
-from opcel_compiler.ir.dims import ceildiv
+from opcel_compiler.codegen.cpu.unit import THREADS, KernelUnit
+from opcel_compiler.ir.dims import Dim, ceildiv, dim_min
 from opcel_compiler.ir.program import Buffer, Kernel, View, whole
 from opcel_compiler.ir.types import F32, TensorType
+from opcel_compiler.schedule.choice.context import TASKS
 from opcel_compiler.targets.schema import Target
 
 HEADERS = ["kernels/conv/winograd.h", "base/vmath.h"]
@@ -14,7 +15,7 @@ HEADERS = ["kernels/conv/winograd.h", "base/vmath.h"]
 
 def emit_winograd(kernel: Kernel, target: Target) -> list[KernelUnit]:
     """`params`: tile m, out_blocks NV, group_blocks (ocb, icb), groups of at most `group` tiles, register tile heights,
-    `ahead` xi to prefetch, `fused` when a task does all of a group."""
+    `fused` when tasks transform the tiles they need for themselves."""
     anchor, p = kernel.anchor, kernel.params
     assert anchor is not None
     m, vectors, group, (ocb, icb) = p["tile"], p["out_blocks"], p["group"], p["group_blocks"]
@@ -23,9 +24,9 @@ def emit_winograd(kernel: Kernel, target: Target) -> list[KernelUnit]:
     unit = KernelUnit()
     struct, make = epilogue(unit, kernel, anchor)
     heights = ", ".join(map(str, p["heights"]))
-    shared = f"{m}, {vectors}, {p['ahead']}, {group}"
+    shared = f"{m}, {vectors}, {group}"
     if p["fused"]:
-        unit.tasks = p["groups"]
+        unit.tasks = p["groups"] * _parts(kernel)
         args = _args(unit, kernel, None)
         call = f"winograd_tasks<{shared}, {elements}, {heights}>(args, epilogue, begin, end);"
         return [unit.finish(HEADERS, struct, f"{args}{make}  {call}\n")]
@@ -40,6 +41,13 @@ def emit_winograd(kernel: Kernel, target: Target) -> list[KernelUnit]:
     return [before, unit]
 
 
+def _parts(kernel: Kernel) -> Dim:
+    """Parts of a group's panels: enough tasks for all threads, and no more, as each transforms the group's tiles."""
+    panels = kernel.params["group_blocks"][0] // kernel.params["out_blocks"]
+    groups = kernel.params["groups"]
+    return 1 if groups >= TASKS else dim_min(panels, ceildiv(THREADS, groups))
+
+
 def _args(unit: KernelUnit, kernel: Kernel, tiles: View | None) -> str:
     anchor, p = kernel.anchor, kernel.params
     assert anchor is not None
@@ -48,7 +56,7 @@ def _args(unit: KernelUnit, kernel: Kernel, tiles: View | None) -> str:
     fields = [
         unit.pointer(padded(x, anchor.attrs["pads"])), *map(unit.integer, image_steps(x)[:3]), unit.pointer(w),
         unit.pointer(y, const=False), *map(unit.integer, (*image_steps(y)[:3], x.shape[0], *p["group_blocks"])),
-        *map(unit.integer, (*extent(y), p["groups"])), "1",
+        *map(unit.integer, (*extent(y), p["groups"], _parts(kernel))),
         unit.pointer(tiles, const=False) if tiles is not None else "nullptr",
     ]  # fmt: skip
     return f"  const WinogradArgs args{{{', '.join(fields)}}};\n"
