@@ -27,10 +27,16 @@ OPCEL_INLINE v32 round_upper(vf v) {
 }
 }  // namespace detail
 
-// W elements, any alignment, widened.
+// W elements, any alignment, widened. g++ takes __builtin_convertvector apart into quarters.
 OPCEL_INLINE vf load(const bf16* p) {
   const auto half = *reinterpret_cast<const detail::v16_memory*>(p);
+#if defined(__AVX512F__) && !defined(__clang__)
+  typedef short signed_half __attribute__((vector_size(2 * W)));
+  const vi wide = __builtin_ia32_pmovzxwd512_mask((signed_half)half, vi{}, static_cast<unsigned short>(-1));
+  return (vf)((detail::v32)wide << 16);
+#else
   return (vf)(__builtin_convertvector(half, detail::v32) << 16);
+#endif
 }
 // Every lane equal to x.
 OPCEL_INLINE vf set(bf16 x) { return (vf)(set_i(x.bits) << 16); }
