@@ -148,7 +148,7 @@ OPCEL_INLINE void accumulate(vf& acc, vf a, vf b) {
 
 // The same in the first W / 2 lanes at least.
 OPCEL_INLINE void accumulate_half(vf& acc, vf a, vf b) {
-#if defined(__AVX512VL__)
+#if defined(__AVX512VL__) && !defined(__clang__)
   asm("vfmadd231ps %t2, %t1, %t0" : "+v"(acc) : "v"(a), "v"(b));
 #else
   accumulate(acc, a, b);
