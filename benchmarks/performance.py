@@ -24,6 +24,7 @@ from benchmarks.sections import SECTIONS, Run
 from opcel_compiler.errors import OpcelError
 
 HERE = Path(__file__).parent
+TINY_KEYS = ("p10_us", "p50_us", "p99_us")
 
 
 def lines(row: Mapping[str, Any]) -> list[str]:
@@ -42,8 +43,12 @@ def lines(row: Mapping[str, Any]) -> list[str]:
             f"{name:26} cold {row['cold_s']:.1f} s, warm {row['warm_s']:.2f} s; {row['artifact_bytes'] / 1e6:.1f} MB, "
             f"{share:.2f} of the weights; {row['winograd_bytes'] / 1e6:.1f} MB are of Winograd kernels"
         ]
-    if not row["engines"]:
-        return [f"{name:26} {row.get('text', '')}"]
+    if "tiny" in row:
+        found = row["tiny"]["ratios"].items()
+        out = [f"{name} {row['threads']}t {pair}: {value:.2f}" for pair, value in found]
+        for engine, e in row["tiny"]["engines"].items():
+            out.append(f"  {engine:24} " + (e.get("error") or " / ".join(f"{e[k]:.2f}" for k in TINY_KEYS) + " us"))
+        return out
     ratio = (
         f"{row['ratio']:.3f} ({row['ratio_low']:.3f}-{row['ratio_high']:.3f}) to {row['best']}"
         if "best" in row

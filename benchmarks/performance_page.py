@@ -41,6 +41,8 @@ def section(name: str, facts: Sequence[Mapping[str, Any]]) -> str:
     grouped = by_label(facts)
     if name == "compile":
         return compile_table(grouped)
+    if name == "tiny":
+        return tiny_table(facts)
     text = ratio_table(grouped, "p99_ratio" if name == "p99" else "ratio")
     means = [run for run in facts if "geomean" in run]
     if not means:
@@ -114,6 +116,27 @@ def compile_table(grouped: Mapping[str, Rows]) -> str:
         sizes = [f"{last[key] / 1e6:.1f}" for key in ("artifact_bytes", "model_bytes", "winograd_bytes")]
         body.append([name, f"{cold:.1f}", f"{warm:.2f}", *sizes])
     return table(["model", "cold s", "warm s", "artifact MB", "parameters MB", "of it Winograd's weights MB"], body)
+
+
+def tiny_table(facts: Sequence[Mapping[str, Any]]) -> str:
+    """Theirs over ours by threads and pair of calls, each run's and the median, and the last run's percentiles."""
+    rows = [row for run in facts for row in run["rows"] if "tiny" in row]
+    body = []
+    for threads in dict.fromkeys(row["threads"] for row in rows):
+        same = [row["tiny"] for row in rows if row["threads"] == threads]
+        for pair in dict.fromkeys(pair for found in same for pair in found["ratios"]):
+            values = [found["ratios"][pair] for found in same if pair in found["ratios"]]
+            engines = same[-1]["engines"]
+            spans = [
+                " / ".join(f"{engines[name][key]:.2f}" for key in ("p50_us", "p99_us"))
+                if "p50_us" in engines.get(name, {})
+                else "-"
+                for name in pair.split("/")
+            ]
+            each = ", ".join(f"{value:.2f}" for value in values)
+            body.append([str(threads), *pair.split("/"), *spans, each, f"**{statistics.median(values):.2f}**"])
+    head = ["threads", "ours", "theirs", "ours P50 / P99 us", "theirs P50 / P99 us", "runs", "median"]
+    return table(head, body)
 
 
 def load(files: Sequence[Path]) -> list[dict[str, Any]]:

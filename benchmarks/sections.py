@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import compile_time, figures
+from benchmarks import tiny as small_calls
 from benchmarks.artifacts import Artifacts, Network, Skipped
 from opcel_compiler.bench.bounds import Bound, program_bound
 from opcel_compiler.bench.machine import Machine
@@ -36,6 +35,9 @@ POOLED_BLOCK_S = 0.5
 BATCHED = ("resnet50", "mobilenet_v2", "minilm")
 BATCHES = (8, 32)
 DECODERS = ("gpt2_decode", "llama_160m_decode")
+TINY = ("mlp",)
+TINY_CALLS = 2000
+"""The calls of a block."""
 
 
 @dataclass
@@ -161,10 +163,14 @@ def _output_bytes(artifact: Path, feeds: Mapping[str, np.ndarray]) -> int:
 
 
 def tiny(run: Run) -> Rows:
-    """What benchmarks.tiny measures."""
-    if importlib.util.find_spec("benchmarks.tiny") is None:
-        raise Skipped("there is no benchmarks.tiny")
-    yield from importlib.import_module("benchmarks.tiny").rows(run)
+    """What a call of the smallest network costs, from Python and from C: benchmarks.tiny."""
+    for name in run.chosen(TINY):
+        network = run.network(name)
+        for threads in (2, 1):
+            facts = small_calls.measure(network.model, network.feeds, threads, run.rounds, calls=TINY_CALLS)
+            outside = [engine for engine, row in facts["engines"].items() if not row.get("within", True)]
+            wrong = {"error": "outside the bound: " + ", ".join(outside)} if "opcel" in " ".join(outside) else {}
+            yield {"network": name, "threads": threads, "tiny": facts, "engines": [], **wrong}
 
 
 def p99(run: Run) -> Rows:

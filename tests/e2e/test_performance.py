@@ -100,6 +100,16 @@ def test_the_table_of_compiles() -> None:
     assert text.splitlines()[-1] == "| net | 5.0 | 0.50 | 3.0 | 2.0 | 1.0 |"
 
 
+def test_the_table_of_small_calls() -> None:
+    def run(ratio: float) -> dict[str, Any]:
+        engines = {"opcel": {"p50_us": 2.0, "p99_us": 4.0}, "ort": {"p50_us": 2 * ratio, "p99_us": 9.0}}
+        facts = {"ratios": {"opcel/ort": ratio}, "engines": engines}
+        return {"rows": [{"network": "mlp", "threads": 2, "tiny": facts, "engines": []}]}
+
+    text = performance_page.section("tiny", [run(3.0), run(1.0), run(2.0)])
+    assert text.splitlines()[-1] == ("| 2 | opcel | ort | 2.00 / 4.00 | 4.00 / 9.00 | 3.00, 1.00, 2.00 | **2.00** |")
+
+
 def test_a_row_that_is_wrong_or_missing_fails_the_run() -> None:
     assert performance.is_good(row("net", 1.0))
     assert performance.is_good({"engines": [], "error": "skipped: no such option"})
