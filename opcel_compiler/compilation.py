@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opcel_compiler.errors import OpcelError
@@ -22,6 +22,7 @@ from opcel_compiler.rewrite.pipeline import PassManager, Pipeline
 from opcel_compiler.schedule.coverage import Coverage, Work, native_work, node_work
 from opcel_compiler.schedule.lower import lower
 from opcel_compiler.schedule.placement import Fallback, place
+from opcel_compiler.schedule.states import StateSpec, append_in_place
 from opcel_compiler.targets import TargetError, list_targets, load_target
 from opcel_compiler.targets.constraints import constraints_of, violations
 from opcel_compiler.targets.cpu.constraints import cpu_constraints
@@ -74,6 +75,7 @@ def prepare(
     precision: str = "f32",
     tuned: Mapping[str, Any] | None = None,
     small: bool = False,
+    state: Sequence[str] = (),
 ) -> Compilation:
     """Import, run the passes, place and lower: everything before code generation.
 
@@ -81,10 +83,12 @@ def prepare(
     once it is known which nodes run where, and may refuse that by raising. `precision` is "f32", or "bf16" to compute
     products in bf16. Raises TargetError for a target that cannot. `tuned` are measured choices of kernels by their
     texts (`schedule.choice.variants.Override`). `small` keeps weights at their size.
+    `state` are the caches that grow in place (`schedule.states.StateSpec.parse`). Raises StateError for one that can't.
     """
     report = progress or (lambda what, done, of: None)
     description = load_target(target)
     check_precision(description, precision)
+    specs = [StateSpec.parse(text) for text in state]
     passes = Pipeline.parse(pipeline or description.pipeline)
     report("importing", 0, 0)
     imported = import_model(model, dims=dims)
@@ -109,6 +113,7 @@ def prepare(
         else:
             work.native_flops = work.native_flops + flops(node)
     work.program = lower(work.graph)
+    append_in_place(work.program, specs, (imported.input_names, imported.output_names))
     PassManager.run(work.program, passes.at("program"), work.context, tools)
     return work
 

@@ -36,6 +36,7 @@ from opcel_compiler.references import reference_outputs, sampled_reference
 from opcel_compiler.report import facts
 from opcel_compiler.report.html import page
 from opcel_compiler.runtime._runtime import usable_cpus
+from opcel_compiler.runtime.decoding import load, run_whole
 from opcel_compiler.runtime.integrity import stamped
 from opcel_compiler.runtime.model import CompiledModel, verify
 from opcel_compiler.schedule.choice.variants import Override
@@ -64,7 +65,7 @@ def compile(
     pipeline: str | None = None, fallback: str = "warn", inputs: str | os.PathLike[str] | Feeds | None = None,
     proof: bool = True, min_coverage: float = 0.0, dims: Mapping[str, DimValue] | None = None,
     precision: str = "f32", max_error: float | None = None, tune: str | os.PathLike[str] | None = None,
-    small: bool = False, progress: Progress | None = None,
+    small: bool = False, state: Sequence[str] = (), progress: Progress | None = None,
 ) -> CompiledModel:  # fmt: skip
     """Compile an ONNX model (path, bytes or ModelProto) for `target` into the folder `output`, and open it.
 
@@ -77,6 +78,8 @@ def compile(
     an output, in place of the precision's own. `tune` is a lock file of `opcel tune`, whose choices of kernels replace
     the compiler's own; entries of another machine, or of kernels that have changed, are left alone, with a warning.
     `small` forgoes what makes weights larger to be faster.
+    `state` names the caches of a decode step that grow in place, each text "inputs=outputs:capacity" with * for any
+    part of a name (docs/decoding.md); the returned model is then a `Decoder`.
 
     Raises ModelError for a bad model, TargetError, FallbackError, ProofError when a result is outside the bound,
     OutputError and ToolchainError; in each case nothing is left at `output`.
@@ -98,7 +101,7 @@ def compile(
 
     work = prepare(
         model, target, pipeline=pipeline, progress=report, dims=dims, placed=placed, precision=precision,
-        tuned=_tuned(tune, target, threads), small=small,
+        tuned=_tuned(tune, target, threads), small=small, state=state,
     )  # fmt: skip
     check_bound(work.graph)
     times = {"front": time.perf_counter() - started}
@@ -126,7 +129,7 @@ def compile(
         write_page(folder / PAGE, page(told, manifest))
         times["total"] = time.perf_counter() - started
         write_json(folder / BUILD, facts.build_facts(times, work, module))
-    opened = CompiledModel(place_at, threads=threads)
+    opened = load(place_at, threads=threads)
     if keep is not None:
         weakref.finalize(opened, keep.cleanup)
     return opened
@@ -182,8 +185,8 @@ def _prove(work: Compilation, model: Any, folder: Path, inputs: Any, bound: Boun
         return Proof("unproved", reason=f"this CPU lacks {missing}; run `opcel run --prove MODEL` on one that has it")
     names, outputs = work.imported.input_names, work.imported.output_names
     feeds, engine, want = _reference(model, work.graph, names, outputs, inputs)
-    with CompiledModel(folder) as compiled:
-        stamp = prove(lambda f: compiled.run(dict(f)), zip(outputs, want, strict=True), feeds, engine, bound)
+    with load(folder) as compiled:
+        stamp = prove(lambda f: run_whole(compiled, f), zip(outputs, want, strict=True), feeds, engine, bound)
     if stamp.status != "proved":
         raise ProofError(f"{outside(stamp)}. {first_wrong_node(work, feeds, want, engine, bound)}")
     return stamp
@@ -224,7 +227,7 @@ def prove_artifact(
     Raises ProofError when it is outside its bound or was made from another model; the artifact is then unchanged.
     """
     verify(artifact)
-    with CompiledModel(artifact) as compiled:
+    with load(artifact) as compiled:
         bound = manifest_bound(compiled.manifest)
         given = {n: v if isinstance(v, int) else (v[0], v[1]) for n, v in compiled.manifest.get("dims", {}).items()}
         imported = import_model(model, dims=given)
@@ -233,7 +236,7 @@ def prove_artifact(
         names, outputs = imported.input_names, imported.output_names
         graph = imported.graph
         feeds, engine, want = _reference(model, graph, names, outputs, inputs)
-        stamp = prove(lambda f: compiled.run(dict(f)), zip(outputs, want, strict=True), feeds, engine, bound)
+        stamp = prove(lambda f: run_whole(compiled, f), zip(outputs, want, strict=True), feeds, engine, bound)
         if stamp.status != "proved":
             raise ProofError(outside(stamp))
         folder = Path(artifact)

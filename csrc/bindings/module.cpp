@@ -60,7 +60,7 @@ thread_local std::unique_ptr<py::error_already_set> region_error;
 struct Call {
   opcel_context* context = nullptr;
   std::vector<opcel_tensor> inputs, outputs;
-  std::vector<int64_t> strides;  // of all the inputs, one after the other
+  std::vector<int64_t> strides;  // of all the inputs and then the outputs, one after the other
   std::vector<int64_t> extents;  // of all the outputs
   std::vector<int64_t*> shapes;  // of each output, into extents
   std::vector<Results> results;    // of each output
@@ -141,6 +141,7 @@ struct Loaded {
     call->arrays.resize(inputs.size() + outputs.size());
     size_t strides = 0, extents = 0;
     for (const Value& value : inputs) strides += value.shape.size();
+    for (const Value& value : outputs) strides += value.shape.size();
     for (const Value& value : outputs) extents += value.shape.size();
     call->strides.resize(strides);
     call->extents.resize(extents);
@@ -263,7 +264,7 @@ class Model {
   }
 
   /// Seconds of each step, summed over `runs` runs.
-  py::list profile(const py::dict& feeds, int32_t runs) {
+  py::list profile(const py::dict& feeds, int32_t runs, const py::object& outputs) {
     const std::shared_ptr<Loaded> loaded = open();
     if (!OPCEL_HAS(loaded->api, profile) || !OPCEL_HAS(loaded->facts, n_steps))
       raise("RunError", "the artifact was compiled before steps could be timed; compile the model again");
@@ -273,7 +274,7 @@ class Model {
     take_inputs(*loaded, feeds, &call);
     if (const int32_t status = loaded->api->output_shapes(call.context, call.inputs.data(), call.shapes.data()))
       raise(error_type(status), loaded->api->last_error(call.context));
-    make_outputs(*loaded, py::none(), &call);
+    make_outputs(*loaded, outputs, &call);
     std::vector<double> seconds(static_cast<size_t>(loaded->facts->n_steps));
     PyThreadState* const released = PyEval_SaveThread();
     const int32_t status =
@@ -326,28 +327,43 @@ class Model {
     if (feeds.size() != loaded.inputs.size()) raise_for_names(feeds, loaded.inputs, "input");
   }
 
+  /// The input whose memory output `output` is in; -1 when it has its own.
+  static int32_t past_of(const Loaded& loaded, size_t output) {
+    if (!OPCEL_HAS(loaded.facts, states)) return -1;
+    for (int32_t i = 0; i < loaded.facts->n_states; ++i)
+      if (loaded.facts->states[i].output == static_cast<int32_t>(output)) return loaded.facts->states[i].input;
+    return -1;
+  }
+
   /// Takes the arrays that the caller gave and makes the others.
   static void make_outputs(const Loaded& loaded, const py::object& given, Call* call) {
     if (!given.is_none() && !PyDict_Check(given.ptr()))
       raise("FeedError", "outputs: a dict of name to NumPy array expected");
     Py_ssize_t used = 0;
+    int64_t* strides = call->strides.data();
+    for (const Value& value : loaded.inputs) strides += value.rank();
     for (size_t i = 0; i < loaded.outputs.size(); ++i) {
       const Value& value = loaded.outputs[i];
       py::object& array = call->arrays[loaded.inputs.size() + i];
       PyObject* own = given.is_none() ? nullptr : PyDict_GetItemWithError(given.ptr(), value.name.ptr());
       if (!own && PyErr_Occurred()) throw py::error_already_set();
       array = own ? checked_array(own, value, "output") : call->results[i].array(value, call->shapes[i]);
-      if (own && !has_flags(array, kAligned | kDense | kWriteable))
+      const bool is_state = past_of(loaded, i) >= 0;
+      if (is_state && !own)
+        raise("FeedError", "output '" + text_of(value.name) + "' is state: the memory of its input is to be given");
+      if (own && !has_flags(array, kAligned | kWriteable | (is_state ? 0 : kDense)))
         raise("FeedError", "output '" + text_of(value.name) + "': a writeable, aligned, C-contiguous array expected");
-      call->outputs[i] = tensor_of(&array, value, nullptr);
+      call->outputs[i] = tensor_of(&array, value, strides);
+      strides += value.rank();
       used += own != nullptr;
     }
     if (used == 0 && (given.is_none() || PyDict_GET_SIZE(given.ptr()) == 0)) return;
     const auto arrays = py::reinterpret_borrow<py::dict>(given);
     if (used != PyDict_GET_SIZE(given.ptr())) raise_for_names(arrays, loaded.outputs, "output");
     for (size_t i = 0; i < loaded.outputs.size(); ++i) {
+      const int32_t past = past_of(loaded, i);
       for (size_t j = 0; j < loaded.inputs.size(); ++j)
-        check_apart(loaded, *call, i, loaded.inputs[j], call->inputs[j]);
+        if (static_cast<int32_t>(j) != past) check_apart(loaded, *call, i, loaded.inputs[j], call->inputs[j]);
       for (size_t j = 0; j < i; ++j) check_apart(loaded, *call, i, loaded.outputs[j], call->outputs[j]);
     }
   }
@@ -426,7 +442,7 @@ PYBIND11_MODULE(_runtime, module) {
       .def(py::init<const std::string&, bool, std::shared_ptr<SharedPool>, py::object>(), py::arg("artifact"),
            py::arg("resident"), py::arg("pool").none(true), py::arg("region"))
       .def("close", &Model::close)
-      .def("profile", &Model::profile, py::arg("feeds"), py::arg("runs") = 1,
+      .def("profile", &Model::profile, py::arg("feeds"), py::arg("runs") = 1, py::arg("outputs") = py::none(),
            "Runs the model `runs` times and gives the seconds of each step of the program, summed over the runs, as "
            "the calling thread sees them. Raises like run, and RunError for an artifact that cannot tell.")
       .def_property_readonly("closed", &Model::closed)

@@ -59,6 +59,16 @@ typedef struct opcel_value {
   const int64_t *dims;
 } opcel_value;
 
+/* An input and an output that are one piece of memory, the caller's: the output is the input with more appended along
+ * `axis`, which has room for `capacity`. Their tensors have the same data; their strides are those of a dense tensor
+ * with `capacity` in place of the extent of `axis`, and need not be given where that makes no difference. A run writes
+ * only what is appended. */
+typedef struct opcel_state {
+  int32_t input, output;
+  int32_t axis;
+  int64_t capacity;
+} opcel_state;
+
 typedef struct opcel_description {
   uint32_t struct_size;
   int32_t n_inputs;
@@ -71,6 +81,8 @@ typedef struct opcel_description {
   uint64_t weights_bytes;
   int64_t arena_bytes; /* working memory of one context; -1: depends on the symbols */
   int32_t n_steps;     /* what profile measures; absent where struct_size ends before it */
+  int32_t n_states;    /* absent likewise, with states */
+  const opcel_state *states;
 } opcel_description;
 
 /* Does the tasks [begin, end) of one step. thread is in [0, threads) and unique among the calls that
@@ -138,7 +150,8 @@ typedef struct opcel_api {
   /* Writes the extents of output i for these inputs to shapes[i] (room for its rank). Reads no data. */
   int32_t (*output_shapes)(opcel_context *context, const opcel_tensor *inputs, int64_t *const *shapes);
   /* Inputs and outputs in the order of the description. Dense inputs are read in place, others are copied
-   * first. No output may overlap an input or another output. Allocates only when a shape needs more memory
+   * first. No output may overlap an input or another output,
+   * but for those of opcel_state. Allocates only when a shape needs more memory
    * than any before it in this context. */
   int32_t (*run)(opcel_context *context, const opcel_tensor *inputs, const opcel_tensor *outputs);
   /* Why the last call on this context failed. */

@@ -65,6 +65,9 @@ struct OpcelProgram {
   const char* cpu_features;
 
   int32_t n_steps;  // opcel_mark is called with each number below it, once a run
+
+  int32_t n_states;
+  const opcel_state* states;
 };
 
 extern "C" OPCEL_HIDDEN const OpcelProgram opcel_program;

@@ -209,7 +209,9 @@ int32_t open_model(const char* artifact, const opcel_options* given, opcel_model
                        program.symbols,
                        program.weights_bytes,
                        program.n_symbols ? -1 : static_cast<int64_t>(program.arena_bytes(&no_symbol)),
-                       program.n_steps};
+                       program.n_steps,
+                       program.n_states,
+                       program.states};
   *model = made;
   return OPCEL_OK;
 }
@@ -287,6 +289,40 @@ int32_t no_memory(opcel_context* context, const char* what, size_t bytes) {
   return OPCEL_MEMORY;
 }
 
+/// The state that a value is part of; null when there is none.
+const opcel_state* state_of(int32_t opcel_state::* side, int32_t index) {
+  for (int32_t i = 0; i < program.n_states; ++i)
+    if (program.states[i].*side == index) return program.states + i;
+  return nullptr;
+}
+
+/// Whether a tensor lies as the state's memory does, and inside it.
+bool lies_in(const opcel_tensor& tensor, const opcel_state& state) {
+  if (tensor.shape[state.axis] > state.capacity) return false;
+  if (opcel::element_count(tensor.shape, tensor.rank) == 0) return true;
+  int64_t room = 1, dense = 1;
+  for (int32_t axis = tensor.rank - 1; axis >= 0; --axis) {
+    const int64_t extent = tensor.shape[axis];
+    if (extent > 1 && (tensor.strides ? tensor.strides[axis] : dense) != room) return false;
+    room *= axis == state.axis ? state.capacity : extent;
+    dense *= extent;
+  }
+  return true;
+}
+
+int32_t refuse_state(opcel_context* context, const opcel_tensor& tensor, const opcel_value& value,
+                     const opcel_state& state) {
+  const long long length = tensor.shape[state.axis], capacity = state.capacity;
+  if (length > capacity)
+    snprintf(context->error, sizeof context->error, "'%s' holds %lld places, and its capacity is %lld", value.name,
+             length, capacity);
+  else
+    snprintf(context->error, sizeof context->error,
+             "'%s' is state: an input and an output with the same data, dense but for a capacity of %lld along axis %d",
+             value.name, capacity, state.axis);
+  return OPCEL_ARGUMENT;
+}
+
 int32_t place_inputs(opcel_context* context, const opcel_tensor* inputs) {
   for (int32_t i = 0; i < program.n_inputs; ++i) {
     const opcel_tensor& tensor = inputs[i];
@@ -295,7 +331,9 @@ int32_t place_inputs(opcel_context* context, const opcel_tensor* inputs) {
       snprintf(context->error, sizeof context->error, "input '%s': no data given", program.inputs[i].name);
       return OPCEL_ARGUMENT;
     }
-    if (opcel::is_dense(tensor)) {
+    const opcel_state* state = program.n_states ? state_of(&opcel_state::input, i) : nullptr;
+    if (state && !lies_in(tensor, *state)) return refuse_state(context, tensor, program.inputs[i], *state);
+    if (state || opcel::is_dense(tensor)) {
       context->in[i] = tensor.data;
       continue;
     }
@@ -319,7 +357,10 @@ int32_t place_outputs(opcel_context* context, const opcel_tensor* outputs) {
       return OPCEL_ARGUMENT;
     }
     const bool no_data = !tensor.data && opcel::element_count(tensor.shape, tensor.rank) != 0;
-    if (no_data || !opcel::is_dense(tensor)) {
+    const opcel_state* state = program.n_states ? state_of(&opcel_state::output, i) : nullptr;
+    if (state && !(lies_in(tensor, *state) && tensor.data == context->in[state->input]))
+      return refuse_state(context, tensor, program.outputs[i], *state);
+    if (no_data || (!state && !opcel::is_dense(tensor))) {
       text.add("output '%s': %s", expected.name, no_data ? "no data given" : "the memory given is not dense");
       return OPCEL_ARGUMENT;
     }

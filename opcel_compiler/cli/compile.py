@@ -38,6 +38,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--small", action="store_true", help="forgo what makes weights larger to be faster (Winograd convolutions)"
     )
     options.add_dims(parser)
+    parser.add_argument(
+        "--state", action="append", default=[], metavar="IN=OUT:CAPACITY",
+        help="caches that grow in place, such as 'past_*=present_*:1024' (* is any text); may be given again",
+    )  # fmt: skip
     options.add_min_coverage(parser)
     options.add_inputs(parser, "sample inputs for the proof (default: random ones)")
     parser.add_argument("--no-proof", action="store_true", help="do not run and compare; the artifact says unproved")
@@ -62,6 +66,7 @@ def execute(args: argparse.Namespace) -> int:
             args.model, args.target, output, args.threads, pipeline=args.pipeline, fallback=args.fallback,
             inputs=read_arrays(args.inputs) if args.inputs else None, proof=not args.no_proof, dims=dict(args.dim),
             min_coverage=args.min_coverage, precision=args.precision, max_error=args.max_error, tune=args.tune,
+            state=args.state,
             small=args.small, progress=progress,
         ) as model:  # fmt: skip
             report = model.report

@@ -18,6 +18,7 @@ class Layout:
     `halo[i]`: (before, after) elements of `pad_value` around axis i; () means none anywhere.
     `storage`: "bf16" when elements that are logically f32 lie in memory as bf16, rounded to nearest even as they are
     written; "" when they lie as their type.
+    `room`: (axis, size): in memory the axis has `size` places, of which the tensor takes the first; () means none.
     """
 
     order: tuple[int, ...] = ()
@@ -26,17 +27,20 @@ class Layout:
     halo: tuple[tuple[int, int], ...] = ()
     pad_value: float = 0.0
     storage: str = ""
+    room: tuple[int, int] | tuple[()] = ()
 
     @property
     def is_plain(self) -> bool:
         """Row-major in the logical order, unblocked, without a halo, elements as their type."""
         in_order = self.block == 1 and list(self.order) == sorted(self.order)
-        return in_order and not any(sum(h) for h in self.halo) and not self.storage
+        return in_order and not any(sum(h) for h in self.halo) and not self.storage and not self.room
 
     def _outer(self, shape: tuple[Dim, ...]) -> list[Dim]:
         dims: list[Dim] = list(shape)
         for axis, (before, after) in enumerate(self.halo):
             dims[axis] = dims[axis] + before + after
+        if self.room:
+            dims[self.room[0]] = self.room[1]
         if self.block > 1:
             dims[self.block_axis] = ceildiv(dims[self.block_axis], self.block)
         return dims
@@ -89,6 +93,8 @@ class Layout:
             parts.append(f"pad={self.pad_value!r}")
         if self.storage:
             parts.append(f"storage={self.storage}")
+        if self.room:
+            parts.append(f"room={self.room[1]}@{self.room[0]}")
         return f"layout<{', '.join(parts)}>"
 
 

@@ -215,6 +215,17 @@ class Region:
 Step = Union[Kernel, Region]
 
 
+@dataclass(frozen=True)
+class State:
+    """An input and an output that share memory: the output is the input with places appended along `axis`, which has
+    `capacity` of them in both buffers' layouts."""
+
+    past: Buffer
+    present: Buffer
+    axis: int
+    capacity: int
+
+
 @dataclass(eq=False)
 class Program:
     """Steps over buffers; `inputs` and `outputs` in the order of the graph's."""
@@ -223,6 +234,7 @@ class Program:
     inputs: list[Buffer] = field(default_factory=list)
     outputs: list[Buffer] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
 
     @property
     def buffers(self) -> list[Buffer]:

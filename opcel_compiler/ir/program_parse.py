@@ -96,11 +96,14 @@ class _ProgramParser(_Parser):
         found = self.take(
             re.compile(
                 r"<(?:order=(?P<order>[\d.]+))?(?:, )?(?:block=(?P<block>\d+)@(?P<axis>\d+))?(?:, )?"
-                r"(?:halo=(?P<halo>[\d.-]+))?(?:, )?(?:pad=(?P<pad>[^,>]+))?(?:, )?(?:storage=(?P<storage>\w+))?>"
+                r"(?:halo=(?P<halo>[\d.-]+))?(?:, )?(?:pad=(?P<pad>[^,>]+))?(?:, )?(?:storage=(?P<storage>\w+))?(?:, )?"
+                r"(?:room=(?P<room>\d+)@(?P<grown>\d+))?>"
             )
         )
         if not found:
-            self.fail("expected <order=0.1, block=8@1, halo=0-0.1-1, pad=0.0, storage=bf16>, each part optional")
+            self.fail(
+                "expected <order=0.1, block=8@1, halo=0-0.1-1, pad=0.0, storage=bf16, room=64@2>, each part optional"
+            )
         try:
             return Layout(
                 tuple(map(int, found["order"].split("."))) if found["order"] else (),
@@ -109,6 +112,7 @@ class _ProgramParser(_Parser):
                 tuple(self.pair(h) for h in found["halo"].split(".")) if found["halo"] else (),
                 float(found["pad"] or 0.0),
                 found["storage"] or "",
+                (int(found["grown"]), int(found["room"])) if found["room"] else (),
             )
         except ValueError as e:
             self.fail(str(e), start)

@@ -4,7 +4,8 @@
  2. Names: no two buffers have the same name.
  3. Data: a weight has data of its dtype and number of elements, no other buffer has data or a packing.
  4. Layouts: the order is a permutation, the block is positive and of an existing axis, a halo gives two non-negative
-    widths for each axis, none on the blocked one. Only temporaries and weights of f32 are stored as bf16.
+    widths for each axis, none on the blocked one. Only temporaries and weights of f32 are stored as bf16, and only
+    inputs and outputs have room to grow.
  5. Pads: the pad value of floats is 0, that of other elements is one of their dtype.
  6. Views: a view has a stride for each axis, and on a blocked buffer the buffer's axes.
  7. Bounds: a view whose shape, strides and offset are integers lies inside its buffer.
@@ -136,6 +137,8 @@ def _buffer(b: Buffer) -> None:
         bad = len(layout.halo) != rank or any(w < 0 for pair in layout.halo for w in pair)
         if bad or (layout.block > 1 and any(layout.halo[layout.block_axis])):
             raise ProgramVerifyError(4, f"{b!r}: the halo does not fit {rank} axes, the blocked one without a halo")
+    if layout.room and not (0 <= layout.room[0] < rank and layout.room[1] > 0 and b.kind in ("input", "output")):
+        raise ProgramVerifyError(4, f"{b!r}: only an axis of an input or output has room")
     if layout.storage not in STORAGES or (layout.storage and (b.type.dtype != F32 or b.kind in ("input", "output"))):
         raise ProgramVerifyError(4, f"{b!r} cannot be stored as {layout.storage}")
     if b.type.dtype.kind not in "iu":

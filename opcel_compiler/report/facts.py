@@ -55,6 +55,15 @@ def manifest(work: Compilation, module: Module | None, folder: Path, stamp: Proo
         "precision": work.context.precision, "max_error": bound.norm,
         "inputs": values(work.imported.input_names, work.program.inputs),
         "outputs": values(work.imported.output_names, work.program.outputs), "modules": modules,
+        "states": [
+            {
+                "input": work.imported.input_names[work.program.inputs.index(s.past)],
+                "output": work.imported.output_names[work.program.outputs.index(s.present)],
+                "axis": s.axis, "capacity": s.capacity,
+                "appended": _dim(s.present.type.dims[s.axis] - s.past.type.dims[s.axis]),
+            }
+            for s in work.program.states
+        ],
         "weights": {"file": "weights.bin", "bytes": size, "sha256": file_sha256(weights) if size else ""},
         "arena": _dim(module.memory.arena) if module is not None else None, "proof": stamp.summary,
     })  # fmt: skip

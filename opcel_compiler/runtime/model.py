@@ -56,21 +56,6 @@ def verify(path: str | os.PathLike[str]) -> None:
             check_file(folder / str(entry["file"]), str(entry["sha256"]))
 
 
-def load(
-    path: str | os.PathLike[str], threads: int | None = None, weights: WeightsMode = "map", pin: bool = False
-) -> CompiledModel:
-    """Opens the artifact in the folder `path`.
-
-    `threads` counts the caller; None is one per CPU that this process may use. Models of one thread count share
-    their threads. `weights`: "map" reads the file as its pages are used, and opens in milliseconds; "resident"
-    copies it into huge pages first, and runs fastest. `pin` keeps each thread but the caller's on one CPU, for
-    machines that do nothing else.
-
-    Raises ArtifactError when the folder is no artifact, is damaged, or was compiled for another CPU.
-    """
-    return CompiledModel(path, threads=threads, weights=weights, pin=pin)
-
-
 class CompiledModel(_runtime.Model):
     """An open artifact. `run`, inherited from the bindings, may be called by several threads at once."""
 

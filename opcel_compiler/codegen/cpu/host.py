@@ -73,7 +73,7 @@ class HostWriter:
             f'extern "C" {{\n{declared}}}\n\nnamespace {{\n\n'
             f"{self._values('input', self.program.inputs, self.names[0])}"
             f"{self._values('output', self.program.outputs, self.names[1])}"
-            f"{self._symbols()}{self._bind()}{self._output_shapes()}"
+            f"{self._symbols()}{self._states()}{self._bind()}{self._output_shapes()}"
             f"{self._arena()}"
             f"{self._run()}\n}}  // namespace\n\n{self._table()}"
         )
@@ -103,6 +103,15 @@ class HostWriter:
         if not self.symbols:
             return "const char* const* const symbols = nullptr;\n\n"
         return f"const char* const symbols[] = {{{', '.join(map(c_string, self.symbols))}}};\n\n"
+
+    def _states(self) -> str:
+        rows = [
+            f"{{{self.program.inputs.index(s.past)}, {self.program.outputs.index(s.present)}, {s.axis}, {s.capacity}}}"
+            for s in self.program.states
+        ]
+        if not rows:
+            return "const opcel_state* const states = nullptr;\n\n"
+        return f"const opcel_state states[] = {{{', '.join(rows)}}};\n\n"
 
     def _bind(self) -> str:
         lines = []
@@ -251,6 +260,6 @@ class HostWriter:
             "OPCEL_PROGRAM_VERSION", str(len(self.program.inputs)), str(len(self.program.outputs)),
             str(len(self.symbols)), str(regions), "inputs", "outputs", "symbols", f"UINT64_C({self.weights.size})",
             f"UINT64_C({self.weights.check})", "bind", "output_shapes", "arena_bytes", "run", features,
-            str(len(self.program.steps)),
+            str(len(self.program.steps)), str(len(self.program.states)), "states",
         ]  # fmt: skip
         return f'extern "C" OPCEL_HIDDEN const OpcelProgram opcel_program = {{\n    {", ".join(fields)}}};\n'
