@@ -51,16 +51,17 @@ OPCEL_INLINE WinogradGroup winograd_cut(const WinogradArgs& args, std::int64_t g
 // Planes of V and M are a vector apart from a multiple of the page size, or they would fall into the same cache sets.
 OPCEL_INLINE constexpr std::int64_t winograd_plane(std::int64_t elements) { return elements + W; }
 
+// One-dimensional: t = B' d in two halves, which take turns so that a tile's intermediate rows stay in registers, and y =
+// A' m.
 template <int M>
 struct WinogradTransform;
 
 template <>
 struct WinogradTransform<2> {
-  static OPCEL_INLINE void input(const vf (&d)[4], vf (&t)[4]) {
-    t[0] = d[0] - d[2];
-    t[1] = d[1] + d[2];
-    t[2] = d[2] - d[1];
-    t[3] = d[3] - d[1];
+  template <int Half>
+  static OPCEL_INLINE void input(const vf (&d)[4], vf (&t)[2]) {
+    t[0] = Half == 0 ? d[0] - d[2] : d[2] - d[1];
+    t[1] = Half == 0 ? d[1] + d[2] : d[3] - d[1];
   }
   static OPCEL_INLINE void output(const vf (&m)[4], vf (&y)[2]) {
     y[0] = m[0] + (m[1] + m[2]);
@@ -72,17 +73,15 @@ template <>
 struct WinogradTransform<4> {
   static constexpr float P = 0.625f, Q = 1.5f;
 
-  static OPCEL_INLINE void input(const vf (&d)[6], vf (&t)[6]) {
-    const vf p = set(P), q = set(Q), pp = set(-P * P), qq = set(-Q * Q);
-    const vf sum = set(-(P * P + Q * Q)), product = set(P * P * Q * Q);
-    const vf even_p = fma(qq, d[2], d[4]), odd_p = fma(qq, d[1], d[3]);
-    const vf even_q = fma(pp, d[2], d[4]), odd_q = fma(pp, d[1], d[3]);
-    t[0] = fma(product, d[0], fma(sum, d[2], d[4]));
-    t[1] = fma(p, odd_p, even_p);
-    t[2] = fma(-p, odd_p, even_p);
-    t[3] = fma(q, odd_q, even_q);
-    t[4] = fma(-q, odd_q, even_q);
-    t[5] = fma(product, d[1], fma(sum, d[3], d[5]));
+  template <int Half>
+  static OPCEL_INLINE void input(const vf (&d)[6], vf (&t)[3]) {
+    constexpr float Own = Half == 0 ? P : Q, Other = Half == 0 ? Q : P;
+    constexpr int Ends = Half == 0 ? 0 : 2, Pair = 1 - Half;
+    const vf square = set(-Other * Other);
+    const vf even = fma(square, d[2], d[4]), odd = fma(square, d[1], d[3]);
+    t[Pair] = fma(set(Own), odd, even);
+    t[Pair + 1] = fma(set(-Own), odd, even);
+    t[Ends] = fma(set(P * P * Q * Q), d[Half], fma(set(-(P * P + Q * Q)), d[2 + Half], d[4 + Half]));
   }
   static OPCEL_INLINE void output(const vf (&m)[6], vf (&y)[4]) {
     const vf even_p = m[1] + m[2], odd_p = m[1] - m[2], even_q = m[3] + m[4], odd_q = m[3] - m[4];
@@ -127,22 +126,33 @@ struct Winograd {
   template <bool Edge>
   static OPCEL_INLINE void input_tile(const float* x, std::int64_t x_row, int rows, int cols, float* v,
                                       std::int64_t plane) {
-    vf t[A][A];
+    input_half<0, Edge>(x, x_row, rows, cols, v, plane);
+    input_half<1, Edge>(x, x_row, rows, cols, v + A * A / 2 * plane, plane);
+  }
+
+  template <int Half, bool Edge>
+  static OPCEL_INLINE void input_half(const float* x, std::int64_t x_row, int rows, int cols, float* v,
+                                      std::int64_t plane) {
+    vf t[A / 2][A];
     OPCEL_UNROLL
     for (int c = 0; c < A; ++c) {
-      vf d[A], column[A];
+      vf d[A], column[A / 2];
       OPCEL_UNROLL
       for (int r = 0; r < A; ++r) d[r] = !Edge || (r < rows && c < cols) ? load(x + r * x_row + c * W) : vf{};
-      Transform::input(d, column);
+      Transform::template input<Half>(d, column);
       OPCEL_UNROLL
-      for (int r = 0; r < A; ++r) t[r][c] = column[r];
+      for (int r = 0; r < A / 2; ++r) t[r][c] = column[r];
     }
     OPCEL_UNROLL
-    for (int r = 0; r < A; ++r) {
-      vf row[A];
-      Transform::input(t[r], row);
+    for (int r = 0; r < A / 2; ++r) {
+      vf low[A / 2], high[A / 2];
+      Transform::template input<0>(t[r], low);
+      Transform::template input<1>(t[r], high);
       OPCEL_UNROLL
-      for (int c = 0; c < A; ++c) store(v + (r * A + c) * plane, row[c]);
+      for (int c = 0; c < A / 2; ++c) {
+        store(v + (r * A + c) * plane, low[c]);
+        store(v + (r * A + A / 2 + c) * plane, high[c]);
+      }
     }
   }
 
