@@ -18,6 +18,7 @@ from opcel_compiler.ir.parts import Parts, part_of
 from opcel_compiler.ir.program import Buffer, Kernel, Program, Step, View, whole
 from opcel_compiler.ir.types import F32, TensorType
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
+from opcel_compiler.schedule.choice.convolution import depthwise_tile
 
 AGNOSTIC = frozenset({"elementwise", "max_pool", "avg_pool", "reduce_mean"})
 
@@ -34,13 +35,14 @@ class Relayout(Pass):
         target = ctx.target
         width = target.vector.width_f32 if target is not None and target.vector is not None else 1
         if width > 1 and any(k.family == "conv" for k in program.kernels):
-            _Relayout(program, width).run()
+            _Relayout(program, width, target.vector.registers).run()
 
 
 class _Relayout:
-    def __init__(self, program: Program, width: int) -> None:
+    def __init__(self, program: Program, width: int, registers: int) -> None:
         self.program = program
         self.width = width
+        self.registers = registers
         self.blocked: dict[Buffer, Buffer] = {}
         """Row-major buffer → the blocked buffer that holds the same values."""
         self.steps: list[Step] = []
@@ -109,6 +111,9 @@ class _Relayout:
     def _convert(self, kernel: Kernel) -> None:
         anchor = kernel.anchor
         kind = conv_kind(kernel, self.width) if kernel.family == "conv" else None
+        tile = depthwise_tile(kernel, self.registers) if kind == "depthwise" else None
+        if tile is not None:
+            kernel.params["tile"] = tile
         for i, value in enumerate(kernel.body.inputs):
             view = kernel.inputs[i]
             operand = anchor.operands.index(value) if anchor is not None and value in anchor.operands else -1
@@ -121,7 +126,7 @@ class _Relayout:
             elif kind == "planar" and operand == 0:
                 kernel.inputs[i] = self._planar(kernel, view)
             else:
-                halo = self._halo(kernel) if kind is not None and operand == 0 else ()
+                halo = self._halo(kernel) if kind is not None and operand == 0 and tile is None else ()
                 kernel.inputs[i] = whole(self._to_blocked(view, halo, kernel.origin))
         out = kernel.outputs[0]
         rank = len(out.shape)

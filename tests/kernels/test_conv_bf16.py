@@ -42,7 +42,7 @@ DEPTHWISE = """
 extern "C" void conv(void* const* p, const int64_t* d) {
   DepthwiseArgs<bf16> a{(bf16*)p[0], d[0], d[1], d[2], (float*)p[1], (bf16*)p[2], d[3], d[4], d[5],
                         d[6], d[7], d[8], d[9], d[10]};
-  depthwise_tasks<3, 3, STRIDE, STRIDE, 1, 1>(a, Epi{(float*)p[3]}, 0, depthwise_task_count(a));
+  depthwise_tasks<3, 3, STRIDE, STRIDE, 1, 1, 0, 0, 0>(a, Epi{(float*)p[3]}, 0, depthwise_task_count(a));
 }
 """
 

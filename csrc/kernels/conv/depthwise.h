@@ -1,5 +1,5 @@
-// Depthwise convolution (one filter a channel) on the blocked layout [n][channel block][h][w][W] with a zero halo: images of
-// f32 or bf16, filters and sums of f32.
+// Depthwise convolution (one filter a channel) on the blocked layout [n][channel block][h][w][W]: images of f32 or bf16,
+// filters and sums of f32. Padding is skipped where it is known, else a zero halo around the image.
 //
 // Each input vector is loaded once a kernel row and feeds every output of the tile that it touches. Every output is summed in
 // the order kh, kw.
@@ -12,7 +12,7 @@ namespace opcel {
 
 template <class T = float, class U = T>
 struct DepthwiseArgs {
-  const T* x;  // the first padded pixel (halo included); adjacent pixels are W elements apart
+  const T* x;  // the first pixel; where there is a halo, that of the halo. Adjacent pixels are W elements apart
   std::int64_t x_n, x_cb, x_row;
   const float* w;  // [cb][kh][kw][W]
   U* y;            // adjacent pixels are W elements apart
@@ -21,47 +21,64 @@ struct DepthwiseArgs {
   std::int64_t oh, ow;
   std::int64_t rows_per_task;
   std::int64_t blocks_per_task = 1;
+  std::int64_t top = 0;                         // rows of padding above that are not in memory
+  std::int64_t ih = std::int64_t{1} << 40;      // rows in memory
 };
 
 namespace detail {
 
-template <int KH, int KW, int SW, int DH, int DW, int PW, class T>
-OPCEL_INLINE void depthwise_sums(vf (&acc)[PW], const T* x, std::int64_t x_row, const vf* filter) {
+// Kernel rows [first, last) of a tile of PW outputs; x: row `first`, the column of the tile's first output times SW. The Left
+// first and the Right last columns of the window are padding.
+template <int KW, int SW, int DH, int DW, int PL, int Left, int Right, int PW, class T>
+OPCEL_INLINE void depthwise_sums(vf (&acc)[PW], const T* x, std::int64_t x_row, const float* w, std::int64_t first,
+                                 std::int64_t last) {
   constexpr int Columns = (PW - 1) * SW + (KW - 1) * DW + 1;
-  OPCEL_UNROLL
-  for (int kh = 0; kh < KH; ++kh) {
+  for (std::int64_t kh = first; kh < last; ++kh, x += DH * x_row) {
+    vf filter[KW];
     OPCEL_UNROLL
-    for (int column = 0; column < Columns; ++column) {
-      const vf v = load(x + kh * DH * x_row + column * W);
+    for (int kw = 0; kw < KW; ++kw) filter[kw] = load(w + (kh * KW + kw) * W);
+    OPCEL_UNROLL
+    for (int column = Left; column < Columns - Right; ++column) {
+      const vf v = load(x + (column - PL) * W);
       OPCEL_UNROLL
       for (int kw = 0; kw < KW; ++kw) {
         const int offset = column - kw * DW;
-        if (offset >= 0 && offset % SW == 0 && offset / SW < PW) accumulate(acc[offset / SW], v, filter[kh * KW + kw]);
+        if (offset >= 0 && offset % SW == 0 && offset / SW < PW) accumulate(acc[offset / SW], v, filter[kw]);
       }
     }
   }
 }
 
-template <int KH, int KW, int SH, int SW, int DH, int DW, class T, class U, class Epi>
+template <int KH, int KW, int SH, int SW, int DH, int DW, int PL, int PR, int PW, class T, class U, class Epi>
 OPCEL_INLINE void depthwise_rows(const DepthwiseArgs<T, U>& args, const Epi& epi, std::int64_t n, std::int64_t cb,
                                  std::int64_t first_row, std::int64_t last_row) {
-  vf filter[KH * KW];
-  OPCEL_UNROLL
-  for (int k = 0; k < KH * KW; ++k) filter[k] = load(args.w + (cb * KH * KW + k) * W);
+  const float* w = args.w + cb * (KH * KW * W);
   for (std::int64_t row = first_row; row < last_row; ++row) {
-    const T* x = args.x + n * args.x_n + cb * args.x_cb + row * SH * args.x_row;
+    const std::int64_t from = row * SH - args.top;
+    const std::int64_t first = from < 0 ? ceil_div(-from, DH) : 0;
+    const std::int64_t last = least(KH, ceil_div(args.ih - from, DH));
+    const T* x = args.x + n * args.x_n + cb * args.x_cb + (from + first * DH) * args.x_row;
     U* y = args.y + n * args.y_n + cb * args.y_cb + row * args.y_row;
-    const auto tile = [&](auto width, std::int64_t col) __attribute__((always_inline)) {
-      constexpr int PW = decltype(width)::value;
-      vf acc[PW] = {};
-      depthwise_sums<KH, KW, SW, DH, DW, PW>(acc, x + col * SW * W, args.x_row, filter);
+    const auto tile = [&](auto width, auto left, auto right, std::int64_t col) __attribute__((always_inline)) {
+      constexpr int P = decltype(width)::value;
+      vf acc[P] = {};
+      depthwise_sums<KW, SW, DH, DW, PL, decltype(left)::value, decltype(right)::value, P>(acc, x + col * SW * W, args.x_row, w,
+                                                                                         first, last);
       OPCEL_UNROLL
-      for (int q = 0; q < PW; ++q) store(y + (col + q) * W, epi.template apply<false>(acc[q], n, cb, row, col + q, W));
+      for (int q = 0; q < P; ++q) store(y + (col + q) * W, epi.template apply<false>(acc[q], n, cb, row, col + q, W));
     };
-    std::int64_t col = 0;
-    for (; col + 7 <= args.ow; col += 7) tile(Int<7>{}, col);
-    for (; col + 3 <= args.ow; col += 3) tile(Int<3>{}, col);
-    for (; col < args.ow; ++col) tile(Int<1>{}, col);
+    if constexpr (PW == 0) {
+      std::int64_t col = 0;
+      for (; col + 7 <= args.ow; col += 7) tile(Int<7>{}, Int<0>{}, Int<0>{}, col);
+      for (; col + 3 <= args.ow; col += 3) tile(Int<3>{}, Int<0>{}, Int<0>{}, col);
+      for (; col < args.ow; ++col) tile(Int<1>{}, Int<0>{}, Int<0>{}, col);
+    } else if (args.ow == PW) {
+      tile(Int<PW>{}, Int<PL>{}, Int<PR>{}, 0);
+    } else {
+      tile(Int<PW>{}, Int<PL>{}, Int<0>{}, 0);
+      for (std::int64_t col = PW; col + PW < args.ow; col += PW) tile(Int<PW>{}, Int<0>{}, Int<0>{}, col);
+      tile(Int<PW>{}, Int<0>{}, Int<PR>{}, args.ow - PW);
+    }
   }
 }
 
@@ -73,8 +90,10 @@ OPCEL_INLINE std::int64_t depthwise_task_count(const DepthwiseArgs<T, U>& args) 
   return args.n * detail::ceil_div(args.cb, args.blocks_per_task) * detail::ceil_div(args.oh, args.rows_per_task);
 }
 
-// Tasks [begin, end), any width.
-template <int KH, int KW, int SH, int SW, int DH, int DW, class T, class U, class Epi>
+// Tasks [begin, end). PW: outputs of a tile, 0 for any width, with a halo; else ow is at least PW, and the last tile may
+// compute outputs of the one before it again. PL, PR: columns of padding, not in memory, that the first and the last tile
+// touch; no other tile may touch any.
+template <int KH, int KW, int SH, int SW, int DH, int DW, int PL, int PR, int PW, class T, class U, class Epi>
 void depthwise_tasks(const DepthwiseArgs<T, U>& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
   const std::int64_t row_groups = detail::ceil_div(args.oh, args.rows_per_task);
   const std::int64_t block_groups = detail::ceil_div(args.cb, args.blocks_per_task);
@@ -85,7 +104,7 @@ void depthwise_tasks(const DepthwiseArgs<T, U>& args, const Epi& epi, std::int64
     const std::int64_t last_row = detail::least(args.oh, first_row + args.rows_per_task);
     const std::int64_t n = task / row_groups / block_groups;
     for (std::int64_t cb = first_block; cb < last_block; ++cb)
-      detail::depthwise_rows<KH, KW, SH, SW, DH, DW>(args, epi, n, cb, first_row, last_row);
+      detail::depthwise_rows<KH, KW, SH, SW, DH, DW, PL, PR, PW>(args, epi, n, cb, first_row, last_row);
   }
 }
 

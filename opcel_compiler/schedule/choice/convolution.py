@@ -84,6 +84,28 @@ def choose_depthwise(kernel: Kernel, choosing: Choosing) -> None:
     kernel.params.update(rows_per_task=cut.rows, blocks_per_task=cut.panels)
 
 
+def depthwise_tile(kernel: Kernel, registers: int) -> tuple[int, int, int] | None:
+    """(outputs of a tile, columns of padding to the left and right) of a depthwise convolution that skips its padding.
+
+    The first and the last tile of a row alone touch it. None where that is so for no width, or sizes are symbolic.
+    """
+    anchor, width = kernel.anchor, kernel.outputs[0].shape[-1]
+    assert anchor is not None
+    attrs = anchor.attrs
+    kernel_width, image = anchor.operand(1).tensor.dims[-1], anchor.operand(0).tensor.dims[-1]
+    if not (isinstance(width, int) and isinstance(image, int) and isinstance(kernel_width, int)) or width < 1:
+        return None
+    step, left = attrs["strides"][-1], attrs["pads"][len(attrs["pads"]) // 2 - 1]
+    right = max(0, (width - 1) * step + (kernel_width - 1) * attrs["dilations"][-1] + 1 - left - image)
+    widest = min(8, registers - kernel_width - 2)
+    fitting = [
+        w for w in range(1, min(widest, width) + 1) if w == width or (width % w or w) * step >= max(left, right)
+    ]  # fmt: skip
+    if not fitting or max(left, right) > image:
+        return None
+    return min(fitting, key=lambda w: (-(-width // w) * (w + 1), -w)), left, right
+
+
 def _last(channels: int, choosing: Choosing) -> int:
     """Channels of the last of their blocks that are computed, zeros included: all, or half of a wide block."""
     width = choosing.width

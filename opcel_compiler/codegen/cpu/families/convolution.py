@@ -109,6 +109,7 @@ def emit_conv(kernel: Kernel, target: Target) -> KernelUnit:
 
 
 def emit_depthwise(kernel: Kernel, target: Target) -> KernelUnit:
+    """Depthwise convolution: `params` tile, where padding is skipped: width, columns of padding left and right."""
     anchor, p = kernel.anchor, kernel.params
     assert anchor is not None
     unit = KernelUnit()
@@ -116,16 +117,22 @@ def emit_depthwise(kernel: Kernel, target: Target) -> KernelUnit:
     x, w, y = inputs[anchor.operand(0)], inputs[anchor.operand(1)], kernel.outputs[0]
     struct, make = epilogue(unit, kernel, anchor)
     kh, kw = two([int(d) for d in anchor.operand(1).tensor.static_shape[2:]], 1)
-    numbers = (kh, kw, *two(anchor.attrs["strides"], 1), *two(anchor.attrs["dilations"], 1))
+    (sh, sw), (dh, dw) = two(anchor.attrs["strides"], 1), two(anchor.attrs["dilations"], 1)
     oh, ow = extent(y)
+    pads = anchor.attrs["pads"]
+    if (tile := p.get("tile")) is not None:
+        first, top, ih = x, begins(pads)[0], extent(x)[0]
+    else:
+        first, top, ih, tile = padded(x, pads), 0, (oh - 1) * sh + (kh - 1) * dh + 1, (0, 0, 0)
+    numbers = (kh, kw, sh, sw, dh, dw, *tile[1:], tile[0])
     rows_per_task, blocks_per_task = p["rows_per_task"], p["blocks_per_task"]
     cb = ceildiv(y.shape[1], y.buffer.layout.block)
     unit.tasks = x.shape[0] * ceildiv(cb, blocks_per_task) * ceildiv(oh, rows_per_task)
     read, written = stored_type(x), stored_type(y)
     fields = [
-        unit.pointer(padded(x, anchor.attrs["pads"]), read), *map(unit.integer, image_steps(x)[:3]), unit.pointer(w),
+        unit.pointer(first, read), *map(unit.integer, image_steps(x)[:3]), unit.pointer(w),
         unit.pointer(y, written, const=False),
-        *map(unit.integer, (*image_steps(y)[:3], x.shape[0], cb, oh, ow, rows_per_task, blocks_per_task)),
+        *map(unit.integer, (*image_steps(y)[:3], x.shape[0], cb, oh, ow, rows_per_task, blocks_per_task, top, ih)),
     ]  # fmt: skip
     return unit.finish(
         ["kernels/conv/depthwise.h", "base/vmath.h"], struct,
