@@ -210,8 +210,8 @@ class _Relayout:
     def _weights(self, kernel: Kernel, view: View, kind: str) -> View:
         b = view.buffer
         if kind == "depthwise":
-            layout = Layout(block_axis=0, block=self.width)
-            return whole(self._buffer(b.name, b.type, layout, like=b))
+            order = (0, *range(2, len(view.shape)), 1)
+            return whole(self._buffer(b.name, b.type, Layout(order, block_axis=0, block=self.width), like=b))
         packed = self._buffer(b.name, b.type, Layout(), like=b)
         packed.packing = "conv"
         return whole(packed)
@@ -273,7 +273,8 @@ class _Relayout:
 
 
 def conv_kind(kernel: Kernel, width: int) -> str | None:
-    """Which blocked kernel computes this convolution: depthwise, planar, grouped, blocked; None for none."""
+    """Which blocked kernel computes this convolution: depthwise (also groups smaller than a
+    block), planar, blocked; None for none."""
     anchor = kernel.anchor
     if anchor is None or anchor.op != "conv":
         return None
@@ -290,9 +291,10 @@ def conv_kind(kernel: Kernel, width: int) -> str | None:
     if groups == 1:
         few = channels < width // 2 or (channels < width and channels % 4)
         return "planar" if few else "blocked"
-    if groups == channels == filters:
+    own = channels // groups
+    if channels == filters and own < width and width % own == 0:
         return "depthwise"
-    return "blocked" if groups_together(groups, channels // groups, filters // groups, width) else None
+    return "blocked" if groups_together(groups, own, filters // groups, width) else None
 
 
 MOST_TOGETHER = 16

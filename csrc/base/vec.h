@@ -1,10 +1,11 @@
 // Vectors of f32 and i32, one width per translation unit: the widest the compiler's target flags allow.
 //
 // Built on the GCC/clang vector extensions, so arithmetic, comparison and bitwise operators work on `vf` and `vi` directly.
-// A comparison of two `vf` gives a `vi` whose lanes are 0 or -1. Nothing here includes a system header beyond <cstdint>.
+// A comparison of two `vf` gives a `vi` whose lanes are 0 or -1. Nothing here includes a system header beyond <cstdint> and <utility>.
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #define OPCEL_INLINE inline __attribute__((always_inline))
 // In front of a loop with a small constant trip count: no loop is left.
@@ -249,6 +250,13 @@ OPCEL_INLINE vf swap(vf v) {
 #endif
 }
 
+template <int G, int J, class Index>
+struct Spread;
+template <int G, int J, int... I>
+struct Spread<G, J, std::integer_sequence<int, I...>> {
+  static OPCEL_INLINE vf of(vf v) { return __builtin_shufflevector(v, v, (I / G * G + J)...); }
+};
+
 template <class Op>
 OPCEL_INLINE float reduce(vf v, Op op) {
   if constexpr (W >= 16) v = op(v, swap<8 % W>(v));
@@ -258,6 +266,15 @@ OPCEL_INLINE float reduce(vf v, Op op) {
   return v[0];
 }
 }  // namespace detail
+
+// Lane J of each run of G lanes to all lanes of the run; G divides W.
+template <int G, int J>
+OPCEL_INLINE vf spread(vf v) {
+  if constexpr (G == 1)
+    return v;
+  else
+    return detail::Spread<G, J, std::make_integer_sequence<int, W>>::of(v);
+}
 
 // Over all lanes, by halving (a fixed order). hmax and hmin give NaN if any lane is NaN.
 OPCEL_INLINE float hsum(vf v) {

@@ -64,15 +64,19 @@ CASES = {
         {"x": [1, 6, 9, 9]}, {"w": floats(6, 3, 1, 1)},
     ),
     "conv in small groups": Case(
+        [("Conv", "x w", "y", {"group": 8, "pads": [1, 1, 1, 1]})], ["relayout", "conv.depthwise", "relayout"],
+        {"x": [2, 32, 7, 7]}, {"w": floats(32, 4, 3, 3)},
+    ),
+    "conv in small groups with fewer filters": Case(
         [("Conv", "x w", "y", {"group": 8, "pads": [1, 1, 1, 1]})], RELAYOUT, {"x": [2, 32, 7, 7]},
-        {"w": floats(32, 4, 3, 3)},
+        {"w": floats(16, 4, 3, 3)},
     ),
     "depthwise with a multiplier": Case(
         [("Conv", "x w", "y", {"group": 16, "pads": [1, 1, 1, 1]})], RELAYOUT, {"x": [1, 16, 7, 7]},
         {"w": floats(48, 1, 3, 3)},
     ),
     "conv in many odd groups": Case(
-        [("Conv", "x w", "y", {"group": 17})], ["conv.reference"], {"x": [1, 34, 5, 5]}, {"w": floats(34, 2, 3, 3)},
+        [("Conv", "x w", "y", {"group": 17})], ["conv.reference"], {"x": [1, 34, 5, 5]}, {"w": floats(51, 2, 3, 3)},
     ),
     "conv in groups of whole blocks": Case(
         [("Conv", "x w", "y", {"group": 2, "pads": [1, 1, 1, 1]})], RELAYOUT, {"x": [1, 32, 7, 9]},

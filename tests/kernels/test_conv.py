@@ -297,7 +297,7 @@ def test_blocked(isa: str, case: dict) -> None:
         ((7, 7), (1, 1), (1, 1), 3, (7, 7), 7),
     ],
 )
-@pytest.mark.parametrize("blocks_per_task", [1, 2, 3])
+@pytest.mark.parametrize(("blocks_per_task", "group"), [(1, 1), (2, 1), (3, 1), (1, 2), (2, 4)])
 def test_depthwise(
     isa: str,
     kernel: tuple[int, int],
@@ -307,22 +307,23 @@ def test_depthwise(
     size: tuple[int, int],
     tile: int,
     blocks_per_task: int,
+    group: int,
 ) -> None:
-    """`tile`: outputs of a tile where padding is skipped, 0 with a halo."""
+    """`tile`: outputs of a tile where padding is skipped, 0 with a halo. `group`: channels of a group."""
     width = WIDTH[isa]
-    channels = 2 * width + 3
+    channels = 2 * width + (3 if group == 1 else width // 2 // group * group)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, channels, *size)).astype(np.float32)
-    w = rng.normal(size=(channels, 1, *kernel)).astype(np.float32)
+    w = rng.normal(size=(channels, group, *kernel)).astype(np.float32)
     bias = np.zeros(3 * width, np.float32)
     bias[:channels] = rng.normal(size=channels)
     pads = [(pad, pad)] * 2
-    packed = blocked(w.transpose(1, 0, 2, 3), width, [(0, 0)] * 2)[0]
-    want = epilogue(convolve(x, w, channels, stride, dilation, pads), bias[:channels])
+    packed = np.ascontiguousarray(blocked(w.transpose(1, 0, 2, 3), width, [(0, 0)] * 2).transpose(1, 2, 3, 0, 4))
+    want = epilogue(convolve(x, w, channels // group, stride, dilation, pads), bias[:channels])
     oh, ow = want.shape[2:]
     right = max(0, (ow - 1) * stride[1] + (kernel[1] - 1) * dilation[1] + 1 - pad - size[1])
     sides = (pad, right) if tile else (0, 0)
-    params = ", ".join(map(str, (*kernel, *stride, *dilation, *sides, tile)))
+    params = ", ".join(map(str, (*kernel, *stride, *dilation, *sides, tile, group)))
     lib = build(DEPTHWISE.replace("PARAMS", params), isa)
     xb = blocked(x, width, [(0, 0)] * 2 if tile else pads)
     rows = (pad, size[0]) if tile else (0, xb.shape[2])

@@ -1,8 +1,9 @@
-// Depthwise convolution (one filter a channel) on the blocked layout [n][channel block][h][w][W]: images of f32 or bf16,
-// filters and sums of f32. Padding is skipped where it is known, else a zero halo around the image.
+// Depthwise convolution (one filter a channel), and convolution in groups of G channels and G filters, on the blocked layout
+// [n][channel block][h][w][W]: images of f32 or bf16, filters and sums of f32. Padding is skipped where it is known, else a
+// zero halo around the image.
 //
-// Each input vector is loaded once a kernel row and feeds every output of the tile that it touches. Every output is summed in
-// the order kh, kw.
+// Each input vector is loaded once a kernel row and channel of a group, and feeds every output of the tile that it touches.
+// Every output is summed in the order kh, channel, kw.
 #pragma once
 
 #include "base/bf16.h"
@@ -14,7 +15,7 @@ template <class T = float, class U = T>
 struct DepthwiseArgs {
   const T* x;  // the first pixel; where there is a halo, that of the halo. Adjacent pixels are W elements apart
   std::int64_t x_n, x_cb, x_row;
-  const float* w;  // [cb][kh][kw][W]
+  const float* w;  // [cb][kh][kw][G][W]
   U* y;            // adjacent pixels are W elements apart
   std::int64_t y_n, y_cb, y_row;
   std::int64_t n, cb;  // images and channel blocks
@@ -27,32 +28,30 @@ struct DepthwiseArgs {
 
 namespace detail {
 
-// Kernel rows [first, last) of a tile of PW outputs; x: row `first`, the column of the tile's first output times SW. The Left
-// first and the Right last columns of the window are padding.
-template <int KW, int SW, int DH, int DW, int PL, int Left, int Right, int PW, class T>
-OPCEL_INLINE void depthwise_sums(vf (&acc)[PW], const T* x, std::int64_t x_row, const float* w, std::int64_t first,
-                                 std::int64_t last) {
+// One kernel row of a tile of PW outputs; x: the column of the tile's first output times SW. The Left first and the Right
+// last columns of the window are padding.
+template <int J, int G, int KW, int SW, int DH, int DW, int PL, int Left, int Right, int PW, class T>
+OPCEL_INLINE void depthwise_row_sums(vf (&acc)[PW], const T* x, const float* w) {
   constexpr int Columns = (PW - 1) * SW + (KW - 1) * DW + 1;
-  for (std::int64_t kh = first; kh < last; ++kh, x += DH * x_row) {
-    vf filter[KW];
+  vf filter[KW];
+  OPCEL_UNROLL
+  for (int kw = 0; kw < KW; ++kw) filter[kw] = load(w + (kw * G + J) * W);
+  OPCEL_UNROLL
+  for (int column = Left; column < Columns - Right; ++column) {
+    const vf v = spread<G, J>(load(x + (column - PL) * W));
     OPCEL_UNROLL
-    for (int kw = 0; kw < KW; ++kw) filter[kw] = load(w + (kh * KW + kw) * W);
-    OPCEL_UNROLL
-    for (int column = Left; column < Columns - Right; ++column) {
-      const vf v = load(x + (column - PL) * W);
-      OPCEL_UNROLL
-      for (int kw = 0; kw < KW; ++kw) {
-        const int offset = column - kw * DW;
-        if (offset >= 0 && offset % SW == 0 && offset / SW < PW) accumulate(acc[offset / SW], v, filter[kw]);
-      }
+    for (int kw = 0; kw < KW; ++kw) {
+      const int offset = column - kw * DW;
+      if (offset >= 0 && offset % SW == 0 && offset / SW < PW) accumulate(acc[offset / SW], v, filter[kw]);
     }
   }
+  if constexpr (J + 1 < G) depthwise_row_sums<J + 1, G, KW, SW, DH, DW, PL, Left, Right, PW>(acc, x, w);
 }
 
-template <int KH, int KW, int SH, int SW, int DH, int DW, int PL, int PR, int PW, class T, class U, class Epi>
+template <int KH, int KW, int SH, int SW, int DH, int DW, int PL, int PR, int PW, int G = 1, class T, class U, class Epi>
 OPCEL_INLINE void depthwise_rows(const DepthwiseArgs<T, U>& args, const Epi& epi, std::int64_t n, std::int64_t cb,
                                  std::int64_t first_row, std::int64_t last_row) {
-  const float* w = args.w + cb * (KH * KW * W);
+  const float* w = args.w + cb * (KH * KW * G * W);
   for (std::int64_t row = first_row; row < last_row; ++row) {
     const std::int64_t from = row * SH - args.top;
     const std::int64_t first = from < 0 ? ceil_div(-from, DH) : 0;
@@ -62,8 +61,10 @@ OPCEL_INLINE void depthwise_rows(const DepthwiseArgs<T, U>& args, const Epi& epi
     const auto tile = [&](auto width, auto left, auto right, std::int64_t col) __attribute__((always_inline)) {
       constexpr int P = decltype(width)::value;
       vf acc[P] = {};
-      depthwise_sums<KW, SW, DH, DW, PL, decltype(left)::value, decltype(right)::value, P>(acc, x + col * SW * W, args.x_row, w,
-                                                                                         first, last);
+      const T* window = x + col * SW * W;
+      for (std::int64_t kh = first; kh < last; ++kh, window += DH * args.x_row)
+        depthwise_row_sums<0, G, KW, SW, DH, DW, PL, decltype(left)::value, decltype(right)::value, P>(acc, window,
+                                                                                                  w + kh * (KW * G * W));
       OPCEL_UNROLL
       for (int q = 0; q < P; ++q) store(y + (col + q) * W, epi.template apply<false>(acc[q], n, cb, row, col + q, W));
     };
@@ -93,7 +94,7 @@ OPCEL_INLINE std::int64_t depthwise_task_count(const DepthwiseArgs<T, U>& args) 
 // Tasks [begin, end). PW: outputs of a tile, 0 for any width, with a halo; else ow is at least PW, and the last tile may
 // compute outputs of the one before it again. PL, PR: columns of padding, not in memory, that the first and the last tile
 // touch; no other tile may touch any.
-template <int KH, int KW, int SH, int SW, int DH, int DW, int PL, int PR, int PW, class T, class U, class Epi>
+template <int KH, int KW, int SH, int SW, int DH, int DW, int PL, int PR, int PW, int G = 1, class T, class U, class Epi>
 void depthwise_tasks(const DepthwiseArgs<T, U>& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
   const std::int64_t row_groups = detail::ceil_div(args.oh, args.rows_per_task);
   const std::int64_t block_groups = detail::ceil_div(args.cb, args.blocks_per_task);
@@ -104,7 +105,7 @@ void depthwise_tasks(const DepthwiseArgs<T, U>& args, const Epi& epi, std::int64
     const std::int64_t last_row = detail::least(args.oh, first_row + args.rows_per_task);
     const std::int64_t n = task / row_groups / block_groups;
     for (std::int64_t cb = first_block; cb < last_block; ++cb)
-      detail::depthwise_rows<KH, KW, SH, SW, DH, DW, PL, PR, PW>(args, epi, n, cb, first_row, last_row);
+      detail::depthwise_rows<KH, KW, SH, SW, DH, DW, PL, PR, PW, G>(args, epi, n, cb, first_row, last_row);
   }
 }
 

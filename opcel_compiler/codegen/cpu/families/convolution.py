@@ -124,7 +124,7 @@ def emit_depthwise(kernel: Kernel, target: Target) -> KernelUnit:
         first, top, ih = x, begins(pads)[0], extent(x)[0]
     else:
         first, top, ih, tile = padded(x, pads), 0, (oh - 1) * sh + (kh - 1) * dh + 1, (0, 0, 0)
-    numbers = (kh, kw, sh, sw, dh, dw, *tile[1:], tile[0])
+    numbers = (kh, kw, sh, sw, dh, dw, *tile[1:], tile[0], anchor.operand(1).tensor.static_shape[1])
     rows_per_task, blocks_per_task = p["rows_per_task"], p["blocks_per_task"]
     cb = ceildiv(y.shape[1], y.buffer.layout.block)
     unit.tasks = x.shape[0] * ceildiv(cb, blocks_per_task) * ceildiv(oh, rows_per_task)
