@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,9 @@ class Artifacts:
     reports: dict[Network, dict[str, Any]] = field(default_factory=dict)
 
     def path(self, network: Network) -> Path:
-        spelled = "-".join(
-            [network.folder.name, network.name, network.target, *(f"{k}={v}" for k, v in network.options)]
-        )
-        return self.folder / f"{spelled}-{compiler_digest()}.opcel"
+        options = [f"{key}={value}" for key, value in network.options]
+        spelled = "-".join([network.folder.name, network.name, network.target, *options])
+        return self.folder / f"{re.sub('[^A-Za-z0-9_=.-]+', '', spelled)}-{compiler_digest()}.opcel"
 
     def compiled(self, network: Network) -> tuple[Path, dict[str, Any]]:
         """The artifact and its report. Raises Skipped when the compiler has no such option, OpcelError when the network

@@ -69,7 +69,8 @@ def decode_bytes(report: Mapping[str, Any], feeds: int, fetches: int) -> int:
 def label(row: Mapping[str, Any]) -> str:
     """The row's network and how it differs from others of the network."""
     words = [str(row["network"]), f"batch {row['batch']}" if "batch" in row else "", str(row.get("precision", ""))]
-    return " ".join(word for word in (*words, "small" if row.get("small") else "") if word)
+    words += [flag for flag in ("state", "small") if row.get(flag)]
+    return " ".join(word for word in words if word)
 
 
 def milliseconds(seconds: float) -> str:

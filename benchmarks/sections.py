@@ -35,6 +35,7 @@ POOLED_BLOCK_S = 0.5
 BATCHED = ("resnet50", "mobilenet_v2", "minilm")
 BATCHES = (8, 32)
 DECODERS = ("gpt2_decode", "llama_160m_decode")
+STATE: dict[str, Any] = {"state": ("past_*:1024",)}
 TINY = ("mlp",)
 TINY_CALLS = 2000
 """The calls of a block."""
@@ -137,10 +138,11 @@ def decode(run: Run) -> Rows:
     """One token: the share of the bandwidth of reading huge pages, for the bytes that a step must move."""
     with Machine(2) as machine:
         for name in run.chosen(DECODERS):
-            for options in ({}, {"precision": "bf16"}):
+            for options in ({}, STATE, {"precision": "bf16"}, {**STATE, "precision": "bf16"}):
                 network = run.network(name, **options)
                 try:
-                    row = run.row(network, machine, ("ort", "openvino"))
+                    half = ("openvino-bf16",) if "precision" in options else ()
+                    row = run.row(network, machine, ("ort", "openvino", *half))
                 except Skipped as reason:
                     yield {"network": name, **options, "error": f"skipped: {reason}", "engines": []}
                     continue
@@ -150,16 +152,19 @@ def decode(run: Run) -> Rows:
                     moved = figures.decode_bytes(report, sum(v.nbytes for v in feeds.values()), fetches)
                     row |= {"bytes": moved, "bandwidth": machine.stream}
                     for engine in row["engines"]:
-                        if engine.get("p50_s"):
+                        if engine.get("p50_s") and (engine["engine"] == "opcel" or not half):
                             engine["bandwidth_share"] = moved / engine["p50_s"] / machine.stream
                 yield {**row, **options}
 
 
 def _output_bytes(artifact: Path, feeds: Mapping[str, np.ndarray]) -> int:
+    """What a step writes: its outputs, of caches that grow in place only the places that are new."""
     from opcel_compiler.runtime import load
 
     with load(artifact) as model:
-        return sum(value.nbytes for value in model.run(dict(feeds)).values())
+        states = model.manifest.get("states") or ()
+        grown = sum(feeds[s["input"]].nbytes // feeds[s["input"]].shape[s["axis"]] for s in states)
+        return grown + sum(value.nbytes for value in model.run(dict(feeds)).values())
 
 
 def tiny(run: Run) -> Rows:

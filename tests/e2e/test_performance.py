@@ -54,6 +54,12 @@ def test_the_bytes_of_a_step_are_those_its_kernels_read() -> None:
     assert figures.decode_bytes(report, 3, 5) == 428
 
 
+def test_rows_of_one_network_are_told_apart() -> None:
+    options: dict[str, Any] = {"precision": "bf16", "state": ("past_*:9",), "small": True, "batch": 8}
+    assert figures.label({"network": "net"}) == "net"
+    assert figures.label({"network": "net", **options}) == "net batch 8 bf16 state small"
+
+
 def run_of(*rows: dict[str, Any], **facts: Any) -> dict[str, Any]:
     return {"sections": {"fp32-2t": {"rows": list(rows), **facts}}}
 
@@ -134,6 +140,7 @@ def test_an_artifact_is_compiled_once(folder: Path, tmp_path: Path, monkeypatch:
     assert report["memory"]["weights_by_packing"] and path.is_dir()
     monkeypatch.setattr(artifacts.opcel_compiler, "compile", None)
     assert kept.compiled(network) == (path, report) == Artifacts(tmp_path).compiled(network)
+    assert "/" not in kept.path(Network(folder, "small", options=(("state", ("a/*=b_*:4",)),))).name
     other = Network(folder, "small", options=(("no_such", True),))
     assert kept.path(other) != path
     monkeypatch.undo()
