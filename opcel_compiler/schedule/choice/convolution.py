@@ -121,7 +121,7 @@ def image_tile(ocb: int, choosing: Choosing) -> tuple[int, int]:
         vectors -= 1
     if vectors == 1 and ocb % 3 == 0 and registers >= 32:
         vectors = 3
-    return vectors, min((registers - vectors - 1) // vectors, 12)
+    return vectors, min((registers - vectors - 1) // vectors, 24 if vectors == 1 else 12)
 
 
 def _dense(image: View) -> bool:
