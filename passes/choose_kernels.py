@@ -13,7 +13,7 @@ from opcel_compiler.ir.program import Kernel, Program, Step
 from opcel_compiler.ir.types import F32
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
 from opcel_compiler.rewrite.rule import Numerics
-from opcel_compiler.schedule.choice.bf16 import choose_matmul_bf16
+from opcel_compiler.schedule.choice.bf16 import choose_attention_bf16, choose_matmul_bf16
 from opcel_compiler.schedule.choice.context import Choosing
 from opcel_compiler.schedule.choice.contraction import choose_matmul
 from opcel_compiler.schedule.choice.convolution import choose_conv, choose_depthwise
@@ -53,6 +53,8 @@ def _choose(step: Step, choosing: Choosing, ctx: PassContext) -> list[Step]:
         choose_depthwise(step, choosing)
     elif step.family in ("lstm", "gru", "rnn"):
         choose_recurrent(step, choosing)
+    elif step.family == "attention":
+        choose_attention_bf16(step, choosing)
     elif step.family == "conv":
         return choosing.reference(step, "conv.reference")
     elif step.family in ("max_pool", "avg_pool"):

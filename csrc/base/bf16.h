@@ -25,18 +25,22 @@ OPCEL_INLINE v32 round_upper(vf v) {
   const v32 rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
   return (v32)(v == v ? (vi)rounded : (vi)(bits | 0x400000u));
 }
-}  // namespace detail
 
-// W elements, any alignment, widened. g++ takes __builtin_convertvector apart into quarters.
-OPCEL_INLINE vf load(const bf16* p) {
-  const auto half = *reinterpret_cast<const detail::v16_memory*>(p);
+// g++ takes __builtin_convertvector apart into quarters.
+OPCEL_INLINE v32 widen(v16 half) {
 #if defined(__AVX512F__) && !defined(__clang__)
   typedef short signed_half __attribute__((vector_size(2 * W)));
-  const vi wide = __builtin_ia32_pmovzxwd512_mask((signed_half)half, vi{}, static_cast<unsigned short>(-1));
-  return (vf)((detail::v32)wide << 16);
+  return (v32)__builtin_ia32_pmovzxwd512_mask((signed_half)half, vi{}, static_cast<unsigned short>(-1));
 #else
-  return (vf)(__builtin_convertvector(half, detail::v32) << 16);
+  return __builtin_convertvector(half, v32);
 #endif
+}
+}  // namespace detail
+
+// W elements, any alignment, widened.
+OPCEL_INLINE vf load(const bf16* p) {
+  const detail::v16 half = *reinterpret_cast<const detail::v16_memory*>(p);
+  return (vf)(detail::widen(half) << 16);
 }
 // Every lane equal to x.
 OPCEL_INLINE vf set(bf16 x) { return (vf)(set_i(x.bits) << 16); }
@@ -95,16 +99,56 @@ OPCEL_INLINE pairs set_pair(const bf16* p) {
   return set_i(*reinterpret_cast<const pair_memory*>(p));
 }
 
+// The elements of low and then of high, rounded.
+OPCEL_INLINE pairs round_pairs(vf low, vf high) {
+#if defined(__AVX512BF16__)
+  pairs v;
+  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(v) : "v"(low), "v"(high));
+  return v;
+#else
+  bf16 all[2 * W];
+  store(all, low);
+  store(all + W, high);
+  return load_pairs(all);
+#endif
+}
+
 // Lane i is the pair (first[i], second[i]), rounded.
 OPCEL_INLINE pairs interleave(vf first, vf second) {
 #if defined(__AVX512BF16__)
   detail::v16 low, high;
   asm("vcvtneps2bf16 %1, %0" : "=v"(low) : "v"(first));
   asm("vcvtneps2bf16 %1, %0" : "=v"(high) : "v"(second));
-  return (vi)(__builtin_convertvector(low, detail::v32) | __builtin_convertvector(high, detail::v32) << 16);
+  return (vi)(detail::widen(low) | detail::widen(high) << 16);
 #else
   return (vi)((detail::round_upper(first) >> 16) | (detail::round_upper(second) & 0xffff0000u));
 #endif
+}
+
+// The same from memory: the first n elements (0 <= n <= W) of two rows.
+OPCEL_INLINE pairs interleave_n(const float* first, const float* second, int n) {
+  return n == W ? interleave(load(first), load(second)) : interleave(load_n(first, n), load_n(second, n));
+}
+OPCEL_INLINE pairs interleave_n(const bf16* first, const bf16* second, int n) {
+  bf16 rows[2][W] = {};
+  for (int i = 0; i < W; ++i)
+    if (i < n) rows[0][i] = first[i], rows[1][i] = second[i];
+  const detail::v16 low = *reinterpret_cast<const detail::v16_memory*>(n == W ? first : rows[0]);
+  const detail::v16 high = *reinterpret_cast<const detail::v16_memory*>(n == W ? second : rows[1]);
+  return (vi)(detail::widen(low) | detail::widen(high) << 16);
+}
+
+// The first n elements (0 <= n <= 2 W) at p, zero after them.
+OPCEL_INLINE pairs load_pairs_n(const float* p, int n) {
+  if (n == 2 * W) return round_pairs(load(p), load(p + W));
+  return round_pairs(load_n(p, n < W ? n : W), n > W ? load_n(p + W, n - W) : vf{});
+}
+OPCEL_INLINE pairs load_pairs_n(const bf16* p, int n) {
+  if (n == 2 * W) return load_pairs(p);
+  bf16 all[2 * W] = {};
+  for (int i = 0; i < 2 * W; ++i)
+    if (i < n) all[i] = p[i];
+  return load_pairs(all);
 }
 
 // The first and second elements of the pairs, widened.

@@ -5,20 +5,29 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import pytest
-from harness import ISAS, build
+from harness import BF16_ISAS, ISAS, build
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
-def source(d: int, dv: int) -> str:
+FLOAT = np.dtype(np.float32)
+CTYPES = {np.dtype(np.float32): "float", BF16: "bf16"}
+
+
+def source(d: int, dv: int, taken: np.dtype, given: np.dtype, tasks: str) -> str:
     return f"""
-#include "kernels/attention/blockwise.h"
+#include "kernels/attention/bf16.h"
 using namespace opcel;
-extern "C" void attention(const float* q, const float* k, const float* v, const float* mask, float* y, const long* s,
-                          float scale, bool causal) {{
-  AttentionArgs a{{q, k, v, mask, y, s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12],
-                  s[13], s[14], s[15], s[16], s[17], s[18], s[19], s[20], scale, causal, s[21], s[22]}};
-  attention_tasks<{d}, {dv}>(a, 0, attention_task_count(a));
+using In = {CTYPES[taken]};
+using Out = {CTYPES[given]};
+extern "C" void attention(const In* q, const In* k, const In* v, const float* mask, Out* y, const long* s, float scale,
+                          bool causal) {{
+  AttentionArgs<In, Out> a{{q, k, v, mask, y, s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11],
+                           s[12], s[13], s[14], s[15], s[16], s[17], s[18], s[19], s[20], scale, causal, s[21], s[22]}};
+  {tasks}<{d}, {dv}>(a, 0, attention_task_count(a));
 }}
 """
 
@@ -38,22 +47,25 @@ class Case:
     interleaved: bool = False  # [batch, sequence, head, d] in place of [batch, head, sequence, d]
 
 
-def tensor(rng: np.random.Generator, case: Case, heads: int, length: int, d: int, pad: int = 0) -> np.ndarray:
+def tensor(
+    rng: np.random.Generator, case: Case, heads: int, length: int, d: int, pad: int = 0, dtype: np.dtype = FLOAT
+) -> np.ndarray:
     """A view [batch, head, sequence, d], d contiguous, whose buffer ends with the last element."""
     shape = (case.batch, length, heads, d + pad) if case.interleaved else (case.batch, heads, length, d + pad)
-    x = rng.normal(0, 1, shape).astype(np.float32)[..., pad:]
+    x = rng.normal(0, 1, shape).astype(dtype)[..., pad:]
     return x.transpose(0, 2, 1, 3) if case.interleaved else x
 
 
 def strides(x: np.ndarray) -> list[int]:
-    return [s // 4 for s in x.strides[:3]]
+    return [s // x.itemsize for s in x.strides[:3]]
 
 
 def run(
-    isa: str, case: Case, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None, scale: float = 0.3
-) -> np.ndarray:
+    isa: str, case: Case, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None, scale: float = 0.3,
+    given: np.dtype = FLOAT, tasks: str = "attention_tasks",
+) -> np.ndarray:  # fmt: skip
     dv = case.dv or case.d
-    y = tensor(np.random.default_rng(0), case, case.heads, case.sq, dv, pad=4)
+    y = tensor(np.random.default_rng(0), case, case.heads, case.sq, dv, pad=4, dtype=given)
     outside = y.base if y.base is not None else y
     while outside.base is not None:
         outside = outside.base
@@ -64,7 +76,7 @@ def run(
         m = [s // 4 for s in mask.strides]
     numbers = [*strides(q), *strides(k), *strides(v), *m, *strides(y), case.batch, case.heads, case.kv_heads]
     numbers += [case.sq, case.sk, case.past, case.per_task]
-    build(source(case.d, dv), isa).attention(
+    build(source(case.d, dv, q.dtype, given, tasks), isa).attention(
         *(ctypes.c_void_p(None if x is None else x.ctypes.data) for x in (q, k, v, mask, y)),
         (ctypes.c_long * len(numbers))(*numbers),
         ctypes.c_float(scale),
@@ -90,12 +102,12 @@ def reference(
     return out
 
 
-def inputs(case: Case, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def inputs(case: Case, seed: int = 0, dtype: np.dtype = FLOAT) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return (
-        tensor(rng, case, case.heads, case.sq, case.d),
-        tensor(rng, case, case.kv_heads, case.sk, case.d),
-        tensor(rng, case, case.kv_heads, case.sk, case.dv or case.d),
+        tensor(rng, case, case.heads, case.sq, case.d, dtype=dtype),
+        tensor(rng, case, case.kv_heads, case.sk, case.d, dtype=dtype),
+        tensor(rng, case, case.kv_heads, case.sk, case.dv or case.d, dtype=dtype),
     )
 
 
@@ -193,3 +205,57 @@ def test_result_does_not_depend_on_the_split_into_tasks(isa: str, causal: bool) 
     for per_task in (1, 7, 24, 60):
         case = Case(64, 101, 300, batch=1, causal=causal, past=150, per_task=per_task)
         np.testing.assert_array_equal(run(isa, case, q, k, v, None), want)
+
+
+# -- both products in bf16 ---------------------------------------------------------------------------------------------
+
+
+LEVELS = BF16_ISAS[::2]
+"""With the instructions and without."""
+
+
+def check_bf16(isa: str, case: Case, taken: np.dtype, given: np.dtype, mask: np.ndarray | None = None) -> None:
+    """On operands that bf16 holds, scaled by a power of two: only the keys' weights and the result are rounded."""
+    q, k, v = inputs(case, dtype=BF16)
+    want = reference(case, q, k, v, mask, 0.25)
+    got = run(isa, case, *(x.astype(taken) for x in (q, k, v)), mask, 0.25, given, "attention_bf16_tasks")
+    np.testing.assert_allclose(got.astype(np.float32), want, atol=8e-3 if given == FLOAT else 2e-2)
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+@pytest.mark.parametrize(("case", "dtype"), zip(CASES, (FLOAT, FLOAT, BF16) * 6, strict=False), ids=str)
+def test_attention_bf16(isa: str, case: Case, dtype: np.dtype) -> None:
+    check_bf16(isa, case, dtype, dtype)
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+def test_masks_bf16(isa: str) -> None:
+    """Whole blocks and rows masked; a value hidden from some rows by causality."""
+    case = Case(64, 40, 700)
+    mask = np.zeros((1, 1, case.sq, case.sk), np.float32)
+    mask[:, :, :20, :600] = -np.inf
+    mask[:, :, 7] = -np.inf
+    check_bf16(isa, case, FLOAT, FLOAT, mask)
+    check_bf16(isa, Case(64, 3, 19), FLOAT, BF16, np.random.default_rng(0).normal(size=(1, 1, 1, 19)).astype(FLOAT))
+    check_bf16(isa, Case(64, 40, 50, causal=True, past=-15), FLOAT, BF16)
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+def test_operands_are_rounded_to_nearest(isa: str) -> None:
+    """The result of f32 operands is that of the same operands rounded beforehand."""
+    case = Case(64, 50, 131)
+    q, k, v = inputs(case)
+    for given in (FLOAT, BF16):
+        run_it = lambda *x: run(isa, case, *x, None, 0.25, given, "attention_bf16_tasks")  # noqa: B023, E731
+        rounded = run_it(*(x.astype(BF16) for x in (q, k, v)))
+        np.testing.assert_array_equal(run_it(q, k, v), rounded)
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+def test_bf16_does_not_depend_on_the_split_into_tasks(isa: str) -> None:
+    whole = Case(64, 501, 500, batch=1, heads=1, kv_heads=1)
+    q, k, v = inputs(whole)
+    want = run(isa, whole, q, k, v, None, tasks="attention_bf16_tasks")
+    for per_task in (7, 240):
+        case = Case(64, 501, 500, batch=1, heads=1, kv_heads=1, per_task=per_task)
+        np.testing.assert_array_equal(run(isa, case, q, k, v, None, tasks="attention_bf16_tasks"), want)

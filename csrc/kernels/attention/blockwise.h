@@ -15,10 +15,11 @@
 namespace opcel {
 
 // Strides in elements; the last axis (head size) of q, k, v and y is contiguous.
+template <class In = float, class Out = float>
 struct AttentionArgs {
-  const float *q, *k, *v;
+  const In *q, *k, *v;
   const float* mask;  // added to the scores, [batch][head][query][key]; null: none
-  float* y;
+  Out* y;
   std::int64_t q_b, q_h, q_s;
   std::int64_t k_b, k_h, k_s;
   std::int64_t v_b, v_h, v_s;
@@ -32,13 +33,25 @@ struct AttentionArgs {
   std::int64_t q_per_task;
 };
 
-inline std::int64_t attention_task_count(const AttentionArgs& args) {
+template <class In, class Out>
+OPCEL_INLINE std::int64_t attention_task_count(const AttentionArgs<In, Out>& args) {
   return args.batch * args.heads * detail::ceil_div(args.sq, args.q_per_task);
 }
 
 namespace detail {
 
 constexpr int round_up_to(int n, int unit) { return (n + unit - 1) / unit * unit; }
+
+struct AttentionTile {
+  const float* mask;             // of the first row, from the block's first key on
+  std::int64_t m_q, mask_count;  // mask_count: elements of the mask's row from there on
+  std::int64_t rows;
+  std::int64_t count, held;  // keys of the block that some row sees, keys packed
+  std::int64_t visible,
+      visible_step;  // keys that the first row sees (may be beyond the block, or negative), and a row more
+  int mask_kind;     // 0 none, 1 a row, 2 one value
+  bool first, last;
+};
 
 template <int D, int DV>
 struct AttentionBlock {
@@ -57,6 +70,17 @@ struct AttentionBlock {
   alignas(64) float s[R * SRow];
   alignas(64) float q[R * D];
   float top[Rows + W], sum[Rows + W], decay[W];
+  const float* v;
+  std::int64_t v_row;
+
+  // Keys and values of a block. `rows` is how many query rows will use it.
+  OPCEL_INLINE void pack(const float* k, std::int64_t k_s, const float* from_v, std::int64_t v_s, std::int64_t keys,
+                         std::int64_t rows);
+
+  // One tile of query rows times the keys of the block. state: the first row's index in top and sum.
+  template <int Height>
+  __attribute__((noinline)) void tile(const AttentionTile& tile, const float* from, std::int64_t q_s, float q_scale,
+                                      float* y, std::int64_t y_s, std::int64_t state);
 };
 
 // acc += a b over k rows of b.
@@ -126,20 +150,6 @@ OPCEL_INLINE void attention_scores(const float* q, const float* kt, std::int64_t
   }
 }
 
-struct AttentionTile {
-  const float* v;
-  std::int64_t v_row;
-  float* y;
-  std::int64_t y_s;
-  const float* mask;             // of the first row, from the block's first key on
-  std::int64_t m_q, mask_count;  // mask_count: elements of the mask's row from there on
-  std::int64_t rows;
-  std::int64_t count, held;  // keys of the block that some row sees, keys packed
-  std::int64_t visible,
-      visible_step;  // keys that the first row sees (may be beyond the block, or negative), and a row more
-  bool first, last;
-};
-
 struct AttentionMax {
   OPCEL_INLINE vf operator()(vf a, vf b) const { return max(a, b); }
 };
@@ -157,9 +167,9 @@ OPCEL_INLINE vf attention_power(vf score, vf top) {
 }
 
 // Scores to exponentials, with the rows' running maximum, sum and the factor by which what was summed before decays.
-template <int R, int SRow, int Mask /* 0 none, 1 a row, 2 one value */>
-OPCEL_INLINE void attention_exponentials(const AttentionTile& tile, float* scores, float* top, float* sum,
-                                         float* decay) {
+template <int R, int SRow, int PRow, int Mask, class P>
+OPCEL_INLINE void attention_exponentials_of(const AttentionTile& tile, float* scores, P* weights, float* top,
+                                            float* sum, float* decay) {
   const vf low = set(-__builtin_inff());
   vf per_row[R];
   for (int r = 0; r < R; ++r) {
@@ -195,7 +205,7 @@ OPCEL_INLINE void attention_exponentials(const AttentionTile& tile, float* score
     vf total = {};
     for (std::int64_t j = 0; j < tile.count; j += W) {
       const vf e = attention_power<Mask>(load(s + j), set(subtract[r]));
-      store(s + j, e);
+      store(weights + r * PRow + j, e);
       total += e;
     }
     per_row[r] = total;
@@ -205,9 +215,21 @@ OPCEL_INLINE void attention_exponentials(const AttentionTile& tile, float* score
   store(decay, factor);
 }
 
+// Rows of scores are SRow apart, those of weights, which may begin where the scores do, PRow.
+template <int R, int SRow, int PRow, class P>
+OPCEL_INLINE void attention_exponentials(const AttentionTile& tile, float* scores, P* weights, float* top, float* sum,
+                                         float* decay) {
+  if (tile.mask_kind == 0)
+    attention_exponentials_of<R, SRow, PRow, 0>(tile, scores, weights, top, sum, decay);
+  else if (tile.mask_kind == 1)
+    attention_exponentials_of<R, SRow, PRow, 1>(tile, scores, weights, top, sum, decay);
+  else
+    attention_exponentials_of<R, SRow, PRow, 2>(tile, scores, weights, top, sum, decay);
+}
+
 template <int R, int NV, int SRow>
-OPCEL_INLINE void attention_values(const AttentionTile& tile, const float* s, const float* decay, const float* sum,
-                                   int col, int lanes) {
+OPCEL_INLINE void attention_values(const AttentionTile& tile, const float* s, const float* v, std::int64_t v_row,
+                                   const float* decay, const float* sum, float* out, std::int64_t y_s, int lanes) {
   vf acc[R][NV] = {};
   if (!tile.first) {
     OPCEL_UNROLL
@@ -215,85 +237,93 @@ OPCEL_INLINE void attention_values(const AttentionTile& tile, const float* s, co
       if (r < tile.rows) {
         OPCEL_UNROLL
         for (int j = 0; j < NV; ++j) {
-          const float* y = tile.y + r * tile.y_s + col + j * W;
+          const float* y = out + r * y_s + j * W;
           acc[r][j] = (lanes == W ? load(y) : load_n(y, lanes)) * decay[r];
         }
       }
     }
   }
-  attention_product<R, NV, SRow>(acc, s, tile.v + col, tile.v_row, tile.count);
+  attention_product<R, NV, SRow>(acc, s, v, v_row, tile.count);
   OPCEL_UNROLL
   for (int r = 0; r < R; ++r) {
     if (r < tile.rows) {
       const float scale = tile.last ? 1.0f / sum[r] : 1.0f;
       OPCEL_UNROLL
       for (int j = 0; j < NV; ++j) {
-        float* y = tile.y + r * tile.y_s + col + j * W;
-        const vf v = acc[r][j] * scale;
+        float* y = out + r * y_s + j * W;
+        const vf value = acc[r][j] * scale;
         if (lanes == W)
-          store(y, v);
+          store(y, value);
         else
-          store_n(y, v, lanes);
+          store_n(y, value, lanes);
       }
     }
   }
 }
 
-// One tile of query rows times the keys of the block. state: the first row's index in top and sum.
-template <int R, int D, int DV>
-__attribute__((noinline)) void attention_tile(AttentionBlock<D, DV>& block, const AttentionTile& tile, int mask_kind,
-                                              const float* q, std::int64_t q_s, float q_scale, std::int64_t state) {
-  using Block = AttentionBlock<D, DV>;
-  constexpr int NV = Block::NV, SRow = Block::SRow;
-  if (mask_kind == 0) q_scale *= kLog2E;  // a mask's lowest numbers bear no factor
-  for (int r = 0; r < R; ++r) {
-    const float* from = q + least(r, tile.rows - 1) * q_s;
+template <int D, int DV>
+OPCEL_INLINE void AttentionBlock<D, DV>::pack(const float* k, std::int64_t k_s, const float* from_v, std::int64_t v_s,
+                                              std::int64_t keys, std::int64_t rows) {
+  attention_pack_k<D, NV>(k, k_s, keys, kt);
+  // A copy of v for its padding, and so that its rows, often pages apart, are read from there once.
+  const bool copied = DV % W != 0 || rows > R;
+  v = copied ? vt : from_v;
+  v_row = copied ? VRow : v_s;
+  if (!copied) return;
+  for (std::int64_t i = 0; i < keys; ++i) {
+    const float* from = from_v + i * v_s;
+    float* to = vt + i * VRow;
     int d = 0;
-    for (; d + W <= D; d += W) store(block.q + r * D + d, load(from + d) * q_scale);
-    for (; d < D; ++d) block.q[r * D + d] = from[d] * q_scale;
+    for (; d + W <= DV; d += W) store(to + d, load(from + d));
+    if constexpr (DV % W != 0) store(to + d, load_n(from + d, DV - d));
   }
-  std::int64_t j = 0;
-  for (; j + (NV - 1) * W < tile.count; j += NV * W)
-    attention_scores<R, NV, D, SRow>(block.q, block.kt + j * D, NV * W, block.s + j);
-  if (j < tile.count) {
-    const std::int64_t width = tile.held > j + W ? NV * W : W;
-    attention_scores<R, 1, D, SRow>(block.q, block.kt + j * D, width, block.s + j);
-  }
-  float* top = block.top + state;
-  float* sum = block.sum + state;
-  if (mask_kind == 0)
-    attention_exponentials<R, SRow, 0>(tile, block.s, top, sum, block.decay);
-  else if (mask_kind == 1)
-    attention_exponentials<R, SRow, 1>(tile, block.s, top, sum, block.decay);
-  else
-    attention_exponentials<R, SRow, 2>(tile, block.s, top, sum, block.decay);
-  int col = 0;
-  for (; col + NV * W <= DV; col += NV * W) attention_values<R, NV, SRow>(tile, block.s, block.decay, sum, col, W);
-  if constexpr (DV / W % NV != 0) {
-    attention_values<R, 1, SRow>(tile, block.s, block.decay, sum, col, W);
-    col += W;
-  }
-  if constexpr (DV % W != 0) attention_values<R, 1, SRow>(tile, block.s, block.decay, sum, col, DV - col);
 }
 
-}  // namespace detail
+template <int D, int DV>
+template <int Height>
+void AttentionBlock<D, DV>::tile(const AttentionTile& at, const float* from, std::int64_t q_s, float q_scale, float* y,
+                                 std::int64_t y_s, std::int64_t state) {
+  if (at.mask_kind == 0) q_scale *= kLog2E;  // a mask's lowest numbers bear no factor
+  for (int r = 0; r < Height; ++r) {
+    const float* row = from + least(r, at.rows - 1) * q_s;
+    int d = 0;
+    for (; d + W <= D; d += W) store(q + r * D + d, load(row + d) * q_scale);
+    for (; d < D; ++d) q[r * D + d] = row[d] * q_scale;
+  }
+  std::int64_t j = 0;
+  for (; j + (NV - 1) * W < at.count; j += NV * W)
+    attention_scores<Height, NV, D, SRow>(q, kt + j * D, NV * W, s + j);
+  if (j < at.count) {
+    const std::int64_t width = at.held > j + W ? NV * W : W;
+    attention_scores<Height, 1, D, SRow>(q, kt + j * D, width, s + j);
+  }
+  attention_exponentials<Height, SRow, SRow>(at, s, s, top + state, sum + state, decay);
+  const auto values = [&](auto vectors, int col, int lanes) __attribute__((always_inline)) {
+    attention_values<Height, decltype(vectors)::value, SRow>(at, s, v + col, v_row, decay, sum + state, y + col, y_s,
+                                                             lanes);
+  };
+  int col = 0;
+  for (; col + NV * W <= DV; col += NV * W) values(Int<NV>{}, col, W);
+  if constexpr (DV / W % NV != 0) {
+    values(Int<1>{}, col, W);
+    col += W;
+  }
+  if constexpr (DV % W != 0) values(Int<1>{}, col, DV - col);
+}
 
-// Tasks [begin, end) of attention_task_count(args): batch, head, then groups of q_per_task query rows, the last
-// fastest. D: head size of q and k, DV: of v and y; multiples of 4 up to 256.
-template <int D, int DV = D>
-void attention_tasks(const AttentionArgs& args, std::int64_t begin, std::int64_t end) {
-  using Block = detail::AttentionBlock<D, DV>;
-  using detail::least;
+// Tasks [begin, end) of attention_task_count(args), each with the scratch and the arithmetic of Block.
+template <class Block, int DV, class In, class Out>
+OPCEL_INLINE void attention_blocks(const AttentionArgs<In, Out>& args, std::int64_t begin, std::int64_t end) {
   Block block;
-  const std::int64_t groups = detail::ceil_div(args.sq, args.q_per_task);
+  const std::int64_t groups = ceil_div(args.sq, args.q_per_task);
   for (std::int64_t task = begin; task < end; ++task) {
     const std::int64_t head = task / groups % args.heads, batch = task / groups / args.heads;
     const std::int64_t kv = head / (args.heads / args.kv_heads);
-    const float* q = args.q + batch * args.q_b + head * args.q_h;
-    const float* k = args.k + batch * args.k_b + kv * args.k_h;
-    const float* v = args.v + batch * args.v_b + kv * args.v_h;
+    const In* q = args.q + batch * args.q_b + head * args.q_h;
+    const In* k = args.k + batch * args.k_b + kv * args.k_h;
+    const In* v = args.v + batch * args.v_b + kv * args.v_h;
     const float* mask = args.mask + batch * args.m_b + head * args.m_h;
-    float* y = args.y + batch * args.y_b + head * args.y_h;
+    Out* y = args.y + batch * args.y_b + head * args.y_h;
     const std::int64_t task_last = least(args.sq, (task % groups + 1) * args.q_per_task);
     for (std::int64_t first = task % groups * args.q_per_task; first < task_last; first += Block::Rows) {
       const std::int64_t last = least(task_last, first + Block::Rows);
@@ -303,33 +333,20 @@ void attention_tasks(const AttentionArgs& args, std::int64_t begin, std::int64_t
         block.top[i] = -__builtin_inff();
         block.sum[i] = 0.0f;
         if (visible(first + i + 1) <= 0)
-          for (int d = 0; d < DV; ++d) y[(first + i) * args.y_s + d] = args.sk > 0 ? __builtin_nanf("") : 0.0f;
+          for (int d = 0; d < DV; d += W)
+            store_n(y + (first + i) * args.y_s + d, set(args.sk > 0 ? __builtin_nanf("") : 0.0f),
+                    static_cast<int>(least(W, DV - d)));
       }
       const std::int64_t keys = visible(last);
       for (std::int64_t key0 = 0; key0 < keys; key0 += Block::Keys) {
         const std::int64_t held = least(Block::Keys, keys - key0);
-        detail::attention_pack_k<D, Block::NV>(k + key0 * args.k_s, args.k_s, held, block.kt);
-        // A copy of v for its padding, and so that its rows, often pages apart, are read from there once.
-        const bool copied = DV % W != 0 || last - first > Block::R;
-        if (copied) {
-          for (std::int64_t i = 0; i < held; ++i) {
-            const float* from = v + (key0 + i) * args.v_s;
-            float* to = block.vt + i * Block::VRow;
-            int d = 0;
-            for (; d + W <= DV; d += W) store(to + d, load(from + d));
-            if constexpr (DV % W != 0) store(to + d, load_n(from + d, DV - d));
-          }
-        }
+        block.pack(k + key0 * args.k_s, args.k_s, v + key0 * args.v_s, args.v_s, held, last - first);
         for (std::int64_t row = first; row < last;) {
           const std::int64_t rest = last - row;
           const int height = rest > 2 * Block::Low ? Block::R : rest > 1 ? Block::Low : 1;
           const std::int64_t rows = least(height, rest), seen = visible(row + rows);
           if (seen > key0) {
-            detail::AttentionTile tile;
-            tile.v = copied ? block.vt : v + key0 * args.v_s;
-            tile.v_row = copied ? Block::VRow : args.v_s;
-            tile.y = y + row * args.y_s;
-            tile.y_s = args.y_s;
+            AttentionTile tile;
             tile.mask = mask + row * args.m_q + key0 * args.m_k;
             tile.m_q = args.m_q;
             tile.mask_count = args.sk - key0;
@@ -340,21 +357,31 @@ void attention_tasks(const AttentionArgs& args, std::int64_t begin, std::int64_t
             tile.visible_step = args.causal;
             tile.first = key0 == 0;
             tile.last = seen <= key0 + held;
-            const int mask_kind = !args.mask ? 0 : args.m_k ? 1 : 2;
-            const float* from = q + row * args.q_s;
+            tile.mask_kind = !args.mask ? 0 : args.m_k ? 1 : 2;
+            const In* from = q + row * args.q_s;
+            Out* to = y + row * args.y_s;
             const std::int64_t state = row - first;
             if (height == Block::R)
-              detail::attention_tile<Block::R>(block, tile, mask_kind, from, args.q_s, args.scale, state);
+              block.template tile<Block::R>(tile, from, args.q_s, args.scale, to, args.y_s, state);
             else if (height == Block::Low)
-              detail::attention_tile<Block::Low>(block, tile, mask_kind, from, args.q_s, args.scale, state);
+              block.template tile<Block::Low>(tile, from, args.q_s, args.scale, to, args.y_s, state);
             else
-              detail::attention_tile<1>(block, tile, mask_kind, from, args.q_s, args.scale, state);
+              block.template tile<1>(tile, from, args.q_s, args.scale, to, args.y_s, state);
           }
           row += rows;
         }
       }
     }
   }
+}
+
+}  // namespace detail
+
+// Tasks [begin, end) of attention_task_count(args): batch, head, then groups of q_per_task query rows, the last
+// fastest. D: head size of q and k, DV: of v and y; multiples of 4 up to 256.
+template <int D, int DV = D>
+void attention_tasks(const AttentionArgs<>& args, std::int64_t begin, std::int64_t end) {
+  detail::attention_blocks<detail::AttentionBlock<D, DV>, DV>(args, begin, end);
 }
 
 }  // namespace opcel

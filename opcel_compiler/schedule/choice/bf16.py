@@ -8,6 +8,7 @@ from opcel_compiler.ir.program import Buffer, Kernel, Step, View, whole
 from opcel_compiler.ir.types import F32, TensorType
 from opcel_compiler.schedule.choice.context import Choosing, copy_body, heights
 from opcel_compiler.schedule.choice.contraction import panels_per_task
+from opcel_compiler.schedule.choice.vector import FEW_ROWS
 
 
 def choose_matmul_bf16(kernel: Kernel, choosing: Choosing) -> list[Step] | None:
@@ -48,6 +49,13 @@ def choose_matmul_bf16(kernel: Kernel, choosing: Choosing) -> list[Step] | None:
         "panels_per_task": panels_per_task(product(c.shape[:-2]) if len(b.shape) > 2 else 1, m, n, panel, rows),
     }  # fmt: skip
     return [*steps, kernel]
+
+
+def choose_attention_bf16(kernel: Kernel, choosing: Choosing) -> None:
+    """Both products of an attention in bf16, but where few queries leave it bound by reading keys and values."""
+    queries = kernel.outputs[0].shape[2]
+    if choosing.precision == "bf16" and not (type(queries) is int and queries <= FEW_ROWS):
+        kernel.family, kernel.params = "attention.bf16", {"precision": "bf16"}
 
 
 def _rounded(a: View, choosing: Choosing, steps: list[Step], origin: tuple[str, ...]) -> View | None:

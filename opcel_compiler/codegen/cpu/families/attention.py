@@ -16,7 +16,7 @@ TILE_ROWS = 12
 
 
 def emit_attention(kernel: Kernel, target: Target) -> KernelUnit:
-    """softmax(scale · q kᵀ + mask) v over [batch, heads, sequence, size] operands of any strides."""
+    """softmax(scale · q kᵀ + mask) v over [batch, heads, sequence, size] operands of any strides, in f32 or bf16."""
     anchor = kernel.anchor
     assert anchor is not None
     unit = KernelUnit()
@@ -25,7 +25,8 @@ def emit_attention(kernel: Kernel, target: Target) -> KernelUnit:
     y = kernel.outputs[0]
     mask = anchor.operands[3] if len(anchor.operands) > 3 else None
     batch, heads, sq, d = q.shape
-    fields = [unit.pointer(q), unit.pointer(k), unit.pointer(v)]
+    operand, result = (view.buffer.layout.storage or "float" for view in (q, y))
+    fields = [unit.pointer(view, operand) for view in (q, k, v)]
     if mask is None:
         fields.append("nullptr")
         steps: tuple[Dim, ...] = (0, 0, 0, 0)
@@ -33,7 +34,7 @@ def emit_attention(kernel: Kernel, target: Target) -> KernelUnit:
         wide = inputs[mask].expand((batch, heads, sq, k.shape[2]))
         fields.append(unit.pointer(wide))
         steps = wide.strides
-    fields.append(unit.pointer(y, const=False))
+    fields.append(unit.pointer(y, result, const=False))
     for view in (q, k, v):
         fields += map(unit.integer, view.strides[:3])
     fields += map(unit.integer, (*steps, *y.strides[:3], batch, heads, k.shape[1], sq, k.shape[2]))
@@ -41,10 +42,12 @@ def emit_attention(kernel: Kernel, target: Target) -> KernelUnit:
     per_task = rows_per_task(sq)
     fields += map(unit.integer, (k.shape[2] - sq, per_task))
     unit.tasks = batch * heads * ceildiv(sq, per_task)
+    bf16 = kernel.params.get("precision") == "bf16"
+    header, tasks = ("bf16", "attention_bf16_tasks") if bf16 else ("blockwise", "attention_tasks")
     return unit.finish(
-        ["kernels/attention/blockwise.h"], "",
-        f"  const AttentionArgs args{{{', '.join(fields)}}};\n"
-        f"  attention_tasks<{d}, {v.shape[3]}>(args, begin, end);\n",
+        [f"kernels/attention/{header}.h"], "",
+        f"  const AttentionArgs<{operand}, {result}> args{{{', '.join(fields)}}};\n"
+        f"  {tasks}<{d}, {v.shape[3]}>(args, begin, end);\n",
     )  # fmt: skip
 
 
@@ -56,4 +59,4 @@ def rows_per_task(sq: Dim) -> Dim:
     return -(-per // TILE_ROWS) * TILE_ROWS
 
 
-EMITTERS = {"attention": emit_attention}
+EMITTERS = {"attention": emit_attention, "attention.bf16": emit_attention}
