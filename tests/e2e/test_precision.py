@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 
 import opcel_compiler as oc
+from opcel_compiler.compilation import prepare
 from opcel_compiler.driver import prove_artifact
 from opcel_compiler.errors import OpcelError
+from opcel_compiler.ir.encodings import Constant
+from opcel_compiler.ir.program_interpret import run_program
+from opcel_compiler.ir.program_text import equal_programs, parse_program, print_program
+from opcel_compiler.ir.program_verify import verify_program
 from opcel_compiler.ir.types import BF16
 from opcel_compiler.proof import BF16_NORM, Bound, ProofError, compare, manifest_bound
 from opcel_compiler.targets import TargetError, load_target
@@ -123,3 +128,40 @@ def test_a_product_is_computed_in_bf16_and_measurably_so(tmp_path: Path) -> None
     assert 1e-4 < error < BF16_NORM
     with pytest.raises(ProofError, match="relative L2 <= 1e-05"):
         oc.compile(net.model(), output=tmp_path / "out", precision="bf16", max_error=1e-5)
+
+
+@runs_bf16
+@pytest.mark.parametrize("name", ["vit", "bert-torchscript-symbolic", "whisper"])
+def test_rounding_early_changes_no_bit(name: str, tmp_path: Path) -> None:
+    """Kernels that only round go, values take two bytes, and the results stay as they are."""
+    model, spec = ALL[name].build(), ALL[name]
+    pipeline = load_target(BF16_TARGET).pipeline
+    assert ",round-early" in pipeline
+    late = pipeline.replace(",round-early", "")
+    plain = oc.compile(model, BF16_TARGET, tmp_path / "a", precision="bf16", pipeline=late)
+    stored = oc.compile(model, BF16_TARGET, tmp_path / "b", precision="bf16")
+    with plain, stored:
+        rounds = [sum(k["family"] == "round" for k in c.report["kernels"]) for c in (plain, stored)]
+        assert rounds[1] < rounds[0]
+        given = feeds(model, spec.sizes[0])
+        for key, value in plain.run(given).items():
+            np.testing.assert_array_equal(stored.run(given)[key], value)
+
+
+def test_programs_with_storage_are_valid_and_mean_the_same() -> None:
+    """The Program of a transformer after round-early: verified, read back from text, run by the interpreter."""
+    model = ALL["vit"].build()
+    program = prepare(model, BF16_TARGET, precision="bf16").program
+    assert program is not None
+    verify_program(program)
+    assert any(b.layout.storage and b.kind == "temp" for b in program.buffers)
+    bert = prepare(ALL["bert-torchscript"].build(), BF16_TARGET, precision="bf16").program
+    assert bert is not None and any(len(k.outputs) == 2 for k in bert.kernels)
+    store: dict[str, Constant] = {}
+    back = parse_program(print_program(program, constants=store), store)
+    assert equal_programs(program, back) is None
+    given = feeds(model, {"batch": 2})
+    got = run_program(program, {b.name: given[n] for b, n in zip(program.inputs, given, strict=True)})
+    (want,) = reference(model, given).values()
+    row = compare("y", *got.values(), want, Bound.of("bf16"))
+    assert row.within and row.relative_l2 > 1e-5, row

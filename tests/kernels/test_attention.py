@@ -215,15 +215,15 @@ LEVELS = BF16_ISAS[::2]
 
 
 def check_bf16(isa: str, case: Case, taken: np.dtype, given: np.dtype, mask: np.ndarray | None = None) -> None:
-    """On operands that bf16 holds, scaled by a power of two: only the keys' weights and the result are rounded."""
+    """On operands that bf16 holds: only the keys' weights and the result are rounded."""
     q, k, v = inputs(case, dtype=BF16)
-    want = reference(case, q, k, v, mask, 0.25)
-    got = run(isa, case, *(x.astype(taken) for x in (q, k, v)), mask, 0.25, given, "attention_bf16_tasks")
+    want = reference(case, q, k, v, mask)
+    got = run(isa, case, *(x.astype(taken) for x in (q, k, v)), mask, 0.3, given, "attention_bf16_tasks")
     np.testing.assert_allclose(got.astype(np.float32), want, atol=8e-3 if given == FLOAT else 2e-2)
 
 
 @pytest.mark.parametrize("isa", LEVELS)
-@pytest.mark.parametrize(("case", "dtype"), zip(CASES, (FLOAT, FLOAT, BF16) * 6, strict=False), ids=str)
+@pytest.mark.parametrize(("case", "dtype"), list(zip(CASES, (FLOAT, FLOAT, BF16) * 6, strict=False)), ids=str)
 def test_attention_bf16(isa: str, case: Case, dtype: np.dtype) -> None:
     check_bf16(isa, case, dtype, dtype)
 
@@ -246,7 +246,7 @@ def test_operands_are_rounded_to_nearest(isa: str) -> None:
     case = Case(64, 50, 131)
     q, k, v = inputs(case)
     for given in (FLOAT, BF16):
-        run_it = lambda *x: run(isa, case, *x, None, 0.25, given, "attention_bf16_tasks")  # noqa: B023, E731
+        run_it = lambda *x: run(isa, case, *x, None, 0.3, given, "attention_bf16_tasks")  # noqa: B023, E731
         rounded = run_it(*(x.astype(BF16) for x in (q, k, v)))
         np.testing.assert_array_equal(run_it(q, k, v), rounded)
 

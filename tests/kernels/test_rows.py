@@ -6,6 +6,7 @@ import ctypes
 import itertools
 from collections.abc import Callable
 
+import ml_dtypes
 import numpy as np
 import pytest
 from harness import ISAS, build
@@ -43,7 +44,7 @@ extern "C" void softmax(const float* x, const float* side, float* y, long stride
 }
 extern "C" void norm(const float* x, const float* side, float* y, long stride, long rows, long n, long per_task,
                      const float* gamma, const float* beta, float* mean, float* inv, bool center) {
-  NormArgs a{{y, stride, rows, n, per_task}, gamma, beta, 1e-5f, mean, inv};
+  NormArgs a{{y, stride, rows, n, per_task}, gamma, beta, 1e-5f, mean, inv, nullptr};
   const long tasks = row_task_count(a.row);
   Load l{x, stride}; ::Add e{side, stride};
   if (center && gamma && beta) layer_norm_tasks<true, true>(a, l, e, 0, tasks);
@@ -52,6 +53,13 @@ extern "C" void norm(const float* x, const float* side, float* y, long stride, l
   else if (center) layer_norm_tasks<false, false>(a, l, e, 0, tasks);
   else if (gamma) rms_norm_tasks<true, false>(a, l, e, 0, tasks);
   else rms_norm_tasks<false, false>(a, l, e, 0, tasks);
+}
+extern "C" void rounded_norm(const float* x, const float* side, float* y, bf16* z, long stride, long rows, long n,
+                             const float* gamma, bool center) {
+  NormArgs a{{y, stride, rows, n, 3}, gamma, gamma, 1e-5f, nullptr, nullptr, z};
+  Load l{x, stride}; ::Add e{side, stride};
+  if (center) layer_norm_tasks<true, true, true>(a, l, e, 0, row_task_count(a.row));
+  else rms_norm_tasks<true, true, true>(a, l, e, 0, row_task_count(a.row));
 }
 """
 )
@@ -197,6 +205,27 @@ def test_layer_norm_with_a_large_mean_and_special_rows(isa: str) -> None:
     np.testing.assert_allclose(y[0], (z - z.mean()) / np.sqrt(z.var() + 1e-5), atol=2e-4)
     np.testing.assert_array_equal(y[1], 0)
     assert np.isnan(y[2]).all() and np.isnan(y[3]).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("n", [5, 70, 300])
+@pytest.mark.parametrize("center", [True, False])
+def test_norm_rounded_to_bf16(isa: str, n: int, center: bool) -> None:
+    """Beside the result in f32 or in place of it: the same values, rounded."""
+    rng = np.random.default_rng(n)
+    x, side = rng.normal(size=(2, 7, n)).astype(np.float32)
+    gamma = rng.normal(size=n).astype(np.float32)
+    both, alone = np.full((2, 8, n), 7, ml_dtypes.bfloat16)
+    y = np.empty_like(x)
+    norm = build(SOURCE, isa).rounded_norm
+    norm(*map(pointer, (x, side, y, both)), *long(n, 7, n), pointer(gamma), ctypes.c_bool(center))
+    norm(*map(pointer, (x, side, None, alone)), *long(n, 7, n), pointer(gamma), ctypes.c_bool(center))
+    z = x.astype(np.float64) - (x.mean(1, keepdims=True, dtype=np.float64) if center else 0)
+    want = z / np.sqrt((z * z).mean(1, keepdims=True) + 1e-5) * gamma + gamma + side
+    np.testing.assert_allclose(y, want, atol=1e-5)
+    for got in (both, alone):
+        np.testing.assert_array_equal(got[:7], y.astype(ml_dtypes.bfloat16))
+        assert (got[7] == 7).all()
 
 
 REFERENCE: dict[str, Callable[..., np.ndarray]] = {

@@ -1,5 +1,5 @@
-// Attention with both products in bf16: q, k, v and the weights of the keys are rounded, sums and the running softmax are
-// in f32. Operands lie in memory as f32 or bf16, and so does the result. Blocks and order are those of blockwise.h.
+// Attention with both products in bf16: q, k, v and the weights of the keys are rounded, each once; sums, the scale and the
+// running softmax are in f32. Operands lie in memory as f32 or bf16, and so does the result. Blocks and order are those of blockwise.h.
 #pragma once
 
 #include "base/bf16.h"
@@ -87,13 +87,13 @@ struct AttentionBlockBf16 {
   }
 
   template <int Height, int Vectors>
-  OPCEL_INLINE void scores(std::int64_t key, std::int64_t width) {
+  OPCEL_INLINE void scores(std::int64_t key, std::int64_t width, float scale) {
     vf acc[Height][Vectors] = {};
     attention_dots<Height, Vectors, D>(acc, q, kt + key * D, 2 * width, D / 2);
     OPCEL_UNROLL
     for (int r = 0; r < Height; ++r) {
       OPCEL_UNROLL
-      for (int j = 0; j < Vectors; ++j) store(s + r * SRow + key + j * W, acc[r][j]);
+      for (int j = 0; j < Vectors; ++j) store(s + r * SRow + key + j * W, acc[r][j] * scale);
     }
   }
 
@@ -115,15 +115,15 @@ struct AttentionBlockBf16 {
     OPCEL_UNROLL
     for (int r = 0; r < Height; ++r) {
       if (r < at.rows) {
-        const float scale = at.last ? 1.0f / sum[state + r] : 1.0f;
+        const float part = at.last ? 1.0f / sum[state + r] : 1.0f;
         OPCEL_UNROLL
         for (int j = 0; j < Vectors; ++j) {
           if (!at.last)
             store(before + r * VRow + j * W, acc[r][j]);
           else if (lanes == W)
-            store(y + r * y_s + col + j * W, acc[r][j] * scale);
+            store(y + r * y_s + col + j * W, acc[r][j] * part);
           else
-            store_n(y + r * y_s + col + j * W, acc[r][j] * scale, lanes);
+            store_n(y + r * y_s + col + j * W, acc[r][j] * part, lanes);
         }
       }
     }
@@ -131,17 +131,17 @@ struct AttentionBlockBf16 {
 
   // One tile of query rows times the keys of the block. state: the first row's index in top, sum and sums.
   template <int Height>
-  __attribute__((noinline)) void tile(const AttentionTile& at, const In* from, std::int64_t q_s, float q_scale, Out* y,
+  __attribute__((noinline)) void tile(const AttentionTile& at, const In* from, std::int64_t q_s, float scale, Out* y,
                                       std::int64_t y_s, std::int64_t state) {
     for (int r = 0; r < Height; ++r) {
       const In* row = from + least(r, at.rows - 1) * q_s;
       int d = 0;
-      for (; d + W <= D; d += W) store(q + r * D + d, load(row + d) * q_scale);
-      if constexpr (D % W != 0) store_n(q + r * D + d, load_n(row + d, D % W) * q_scale, D % W);
+      for (; d + W <= D; d += W) store(q + r * D + d, load(row + d));
+      if constexpr (D % W != 0) store_n(q + r * D + d, load_n(row + d, D % W), D % W);
     }
     std::int64_t j = 0;
-    for (; j + (NV - 1) * W < at.count; j += NV * W) scores<Height, NV>(j, NV * W);
-    if (j < at.count) scores<Height, 1>(j, at.held > j + W ? NV * W : W);
+    for (; j + (NV - 1) * W < at.count; j += NV * W) scores<Height, NV>(j, NV * W, scale);
+    if (j < at.count) scores<Height, 1>(j, at.held > j + W ? NV * W : W, scale);
     attention_exponentials<Height, SRow, PRow>(at, s, reinterpret_cast<bf16*>(s), top + state, sum + state, decay);
     int col = 0;
     for (; col + NV * W <= DV; col += NV * W) values<Height, NV>(at, y, y_s, state, col, W);

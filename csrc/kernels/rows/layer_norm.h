@@ -4,6 +4,9 @@
 // passes, so that a large mean costs no accuracy). RMS norm: x / sqrt(mean of squares + epsilon) * gamma.
 #pragma once
 
+#include <cstddef>
+
+#include "base/bf16.h"
 #include "base/vmath.h"
 #include "kernels/rows/row.h"
 
@@ -16,18 +19,22 @@ struct NormArgs {
   float epsilon;
   float* mean;     // [rows] or null
   float* inv_std;  // [rows] or null
+  bf16* rounded;   // [rows][n], written with Rounded in place of row.y, or as well as it if that is not null
 };
 
 namespace detail {
 
-template <bool Center, bool Gamma, bool Beta, class Pro, class Epi>
+template <bool Center, bool Gamma, bool Beta, bool Rounded, class Pro, class Epi>
 OPCEL_INLINE void normalize_rows(const NormArgs& args, const Pro& pro, const Epi& epi, std::int64_t begin,
                                  std::int64_t end) {
   constexpr int U = 4;
   const std::int64_t n = args.row.n, last = least(args.row.rows, end * args.row.rows_per_task);
+  float* scratch = nullptr;
+  if constexpr (Rounded)
+    if (!args.row.y) scratch = static_cast<float*>(__builtin_alloca(sizeof(float) * static_cast<std::size_t>(n)));
   const float per_element = 1.0f / static_cast<float>(n);
   for (std::int64_t row = begin * args.row.rows_per_task; row < last; ++row) {
-    float* y = args.row.y + row * args.row.y_row;
+    float* y = scratch ? scratch : args.row.y + row * args.row.y_row;
     vf sum[U] = {}, squares[U] = {};
     for_row<U>(n, [&](auto tail, int u, std::int64_t col, int lanes) __attribute__((always_inline)) {
       constexpr bool Tail = decltype(tail)::value;
@@ -61,7 +68,9 @@ OPCEL_INLINE void normalize_rows(const NormArgs& args, const Pro& pro, const Epi
         v *= load_t<Tail>(args.gamma + col, lanes);
       else if constexpr (Beta)
         v += load_t<Tail>(args.beta + col, lanes);
-      store_t<Tail>(y + col, epi.template apply<Tail>(v, row, col, lanes), lanes);
+      v = epi.template apply<Tail>(v, row, col, lanes);
+      if constexpr (Rounded) store_t<Tail>(args.rounded + row * n + col, v, lanes);
+      if (!Rounded || !scratch) store_t<Tail>(y + col, v, lanes);
     });
   }
 }
@@ -69,15 +78,15 @@ OPCEL_INLINE void normalize_rows(const NormArgs& args, const Pro& pro, const Epi
 }  // namespace detail
 
 // Tasks [begin, end) of row_task_count(args.row).
-template <bool Gamma, bool Beta, class Pro, class Epi>
+template <bool Gamma, bool Beta, bool Rounded = false, class Pro, class Epi>
 void layer_norm_tasks(const NormArgs& args, const Pro& pro, const Epi& epi, std::int64_t begin, std::int64_t end) {
-  detail::normalize_rows<true, Gamma, Beta>(args, pro, epi, begin, end);
+  detail::normalize_rows<true, Gamma, Beta, Rounded>(args, pro, epi, begin, end);
 }
 
 // args.mean, if not null, is set to 0.
-template <bool Gamma, bool Beta, class Pro, class Epi>
+template <bool Gamma, bool Beta, bool Rounded = false, class Pro, class Epi>
 void rms_norm_tasks(const NormArgs& args, const Pro& pro, const Epi& epi, std::int64_t begin, std::int64_t end) {
-  detail::normalize_rows<false, Gamma, Beta>(args, pro, epi, begin, end);
+  detail::normalize_rows<false, Gamma, Beta, Rounded>(args, pro, epi, begin, end);
 }
 
 }  // namespace opcel

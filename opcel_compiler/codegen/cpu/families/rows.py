@@ -36,7 +36,7 @@ def _functors(unit: KernelUnit, kernel: Kernel, keep: int) -> tuple[str, str]:
 
 
 def emit_rows(kernel: Kernel, target: Target) -> KernelUnit:
-    """softmax, log_softmax, layer_norm, rms_norm over the last axes."""
+    """softmax, log_softmax, layer_norm, rms_norm over the last axes; the norms also, or only, to bf16."""
     anchor = kernel.anchor
     assert anchor is not None
     unit = KernelUnit()
@@ -46,7 +46,9 @@ def emit_rows(kernel: Kernel, target: Target) -> KernelUnit:
     structs, make = _functors(unit, kernel, len(y.shape) - axis)
     per_task = dim_max(1, floordiv(MAX_TASK_WORK // 8, dim_max(1, n)))
     unit.tasks = ceildiv(rows, per_task)
-    common = [unit.pointer(y, const=False), *map(unit.integer, (row_step(y, len(y.shape) - axis), rows, n, per_task))]
+    rounded = [unit.pointer(v, "bf16", const=False) for v in kernel.outputs if v.buffer.layout.storage == "bf16"]
+    address = "nullptr" if y.buffer.layout.storage else unit.pointer(y, const=False)
+    common = [address, *map(unit.integer, (row_step(y, len(y.shape) - axis), rows, n, per_task))]
     args = "{" + ", ".join(common) + "}"
     if anchor.op.endswith("softmax"):
         return unit.finish(
@@ -56,11 +58,12 @@ def emit_rows(kernel: Kernel, target: Target) -> KernelUnit:
     inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
     extras = [*anchor.operands[1:], None, None][:2]
     pointers = [unit.pointer(inputs[v]) if v is not None else "nullptr" for v in extras]
-    flags = ", ".join("true" if v is not None else "false" for v in extras)
+    flags = ", ".join("true" if v else "false" for v in (*extras, rounded))
     epsilon = literal(anchor.attrs["epsilon"], F32)
     return unit.finish(
         ["kernels/rows/layer_norm.h"], structs,
-        f"  const NormArgs args{{{args}, {', '.join(pointers)}, {epsilon}, nullptr, nullptr}};\n{make}"
+        f"  const NormArgs args{{{args}, {', '.join(pointers)}, {epsilon}, nullptr, nullptr, "
+        f"{rounded[0] if rounded else 'nullptr'}}};\n{make}"
         f"  {anchor.op}_tasks<{flags}>(args, prologue, epilogue, begin, end);\n",
     )  # fmt: skip
 
