@@ -26,8 +26,10 @@ from .conftest import assert_same, reference
 from .twins import TWINS, feeds
 
 ZIG = f"{sys.executable} -m ziglang c++"
-NEVER_CHOSEN = frozenset({"conv_transpose", "gemm.bf16"})
-"""Families of the table that lowering replaces by others, whatever the shapes, or that f32 does not take."""
+NEVER_CHOSEN = frozenset({"conv_transpose"})
+"""Families of the table that lowering replaces by others, whatever the shapes."""
+BF16, BF16_TARGET = frozenset({"attention.bf16", "gemm.bf16"}), "x86-64-avx512-vnni-bf16"
+"""Families that products in bf16 have, and the level with that precision."""
 STRICT = "-std=c++17 -O0 -fPIC -fno-exceptions -fno-rtti -Wall -Wextra -Werror".split()
 
 
@@ -65,9 +67,10 @@ def others() -> onnx.ModelProto:
 def all_units(target_name: str) -> tuple[str, set[str]]:
     """The source of every distinct kernel of the twins and of the operators' cases, in one file; their families."""
     target, units, families = load_target(target_name), {}, set()
+    precision = "bf16" if target_name == BF16_TARGET else "f32"
     own = (others(), winograd.network())
     for model in (*own, *(t.build() for t in TWINS.values()), *(c.model() for c in CASES.values())):
-        program = prepare(model, target_name).program
+        program = prepare(model, target_name, precision=precision).program
         assert program is not None
         for step, calls in zip(program.steps, generate(program, target), strict=True):
             families |= {step.family} if isinstance(step, Kernel) else set()
@@ -83,12 +86,21 @@ def all_units(target_name: str) -> tuple[str, set[str]]:
 
 @pytest.mark.parametrize(
     ("kind", "level"),
-    [("gnu", "x86-64-avx512"), ("gnu", "x86-64"), pytest.param("clang", "x86-64-avx512", marks=needs_zig)],
+    [
+        ("gnu", "x86-64-avx512"),
+        ("gnu", "x86-64"),
+        ("gnu", BF16_TARGET),
+        pytest.param("clang", "x86-64-avx512", marks=needs_zig),
+        pytest.param("clang", BF16_TARGET, marks=needs_zig),
+    ],
 )
 def test_every_kernel_compiles_without_a_warning(tmp_path: Path, kind: str, level: str) -> None:
     source, families = all_units(level)
     table = {f for entry in kernel_table().operators.values() for f in entry.families}
-    assert table - families <= NEVER_CHOSEN, "add a model that has them to `others`"
+    if level == BF16_TARGET:
+        assert families >= BF16
+    else:
+        assert table - families <= NEVER_CHOSEN | BF16, "add a model that has them to `others`"
     (tmp_path / "kernels.cpp").write_text(source)
     (tmp_path / "runtime.cpp").write_text((CSRC / "runtime" / "runtime.cpp").read_text())
     command = ["g++"] if kind == "gnu" else ZIG.split()
