@@ -29,12 +29,7 @@ TINY_KEYS = ("p10_us", "p50_us", "p99_us")
 
 def lines(row: Mapping[str, Any]) -> list[str]:
     """A row as text: the network and its ratio, then each engine's percentiles."""
-    known = [
-        f"batch {row['batch']}" if "batch" in row else "",
-        str(row.get("precision", "")),
-        "small" * ("small" in row),
-    ]
-    name = " ".join([str(row["network"]), *(word for word in known if word)])
+    name = figures.label(row)
     if "error" in row:
         return [f"{name:26} {row['error']}"]
     if "cold_s" in row:
