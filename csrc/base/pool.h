@@ -44,13 +44,20 @@ inline void cpu_relax() {
 #endif
 }
 
+/// A set of up to 8192 CPUs.
+struct CpuMask {
+  static constexpr size_t kBytes = 8192 / 8;
+  alignas(cpu_set_t) unsigned char bytes[kBytes] = {};
+
+  cpu_set_t* set() { return reinterpret_cast<cpu_set_t*>(bytes); }
+  /// Those that the calling thread may use.
+  bool read() { return sched_getaffinity(0, kBytes, set()) == 0; }
+};
+
 /// CPUs this process may use: its affinity mask, bounded by the CPU quota of its control group (rounded up).
 inline int32_t usable_cpus() {
-  static constexpr size_t kMaskBytes = 8192 / 8;
-  alignas(cpu_set_t) unsigned char mask[kMaskBytes] = {};
-  int32_t count = 1;
-  if (sched_getaffinity(0, kMaskBytes, reinterpret_cast<cpu_set_t*>(mask)) == 0)
-    count = CPU_COUNT_S(kMaskBytes, reinterpret_cast<cpu_set_t*>(mask));
+  CpuMask mask;
+  int32_t count = mask.read() ? CPU_COUNT_S(CpuMask::kBytes, mask.set()) : 1;
   if (FILE* file = fopen("/sys/fs/cgroup/cpu.max", "re")) {
     long long quota = 0, period = 0;
     if (fscanf(file, "%lld %lld", &quota, &period) == 2 && quota > 0 && period > 0 && quota < count * period)
@@ -279,25 +286,38 @@ class Pool {
     sleepers_.fetch_add(1);
     if (number_.load() != seen || stop_.load()) return;
     syscall(SYS_futex, reinterpret_cast<uint32_t*>(&epoch_), FUTEX_WAIT_PRIVATE, epoch, nullptr, nullptr, 0);
+    leave_callers_cpu();
+  }
+
+  /// The kernel often wakes a thread on the CPU of the one that wakes it, where both would stay for milliseconds: each
+  /// waiting for the other to be given the CPU.
+  void leave_callers_cpu() {
+    const int cpu = sched_getcpu();
+    CpuMask allowed, others;
+    if (cpu < 0 || cpu != caller_cpu_.load(std::memory_order_relaxed) || !allowed.read()) return;
+    others = allowed;
+    CPU_CLR_S(cpu, CpuMask::kBytes, others.set());
+    if (CPU_COUNT_S(CpuMask::kBytes, others.set()) == 0) return;
+    if (sched_setaffinity(0, CpuMask::kBytes, others.set()) == 0) sched_setaffinity(0, CpuMask::kBytes, allowed.set());
   }
 
   void wake_sleepers() {
     // Reset here and not by the woken, which take a while: the next step must not make the system call again.
-    if (sleepers_.load() != 0 && sleepers_.exchange(0) != 0) wake();
+    if (sleepers_.load() == 0 || sleepers_.exchange(0) == 0) return;
+    caller_cpu_.store(sched_getcpu(), std::memory_order_relaxed);
+    wake();
   }
 
   void pin_workers() {
-    static constexpr size_t kMaskBytes = 8192 / 8;
-    alignas(cpu_set_t) unsigned char mask[kMaskBytes] = {};
-    cpu_set_t* const allowed = reinterpret_cast<cpu_set_t*>(mask);
-    if (sched_getaffinity(0, kMaskBytes, allowed) != 0) return;
+    CpuMask allowed;
+    if (!allowed.read()) return;
     const int here = sched_getcpu();
     int32_t index = 1;
-    for (int cpu = 0; cpu < int(8 * kMaskBytes) && index < threads_; ++cpu) {
-      if (cpu == here || !CPU_ISSET_S(cpu, kMaskBytes, allowed)) continue;
-      alignas(cpu_set_t) unsigned char one[kMaskBytes] = {};
-      CPU_SET_S(cpu, kMaskBytes, reinterpret_cast<cpu_set_t*>(one));
-      pthread_setaffinity_np(workers_[index++].thread, kMaskBytes, reinterpret_cast<cpu_set_t*>(one));
+    for (int cpu = 0; cpu < 8 * int(CpuMask::kBytes) && index < threads_; ++cpu) {
+      if (cpu == here || !CPU_ISSET_S(cpu, CpuMask::kBytes, allowed.set())) continue;
+      CpuMask one;
+      CPU_SET_S(cpu, CpuMask::kBytes, one.set());
+      pthread_setaffinity_np(workers_[index++].thread, CpuMask::kBytes, one.set());
     }
   }
 
@@ -319,6 +339,7 @@ class Pool {
   alignas(128) std::atomic<int64_t> done_{0};  // chunks that workers finished
   alignas(128) std::atomic<int32_t> active_{0};
   std::atomic<int64_t> began_{0};  // the last run that found workers asleep
+  std::atomic<int> caller_cpu_{-1};  // of the one that woke workers last
   std::atomic<uint32_t> epoch_{0};
   std::atomic<uint32_t> sleepers_{0};
   std::atomic<bool> busy_{false};
