@@ -2,7 +2,8 @@
 
 A buffer of blocked channels is stored as bf16 when every kernel that reads or writes it can. What only leaves the
 blocked region stays f32: rounding it would save little and cost precision. A first layer's planes are rounded as they
-get their halo. A convolution is computed in the type that its input is stored as.
+get their halo. A direct convolution is computed in the type that its input is stored as; Winograd's is
+in f32 with either.
 """
 
 from __future__ import annotations

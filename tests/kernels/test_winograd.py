@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
-from harness import ISAS, WIDTH, build, integers, pointers
+from harness import BF16_ISAS, ISAS, WIDTH, build, integers, pointers
 from test_conv import blocked, convolve, unblocked
 
 from opcel_compiler.codegen.cpu.pack import winograd_panels
@@ -25,8 +26,8 @@ struct Epi {  // relu(y + bias[channel] + residual)
   }
 };
 extern "C" void conv(void* const* p, const int64_t* d) {
-  WinogradArgs a{(float*)p[0], d[0], d[1], d[2], (float*)p[1], (float*)p[2], d[3], d[4], d[5],
-                 d[6], d[7], d[8], d[9], d[10], d[11], d[12], (float*)p[5]};
+  WinogradArgs<IMAGE> a{(IMAGE*)p[0], d[0], d[1], d[2], (float*)p[1], (IMAGE*)p[2], d[3], d[4], d[5],
+                        d[6], d[7], d[8], d[9], d[10], d[11], d[12], (float*)p[5]};
   Epi epi{(float*)p[3], (float*)p[4], d[3], d[4], d[5]};
   const int64_t groups = a.groups;
   if (a.v) {
@@ -50,6 +51,7 @@ BOUND = {2: 1e-6, 4: 5e-6}
 def run(
     isa: str, m: int, x: np.ndarray, w: np.ndarray, pads: tuple[tuple[int, int], tuple[int, int]], *, nv: int = 2,
     groups: int = 3, rows: str = "3, 2, 1", parts: int = 1, staged: bool = True,
+    image: str = "float",
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """(what the kernel computes, the same in float64) for an epilogue with bias, residual and ReLU."""
     width = WIDTH[isa]
@@ -57,7 +59,8 @@ def run(
     ocb, icb = -(-oc // (width * nv)) * nv, -(-ic // width)
     n, oh, ow = len(x), *(s + sum(p) - 2 for s, p in zip(x.shape[2:], pads, strict=True))
     group = -(-n * -(-oh // m) * -(-ow // m) // groups)
-    text = SOURCE.replace("SIZE", str(m)).replace("NVS", str(nv)).replace("ICB", str(icb))
+    stored = np.dtype(ml_dtypes.bfloat16) if image == "bf16" else np.dtype(np.float32)
+    text = SOURCE.replace("IMAGE", image).replace("SIZE", str(m)).replace("NVS", str(nv)).replace("ICB", str(icb))
     lib = build(text.replace("GROUP", str(group)).replace("ROWS", rows), isa)
     rng = np.random.default_rng(1)
     want = convolve(x, w, 1, (1, 1), (1, 1), pads)
@@ -70,20 +73,33 @@ def run(
     xb = np.pad(blocked(x, width, pads), [(0, 0), (0, 0), (0, 1), (0, 1), (0, 0)], constant_values=np.nan)
     other = np.zeros((n, ocb, oh + 1, ow + 1, width), np.float32)
     other[:, : -(-oc // width), :oh, :ow] = blocked(residual, width, [(0, 0)] * 2)
-    y = np.full(other.shape, np.nan, np.float32)
+    xb, y = xb.astype(stored), np.full(other.shape, np.nan, stored)
     v = np.full((groups, (m + 2) ** 2, icb * group * width + width), np.nan, np.float32)
-    steps = [*(s // 4 for s in xb.strides[:3]), *(s // 4 for s in y.strides[:3])]
+    steps = [s // a.itemsize for a in (xb, y) for s in a.strides[:3]]
     u = winograd_panels(w, m, width, nv * width)
     lib.conv(
         pointers(xb, u, y, bias, other, v if staged else None),
         integers(*steps, n, ocb, icb, oh, ow, groups, parts),
     )
-    assert np.isnan(y[:, :, oh:]).all() and np.isnan(y[:, :, :, ow:]).all(), "wrote past the image"
-    return unblocked(y[:, :, :oh, :ow], oc), want
+    outside = np.isnan(y.astype(np.float32))
+    assert outside[:, :, oh:].all() and outside[:, :, :, ow:].all(), "wrote past the image"
+    return unblocked(y[:, :, :oh, :ow], oc).astype(np.float32), want
 
 
 def error(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+@pytest.mark.parametrize("isa", BF16_ISAS)
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("staged", [True, False])
+def test_images_stored_as_bf16(isa: str, m: int, staged: bool) -> None:
+    """The sums are those of f32: a result differs from the exact one by its own rounding."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 2 * WIDTH[isa], 7, 9)).astype(ml_dtypes.bfloat16)
+    w = rng.normal(size=(2 * WIDTH[isa], 2 * WIDTH[isa], 3, 3)).astype(np.float32)
+    got, want = run(isa, m, x, w, ((1, 1), (1, 1)), staged=staged, image="bf16")
+    np.testing.assert_allclose(got, want, rtol=2.0**-8, atol=1e-3)
 
 
 @pytest.mark.parametrize("isa", ISAS)

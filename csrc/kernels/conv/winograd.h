@@ -5,21 +5,23 @@
 // channels and channels x filters. Tiles of all images are numbered through and cut into groups; a group's V and the M of
 // one panel of NV output blocks are what a core works on. Every sum runs in the order of the input channels, whichever
 // register tile computes it, so results don't depend on how tiles are grouped or spread over threads.
+// Images may be stored as bf16; transforms, products and sums are f32.
 //
 // F(4 x 4, 3 x 3) interpolates at 0, +-5/8, +-3/2 and infinity: the coefficients are exact in f32, and the error is half of
 // that at the usual 0, +-1, +-2.
 #pragma once
 
+#include "base/bf16.h"
 #include "base/tiling.h"
-#include "base/vec.h"
 
 namespace opcel {
 
+template <class T = float, class U = T>
 struct WinogradArgs {
-  const float* x;  // the first padded pixel; adjacent pixels are W elements apart
+  const T* x;      // the first padded pixel; adjacent pixels are W elements apart
   std::int64_t x_n, x_cb, x_row;
   const float* u;  // [ocb / NV][A * A][icb * W][NV * W]
-  float* y;        // the first output pixel; adjacent pixels are W elements apart
+  U* y;            // the first output pixel; adjacent pixels are W elements apart
   std::int64_t y_n, y_cb, y_row;
   std::int64_t n, ocb, icb;  // ocb is a multiple of NV
   std::int64_t oh, ow;       // the padded input has oh + 2 rows of ow + 2 pixels
@@ -28,12 +30,12 @@ struct WinogradArgs {
   float* v = nullptr;        // V of all groups, winograd_group_elements each
 };
 
-template <int M>
-OPCEL_INLINE std::int64_t winograd_tiles(const WinogradArgs& args) {
+template <int M, class Args>
+OPCEL_INLINE std::int64_t winograd_tiles(const Args& args) {
   return args.n * detail::ceil_div(args.oh, M) * detail::ceil_div(args.ow, M);
 }
-template <int M>
-OPCEL_INLINE std::int64_t winograd_group(const WinogradArgs& args) {
+template <int M, class Args>
+OPCEL_INLINE std::int64_t winograd_group(const Args& args) {
   return detail::ceil_div(winograd_tiles<M>(args), args.groups);
 }
 
@@ -42,8 +44,8 @@ namespace detail {
 struct WinogradGroup {
   std::int64_t first, count;
 };
-template <int M>
-OPCEL_INLINE WinogradGroup winograd_cut(const WinogradArgs& args, std::int64_t group) {
+template <int M, class Args>
+OPCEL_INLINE WinogradGroup winograd_cut(const Args& args, std::int64_t group) {
   const std::int64_t tiles = winograd_tiles<M>(args), first = tiles * group / args.groups;
   return {first, tiles * (group + 1) / args.groups - first};
 }
@@ -97,7 +99,8 @@ template <int M>
 struct WinogradPlace {
   std::int64_t across, down, n, y, x;  // y and x: the tile's first output pixel
 
-  OPCEL_INLINE WinogradPlace(const WinogradArgs& args, std::int64_t tile)
+  template <class Args>
+  OPCEL_INLINE WinogradPlace(const Args& args, std::int64_t tile)
       : across(ceil_div(args.ow, M)), down(ceil_div(args.oh, M)) {
     n = tile / (across * down);
     y = tile / across % down * M;
@@ -123,15 +126,15 @@ struct Winograd {
   using Place = WinogradPlace<M>;
 
   // V of one channel block of one tile: element xi at v[xi * plane]. Edge: only `rows` x `cols` pixels exist.
-  template <bool Edge>
-  static OPCEL_INLINE void input_tile(const float* x, std::int64_t x_row, int rows, int cols, float* v,
+  template <bool Edge, class T>
+  static OPCEL_INLINE void input_tile(const T* x, std::int64_t x_row, int rows, int cols, float* v,
                                       std::int64_t plane) {
     input_half<0, Edge>(x, x_row, rows, cols, v, plane);
     input_half<1, Edge>(x, x_row, rows, cols, v + A * A / 2 * plane, plane);
   }
 
-  template <int Half, bool Edge>
-  static OPCEL_INLINE void input_half(const float* x, std::int64_t x_row, int rows, int cols, float* v,
+  template <int Half, bool Edge, class T>
+  static OPCEL_INLINE void input_half(const T* x, std::int64_t x_row, int rows, int cols, float* v,
                                       std::int64_t plane) {
     vf t[A / 2][A];
     OPCEL_UNROLL
@@ -157,12 +160,13 @@ struct Winograd {
   }
 
   // V of channel block `icb` of some tiles.
-  static __attribute__((noinline)) void input(const WinogradArgs& args, WinogradGroup tiles, std::int64_t icb, float* v) {
+  template <class Args>
+  static __attribute__((noinline)) void input(const Args& args, WinogradGroup tiles, std::int64_t icb, float* v) {
     const std::int64_t group = winograd_group<M>(args), plane = winograd_plane(args.icb * group * W);
     Place at(args, tiles.first);
     v += icb * group * W;
     for (std::int64_t i = 0; i < tiles.count; ++i, at.next(), v += W) {
-      const float* x = args.x + at.n * args.x_n + icb * args.x_cb + at.y * args.x_row + at.x * W;
+      const auto* x = args.x + at.n * args.x_n + icb * args.x_cb + at.y * args.x_row + at.x * W;
       const std::int64_t rows = args.oh + 2 - at.y, cols = args.ow + 2 - at.x;
       if (rows >= A && cols >= A)
         input_tile<false>(x, args.x_row, A, A, v, plane);
@@ -213,8 +217,8 @@ struct Winograd {
   }
 
   // The products of `count` tiles with one panel, for every xi.
-  template <int... R>
-  static OPCEL_INLINE void products(const WinogradArgs& args, const float* v, const float* u, std::int64_t count,
+  template <int... R, class Args>
+  static OPCEL_INLINE void products(const Args& args, const float* v, const float* u, std::int64_t count,
                                     float* m) {
     const std::int64_t group = winograd_group<M>(args), v_icb = group * W, plane = winograd_plane(args.icb * v_icb);
     for (int xi = 0; xi < A * A; ++xi, v += plane, u += args.icb * W * NR, m += winograd_plane(group * NR)) {
@@ -228,8 +232,8 @@ struct Winograd {
   }
 
   // The output pixels of some tiles, for the NV output blocks from cb on.
-  template <class Epi>
-  static __attribute__((noinline)) void output(const WinogradArgs& args, WinogradGroup tiles, std::int64_t cb,
+  template <class Args, class Epi>
+  static __attribute__((noinline)) void output(const Args& args, WinogradGroup tiles, std::int64_t cb,
                                                const float* m, const Epi& epi) {
     const std::int64_t plane = winograd_plane(winograd_group<M>(args) * NR);
     Place at(args, tiles.first);
@@ -249,7 +253,7 @@ struct Winograd {
           OPCEL_UNROLL
           for (int r = 0; r < M; ++r) t[r][c] = part[r];
         }
-        float* y = args.y + at.n * args.y_n + (cb + j) * args.y_cb + at.y * args.y_row + at.x * W;
+        auto* y = args.y + at.n * args.y_n + (cb + j) * args.y_cb + at.y * args.y_row + at.x * W;
         OPCEL_UNROLL
         for (int r = 0; r < M; ++r) {
           vf part[M];
@@ -264,8 +268,8 @@ struct Winograd {
   }
 
   // Products and output of some tiles for the panels [panel, last).
-  template <int... R, class Epi>
-  static OPCEL_INLINE void panels(const WinogradArgs& args, const Epi& epi, WinogradGroup tiles, std::int64_t panel,
+  template <int... R, class Args, class Epi>
+  static OPCEL_INLINE void panels(const Args& args, const Epi& epi, WinogradGroup tiles, std::int64_t panel,
                                   std::int64_t last, const float* v, float* m) {
     for (; panel < last; ++panel) {
       products<R...>(args, v, args.u + panel * A * A * args.icb * W * NR, tiles.count, m);
@@ -287,8 +291,8 @@ constexpr std::int64_t winograd_panel_elements(std::int64_t group) {
 }
 
 // The transformed input, args.v. Tasks [begin, end): groups, then input blocks, the last varying fastest.
-template <int M>
-void winograd_input_tasks(const WinogradArgs& args, std::int64_t begin, std::int64_t end) {
+template <int M, class Args>
+void winograd_input_tasks(const Args& args, std::int64_t begin, std::int64_t end) {
   const std::int64_t elements = winograd_group_elements<M>(winograd_group<M>(args), args.icb);
   for (std::int64_t task = begin; task < end; ++task) {
     const std::int64_t group = task / args.icb;
@@ -299,8 +303,8 @@ void winograd_input_tasks(const WinogradArgs& args, std::int64_t begin, std::int
 // Products and output from args.v. Tasks [begin, end): panels, then groups of tiles, the last varying fastest.
 // R: the register tiles' heights, descending; every group must be a sum of them that a fewest-tiles even split finds.
 // Group: winograd_group of the arguments, or more. Scratch is on the stack.
-template <int M, int NV, int Group, int... R, class Epi>
-void winograd_product_tasks(const WinogradArgs& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
+template <int M, int NV, int Group, int... R, class Args, class Epi>
+void winograd_product_tasks(const Args& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
   alignas(64) float m[winograd_panel_elements<M, NV>(Group)];
   const std::int64_t elements = winograd_group_elements<M>(winograd_group<M>(args), args.icb);
   for (std::int64_t task = begin; task < end; ++task) {
@@ -313,8 +317,8 @@ void winograd_product_tasks(const WinogradArgs& args, const Epi& epi, std::int64
 // All in one. Each task transforms the tiles of its group for itself, into `Elements` on the stack (at least
 // winograd_group_elements): that is cheaper than to read what another core has written. Tasks [begin, end): groups, then
 // parts of the panels.
-template <int M, int NV, int Group, int Elements, int... R, class Epi>
-void winograd_tasks(const WinogradArgs& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
+template <int M, int NV, int Group, int Elements, int... R, class Args, class Epi>
+void winograd_tasks(const Args& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
   using Winograd = detail::Winograd<M, NV>;
   alignas(64) float v[Elements];
   alignas(64) float m[winograd_panel_elements<M, NV>(Group)];

@@ -50,7 +50,9 @@ def plan_winograd(kernel: Kernel, choosing: Choosing) -> Winograd | None:
     cost, best = min(((_seconds(p, choosing), p) for p in plans), key=lambda c: c[0])
     pixels = product((y.shape[0], *y.shape[2:], *w[2:]))
     work = 2.0 * pixels * product(best.blocks) * choosing.width**2  # type: ignore[operator]
-    direct = max(work / (EFFICIENCY * _peak(choosing)), _read(w[0] * w[1] * 36, choosing))
+    x = kernel.inputs[list(kernel.body.inputs).index(anchor.operand(0))].buffer
+    peak = float(choosing.target.peak(x.layout.storage)) if x.layout.storage else _peak(choosing)
+    direct = max(work / (EFFICIENCY * peak), _read(w[0] * w[1] * 9 * x.element_bytes, choosing))
     return best if direct > WORTH and cost < GAIN * direct else None
 
 
@@ -63,8 +65,6 @@ def winograd_plans(kernel: Kernel, choosing: Choosing) -> list[Winograd]:
     fits = w[2:] == (3, 3) and set(a["strides"]) == {1} and set(a["dilations"]) == {1} and a["groups"] == 1
     sizes = [d for d in (y.shape[0], *y.shape[2:]) if isinstance(d, int) and d > 0]
     if not fits or kernel.params["kind"] != "blocked" or len(sizes) != 3:
-        return []
-    if any(v.buffer.layout.storage for v in (*kernel.inputs, y)):
         return []
     ocb, icb = (-(-c // choosing.width) for c in w[:2])
     n, oh, ow = sizes

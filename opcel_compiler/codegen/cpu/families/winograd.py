@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from opcel_compiler.codegen.cpu.expressions import stored_type
 from opcel_compiler.codegen.cpu.families.convolution import epilogue, extent, image_steps, padded
 from opcel_compiler.codegen.cpu.unit import THREADS, KernelUnit
 from opcel_compiler.ir.dims import Dim, ceildiv, dim_min
@@ -53,13 +54,15 @@ def _args(unit: KernelUnit, kernel: Kernel, tiles: View | None) -> str:
     assert anchor is not None
     inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
     x, w, y = inputs[anchor.operand(0)], inputs[anchor.operand(1)], kernel.outputs[0]
+    read, written = stored_type(x), stored_type(y)
     fields = [
-        unit.pointer(padded(x, anchor.attrs["pads"])), *map(unit.integer, image_steps(x)[:3]), unit.pointer(w),
-        unit.pointer(y, const=False), *map(unit.integer, (*image_steps(y)[:3], x.shape[0], *p["group_blocks"])),
+        unit.pointer(padded(x, anchor.attrs["pads"]), read), *map(unit.integer, image_steps(x)[:3]), unit.pointer(w),
+        unit.pointer(y, written, const=False),
+        *map(unit.integer, (*image_steps(y)[:3], x.shape[0], *p["group_blocks"])),
         *map(unit.integer, (*extent(y), p["groups"], _parts(kernel))),
         unit.pointer(tiles, const=False) if tiles is not None else "nullptr",
     ]  # fmt: skip
-    return f"  const WinogradArgs args{{{', '.join(fields)}}};\n"
+    return f"  const WinogradArgs<{read}, {written}> args{{{', '.join(fields)}}};\n"
 
 
 EMITTERS = {"conv.winograd": emit_winograd}
