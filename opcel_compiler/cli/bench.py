@@ -41,6 +41,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     options.add_threads(parser)
     parser.add_argument("--rounds", type=options.positive, default=15, metavar="N", help="turns of each (default: 15)")
+    parser.add_argument(
+        "--weights", choices=("map", "resident"), default="map",
+        help="read the artifact's weights from the mapped file, or copied into huge pages (default: map)",
+    )  # fmt: skip
     parser.add_argument("--price", type=price, metavar="USD", help="the machine's price an hour, for cost a million")
     parser.add_argument("--profile", action="store_true", help="show what each kernel takes, and of its bound")
     parser.add_argument("--streams", type=options.positive, metavar="N", help="measure the rate of N runs at once too")
@@ -91,7 +95,7 @@ def execute(args: argparse.Namespace) -> int:
         result = measure(
             args.artifact, feeds, model=args.model, against=args.against, threads=threads, rounds=args.rounds,
             price=args.price, profile=args.profile, idle=machine.sample if machine else lambda: None,
-            streams=args.streams or 0,
+            streams=args.streams or 0, resident=args.weights == "resident",
         )  # fmt: skip
         steps: list[StepTime] = []
         if machine is not None:

@@ -65,6 +65,12 @@ def test_figures_of_both_engines(opcel: Opcel, models: Path, artifact: Path, fee
     assert (ours["weights"], "weights" in theirs) == ("map", False)
 
 
+def test_rows_name_the_mode_of_the_weights(opcel: Opcel, artifact: Path, feeds_file: Path) -> None:
+    result = opcel("bench", artifact, "--inputs", feeds_file, "--weights", "resident", "--rounds", 1, "--json")
+    (ours,) = json.loads(result.out)["engines"]
+    assert (result.code, ours["weights"]) == (0, "resident")
+
+
 def test_the_summary_and_the_profile(opcel: Opcel, artifact: Path) -> None:
     result = opcel("bench", artifact, "--dim", "n=3", "--rounds", 1, "--profile")
     assert (result.code, result.err) == (0, "")
