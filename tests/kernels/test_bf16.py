@@ -96,3 +96,18 @@ def test_dot(lib: tuple[ctypes.CDLL, int]) -> None:
     a64, b64 = a.astype(np.float64), b.astype(np.float64)
     np.testing.assert_allclose(got, start + (a64 * b64).sum(1), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(one, start + (a64[1] * b64).sum(1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("isa", BF16_ISAS)
+def test_denormals_count_as_zero_only_with_the_instructions(isa: str) -> None:
+    library, width = build(SOURCE, isa), WIDTH[isa]
+    tiny = np.full(width, 1e-39, np.float32)
+    kept = narrow(library, tiny).astype(np.float32)
+    a, b = np.full((2, width, 2), 1e-39, BF16), np.full((2, width, 2), 1e30, BF16)
+    got, one = np.empty(width, np.float32), np.empty(width, np.float32)
+    library.dot_of(pointers(a[0], b[0], np.zeros(width, np.float32), got, one))
+    if isa == "avx512-bf16":
+        assert (kept == 0).all() and (got == 0).all()
+    else:
+        assert (kept > 0).all()
+        np.testing.assert_allclose(got, 2 * float(a[0, 0, 0]) * 1e30, rtol=0.01)
