@@ -110,7 +110,7 @@ CASES = {
         [("AveragePool", "x", "y", {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1], "count_include_pad": 1})],
         ["pool.reference"], {"x": [2, 3, 7, 8]},
     ),
-    "matmul of one element": Case([("MatMul", "x w", "y", {})], ["gemm"], {"x": [3, 1]}, {"w": floats(1, 1)}),
+    "matmul of one element": Case([("MatMul", "x w", "y", {})], ["vector"], {"x": [3, 1]}, {"w": floats(1, 1)}),
     "matmul with bias, gelu and residual": Case(
         [("MatMul", "x w", "a", {}), ("Add", "a b", "c", {}), ("Tanh", "c", "d", {}), ("Add", "d x", "y", {})],
         ["gemm"], {"x": [2, 5, 40]}, {"w": floats(40, 40), "b": floats(40)},
@@ -144,7 +144,8 @@ CASES = {
         [("Transpose", "x", "t", {"perm": [1, 0]}), ("MatMul", "t w", "y", {})], ["copy", "gemm"], {"x": [7, 9]},
         {"w": floats(7, 33)},
     ),
-    "long sum": Case([("MatMul", "x w", "y", {})], ["gemm"], {"x": [3, 3000]}, {"w": floats(3000, 17)}),
+    "long sum": Case([("MatMul", "x w", "y", {})], ["gemm"], {"x": [5, 3000]}, {"w": floats(3000, 17)}),
+    "long sum of few rows": Case([("MatMul", "x w", "y", {})], ["vector"], {"x": [3, 3000]}, {"w": floats(3000, 17)}),
     "integer matmul": Case(
         [("MatMul", "x z", "y", {})], ["matmul.reference"], {"x": [3, 4], "z": [4, 5]}, dtype=TensorProto.INT32
     ),

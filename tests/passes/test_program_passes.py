@@ -149,6 +149,7 @@ def test_equal_weights_are_packed_once_and_others_apart() -> None:
 
 
 def test_what_no_fast_family_takes_keeps_its_epilogue_in_a_kernel_of_its_own() -> None:
-    body = "%w = f32[4, 2, 3] 0.5\n%a = conv(%x, %w){strides=[1], pads=[0, 0], dilations=[1], groups=2}\n%y = relu(%a)"
-    program = lowered(f"graph main(%x: f32[1, 4, 9]) {{\n{body}\nreturn %y\n}}")
+    attrs = "strides=[1, 1, 1], pads=[0, 0, 0, 0, 0, 0], dilations=[1, 1, 1], groups=1"
+    body = f"%w = f32[4, 2, 3, 3, 3] 0.5\n%a = conv(%x, %w){{{attrs}}}\n%y = relu(%a)"
+    program = lowered(f"graph main(%x: f32[1, 2, 9, 9, 9]) {{\n{body}\nreturn %y\n}}")
     assert families(program) == ["conv.reference", "elementwise"]
