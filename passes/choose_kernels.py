@@ -18,6 +18,7 @@ from opcel_compiler.schedule.choice.context import Choosing
 from opcel_compiler.schedule.choice.contraction import choose_matmul
 from opcel_compiler.schedule.choice.convolution import choose_conv, choose_depthwise
 from opcel_compiler.schedule.choice.recurrent import choose_recurrent
+from opcel_compiler.schedule.choice.strassen import plan_strassen, use_strassen
 from opcel_compiler.schedule.choice.variants import override
 from opcel_compiler.schedule.choice.vector import choose_few_rows
 from opcel_compiler.schedule.choice.winograd import plan_winograd, use_winograd
@@ -46,7 +47,7 @@ def _choose(step: Step, choosing: Choosing, ctx: PassContext) -> list[Step]:
     if not isinstance(step, Kernel):
         return [step]
     if step.family == "matmul":
-        return choose_few_rows(step, choosing) or choose_matmul_bf16(step, choosing) or choose_matmul(step, choosing)
+        return choose_few_rows(step, choosing) or _choose_matmul(step, choosing, ctx)
     if step.family == "conv.blocked":
         _choose_conv(step, choosing, ctx)
     elif step.family == "conv.depthwise":
@@ -62,6 +63,19 @@ def _choose(step: Step, choosing: Choosing, ctx: PassContext) -> list[Step]:
     elif step.family.startswith("reduce_") and _row_reduction(step):
         step.family = "reduce.rows"
     return [step]
+
+
+def _choose_matmul(kernel: Kernel, choosing: Choosing, ctx: PassContext) -> list[Step]:
+    rounded = choose_matmul_bf16(kernel, choosing)
+    if rounded:
+        return rounded
+    plan = None if ctx.small else plan_strassen(kernel, choosing)
+    assert kernel.anchor is not None
+    if plan is not None and ctx.allows("strassen", kernel.anchor, Numerics.REASSOCIATES):
+        use_strassen(kernel, plan, choosing)
+        ctx.changed("strassen", kernel.anchor, kernel.origin)
+        return [kernel]
+    return choose_matmul(kernel, choosing)
 
 
 def _choose_conv(kernel: Kernel, choosing: Choosing, ctx: PassContext) -> None:

@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_precision(parser)
     parser.add_argument("--tune", type=Path, metavar="FILE", help="take measured choices from what `opcel tune` wrote")
     parser.add_argument(
-        "--small", action="store_true", help="forgo what makes weights larger to be faster (Winograd convolutions)"
+        "--small", action="store_true", help="forgo what makes weights larger to be faster (Winograd, Strassen)"
     )
     options.add_dims(parser)
     parser.add_argument(
@@ -98,7 +98,7 @@ def report_rows(report: Mapping[str, Any], reasons: bool = True) -> Iterator[tup
     arena = memory["arena_bytes"]
     arena_text = "an arena that depends on the shapes" if arena is None else f"{bytes_text(arena)} arena"
     added = memory["transformed_bytes"]
-    added_text = f" ({bytes_text(added)} of it for Winograd, see --small)" if added else ""
+    added_text = f" ({bytes_text(added)} of it because they are transformed, see --small)" if added else ""
     yield "memory", f"{bytes_text(memory['weights_bytes'])} weights{added_text}, {arena_text}"
 
 

@@ -17,6 +17,7 @@ from opcel_compiler.ir.program import Kernel, Region, View
 from opcel_compiler.proof import Bound, Proof
 from opcel_compiler.report.sketch import program_sketch
 from opcel_compiler.runtime.integrity import file_sha256, stamped
+from opcel_compiler.schedule.choice.strassen import combined_bytes
 from opcel_compiler.schedule.choice.winograd import transformed_bytes
 from opcel_compiler.schedule.cost import gathered_bytes, kernel_cost
 from opcel_compiler.schedule.coverage import Coverage
@@ -128,9 +129,13 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
 
 def _transformed_bytes(module: Module) -> int:
     """What weights take beyond their size in the model because they are transformed."""
-    winograd = [b for b in module.weights.offsets if b.packing.startswith("winograd:")]
-    shapes = [(tuple(int(d) for d in b.type.dims), b.packing) for b in winograd]  # type: ignore[arg-type]
-    return sum(transformed_bytes(shape, packing) - 4 * math.prod(shape) for shape, packing in shapes)
+    total = 0
+    for weight in module.weights.offsets:
+        sizes = {"winograd": transformed_bytes, "strassen": combined_bytes}.get(weight.packing.partition(":")[0])
+        if sizes is not None:
+            shape = tuple(int(d) for d in weight.type.dims)  # type: ignore[arg-type]
+            total += sizes(shape, weight.packing) - 4 * math.prod(shape)
+    return total
 
 
 def coverage_facts(coverage: Coverage) -> dict[str, Any]:

@@ -79,6 +79,40 @@ OPCEL_INLINE void gemm_steps(vf (&acc)[U][R][NV], RowPointers<R>& a, const float
   b += Steps * NV * W;
 }
 
+// acc[0] = R rows of A times a panel. Ahead: where the panel that is read next begins, of which a step without Streams asks
+// for `Lines` cache lines.
+template <int NV, int U, bool Streams, int R, int Lines>
+OPCEL_INLINE void gemm_sums(vf (&acc)[U][R][NV], const float* a_first, std::int64_t a_row, const float* b,
+                            std::int64_t k, const char* ahead) {
+  constexpr int Steps = unrolled(U);
+  vf total[U][R][NV];
+  RowPointers<R> a(a_first, a_row);
+  bool carried = false;
+  for (std::int64_t i = k / Steps;;) {
+    for (const std::int64_t stop = i > kChunk / Steps ? i - kChunk / Steps : 0; i > stop; --i) {
+      if constexpr (!Streams) {
+        OPCEL_UNROLL
+        for (int line = 0; line < Lines; ++line) __builtin_prefetch(ahead + line * kLine);
+        ahead += Lines * kLine;
+      }
+      gemm_steps<R, NV, U, Streams, Steps>(acc, a, b);
+    }
+    if (i == 0) break;
+    carry(total, acc, !carried);
+    carried = true;
+  }
+  for (std::int64_t i = k % Steps; i > 0; --i) gemm_steps<R, NV, U, Streams, 1>(acc, a, b);
+  if (carried) add_total(acc, total);
+  OPCEL_UNROLL
+  for (int u = 1; u < U; ++u) {
+    OPCEL_UNROLL
+    for (int r = 0; r < R; ++r) {
+      OPCEL_UNROLL
+      for (int j = 0; j < NV; ++j) acc[0][r][j] += acc[u][r][j];
+    }
+  }
+}
+
 struct GemmPlace {
   std::int64_t batch, row, col, cols;  // cols: columns of C from col on, at most NR are written
 };
@@ -100,7 +134,6 @@ template <int NV, int U, bool Streams, int R, class Epi>
 __attribute__((noinline)) void gemm_tile(const float* a_first, std::int64_t a_row, const float* b, std::int64_t k,
                                          float* c, std::int64_t c_row, const Epi& epi, const GemmPlace& at,
                                          const char* ahead) {
-  constexpr int Steps = unrolled(U);
   OPCEL_UNROLL
   for (int r = 0; r < R; ++r) {
     OPCEL_UNROLL
@@ -109,31 +142,8 @@ __attribute__((noinline)) void gemm_tile(const float* a_first, std::int64_t a_ro
       prefetch_epilogue(0, epi, at.batch, at.row + r, at.col + j * W);
     }
   }
-  vf acc[U][R][NV] = {}, total[U][R][NV];
-  RowPointers<R> a(a_first, a_row);
-  bool carried = false;
-  for (std::int64_t i = k / Steps;;) {
-    for (const std::int64_t stop = i > kChunk / Steps ? i - kChunk / Steps : 0; i > stop; --i) {
-      if constexpr (!Streams) {
-        __builtin_prefetch(ahead);
-        ahead += kLine;
-      }
-      gemm_steps<R, NV, U, Streams, Steps>(acc, a, b);
-    }
-    if (i == 0) break;
-    carry(total, acc, !carried);
-    carried = true;
-  }
-  for (std::int64_t i = k % Steps; i > 0; --i) gemm_steps<R, NV, U, Streams, 1>(acc, a, b);
-  if (carried) add_total(acc, total);
-  OPCEL_UNROLL
-  for (int u = 1; u < U; ++u) {
-    OPCEL_UNROLL
-    for (int r = 0; r < R; ++r) {
-      OPCEL_UNROLL
-      for (int j = 0; j < NV; ++j) acc[0][r][j] += acc[u][r][j];
-    }
-  }
+  vf acc[U][R][NV] = {};
+  gemm_sums<NV, U, Streams, R, 1>(acc, a_first, a_row, b, k, ahead);
   if (at.cols >= NV * W) {
     OPCEL_UNROLL
     for (int r = 0; r < R; ++r) {

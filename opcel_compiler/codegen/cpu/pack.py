@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from opcel_compiler.ir.layout import Layout
@@ -18,6 +20,8 @@ def _ordered(buffer: Buffer) -> np.ndarray:
         return conv_panels(array, groups, block, panel, 2 if buffer.layout.storage == "bf16" else 1)
     if buffer.packing.startswith("winograd:"):
         return winograd_panels(array, *map(int, buffer.packing.split(":")[1:]))
+    if buffer.packing.startswith("strassen:"):
+        return strassen_panels(array, *map(int, buffer.packing.split(":")[1:]))
     if buffer.packing.startswith("recurrent:"):
         return recurrent_panels(array, int(buffer.packing.split(":")[1]), 2 if buffer.layout.storage == "bf16" else 1)
     if buffer.packing.startswith("pairs:"):
@@ -124,4 +128,27 @@ def winograd_panels(w: np.ndarray, m: int, block: int, panel: int) -> np.ndarray
         part = w[tile * panel : (tile + 1) * panel].reshape(-1, channels, 9)
         moved = part.transpose(2, 1, 0).astype(np.float64)
         out[tile, :, :channels, : len(part)] = np.tensordot(transform, moved, 1)
+    return out.reshape(-1)
+
+
+STRASSEN_FACTORS = np.array([
+    [1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1],
+], np.float64)  # fmt: skip
+"""The right factors of csrc/kernels/gemm/strassen.h's products: coefficients of the quarters B11, B12, B21, B22."""
+
+
+def strassen_panels(b: np.ndarray, blocks: int, panel: int) -> np.ndarray:
+    """[k, n] → [pair of panels][k / 2 in blocks][7][the block's depth][panel] of the right factors, columns padded with
+    zeros to pairs; computed in float64 and rounded once."""
+    k, n = b.shape
+    half, pairs = k // 2, -(-n // (2 * panel))
+    out = np.zeros((pairs, 7 * half * panel), b.dtype)
+    for pair in range(pairs):
+        columns = np.zeros((2, half, 2, panel))
+        for side in range(2):
+            part = b[:, (side * pairs + pair) * panel :][:, :panel].reshape(2, half, -1)
+            columns[:, :, side, : part.shape[2]] = part
+        factors = np.tensordot(STRASSEN_FACTORS.reshape(7, 2, 2), columns, ([1, 2], [0, 2]))
+        cuts = [half * i // blocks for i in range(blocks + 1)]
+        out[pair] = np.concatenate([factors[:, i:j].reshape(-1) for i, j in pairwise(cuts)])
     return out.reshape(-1)

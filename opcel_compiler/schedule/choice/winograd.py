@@ -51,8 +51,8 @@ def plan_winograd(kernel: Kernel, choosing: Choosing) -> Winograd | None:
     pixels = product((y.shape[0], *y.shape[2:], *w[2:]))
     work = 2.0 * pixels * product(best.blocks) * choosing.width**2  # type: ignore[operator]
     x = kernel.inputs[list(kernel.body.inputs).index(anchor.operand(0))].buffer
-    peak = float(choosing.target.peak(x.layout.storage)) if x.layout.storage else _peak(choosing)
-    direct = max(work / (EFFICIENCY * peak), _read(w[0] * w[1] * 9 * x.element_bytes, choosing))
+    peak = float(choosing.target.peak(x.layout.storage)) if x.layout.storage else f32_peak(choosing)
+    direct = max(work / (EFFICIENCY * peak), read_seconds(w[0] * w[1] * 9 * x.element_bytes, choosing))
     return best if direct > WORTH and cost < GAIN * direct else None
 
 
@@ -118,14 +118,14 @@ def _seconds(plan: Winograd, choosing: Choosing) -> float:
     """What a core's part takes: products at the peak, transforms at one vector operation a cycle; or reading U."""
     ocb, icb = plan.blocks
     points, width = (plan.m + 2) ** 2, choosing.width
-    peak = _peak(choosing)
+    peak = f32_peak(choosing)
     products = 2.0 * plan.tiles * points * ocb * icb * width**2 / (EFFICIENCY * peak)
     operations = {2: 70, 4: 250}[plan.m] * plan.tiles * (icb + ocb)
     transforms = operations * 2.0 * width / peak
-    return max(products + transforms, _read(4 * points * ocb * icb * width**2, choosing))
+    return max(products + transforms, read_seconds(4 * points * ocb * icb * width**2, choosing))
 
 
-def _read(size: int, choosing: Choosing) -> float:
+def read_seconds(size: int, choosing: Choosing) -> float:
     """Seconds to read weights of `size` bytes from where the program's weights stay."""
     level = next(m for m in choosing.target.memories if m.managed == "hardware")
     for m in choosing.target.memories:
@@ -134,7 +134,8 @@ def _read(size: int, choosing: Choosing) -> float:
     return size / float(level.bandwidth) * (2 if level is choosing.target.memories[0] else 1)
 
 
-def _peak(choosing: Choosing) -> float:
+def f32_peak(choosing: Choosing) -> float:
+    """Operations on f32 a second of a core, a multiply-add counted as two."""
     return float(choosing.target.peak("f32"))
 
 

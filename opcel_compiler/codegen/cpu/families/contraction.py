@@ -17,6 +17,23 @@ def batches(kernel: Kernel, view: View) -> View:
     return view.expand((*kernel.outputs[0].shape[:-2], *view.shape[-2:]))
 
 
+def matrix_epilogue(unit: KernelUnit, kernel: Kernel, m: Dim, shared: bool) -> tuple[str, str]:
+    """The struct of a product's epilogue and the statement that makes one. `shared`: one matrix of m rows, no batch."""
+    assert kernel.anchor is not None
+
+    def steps(view: View) -> Sequence[Dim]:
+        row = row_step(view) if len(view.shape) > 1 else 0
+        return ((0 if shared else row * m), row, last_step(view))
+
+    epilogue = Functor(unit, kernel, ("batch", "row", "col"), steps)
+    struct = epilogue.struct(
+        "Epilogue", "apply(vf v, int64_t batch, int64_t row, int64_t col, int lanes)",
+        after(kernel.body, kernel.anchor),
+        {kernel.anchor.result: "v"}, kernel.body.outputs[0],
+    )  # fmt: skip
+    return struct, f"  const Epilogue epilogue{epilogue.instance};\n"
+
+
 def emit_gemm(kernel: Kernel, target: Target) -> KernelUnit:
     """C = epilogue(A·B), B in panels of `params["panel"]` columns, in f32 or bf16."""
     assert kernel.anchor is not None
@@ -42,16 +59,7 @@ def emit_gemm(kernel: Kernel, target: Target) -> KernelUnit:
         b_batch = per_batch if product(lead.shape) != 1 else 0
         c_row, c_batch = c.strides[-2], row_step(c, 2)
 
-    def steps(view: View) -> Sequence[Dim]:
-        row = row_step(view) if len(view.shape) > 1 else 0
-        return ((0 if shared else row * m), row, last_step(view))
-
-    epilogue = Functor(unit, kernel, ("batch", "row", "col"), steps)
-    struct = epilogue.struct(
-        "Epilogue", "apply(vf v, int64_t batch, int64_t row, int64_t col, int lanes)",
-        after(kernel.body, kernel.anchor),
-        {kernel.anchor.result: "v"}, kernel.body.outputs[0],
-    )  # fmt: skip
+    struct, make = matrix_epilogue(unit, kernel, m, shared)
     rows_per_task, panels_per_task = kernel.params["rows_per_task"], kernel.params["panels_per_task"]
     unit.tasks = batch * ceildiv(ceildiv(n, panel), panels_per_task) * ceildiv(m, rows_per_task)
     operand, result = ("bf16" if bf16 else "float"), c.buffer.layout.storage or "float"
@@ -64,13 +72,12 @@ def emit_gemm(kernel: Kernel, target: Target) -> KernelUnit:
     if bf16:
         return unit.finish(
             ["kernels/gemm/bf16.h", "base/vmath.h"], struct,
-            f"  const GemmBf16Args<{result}> args{{{', '.join(fields)}}};\n"
-            f"  const Epilogue epilogue{epilogue.instance};\n"
+            f"  const GemmBf16Args<{result}> args{{{', '.join(fields)}}};\n{make}"
             f"  gemm_bf16_tasks<{panel // width}, {heights}>(args, epilogue, begin, end);\n",
         )  # fmt: skip
     return unit.finish(
         ["kernels/gemm/packed.h", "base/vmath.h"], struct,
-        f"  const GemmArgs args{{{', '.join(fields)}}};\n  const Epilogue epilogue{epilogue.instance};\n"
+        f"  const GemmArgs args{{{', '.join(fields)}}};\n{make}"
         f"  gemm_tasks<{panel // width}, {heights}>(args, epilogue, begin, end);\n",
     )  # fmt: skip
 
