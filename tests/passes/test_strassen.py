@@ -16,7 +16,7 @@ from opcel_compiler.ir.types import F32, TensorType
 from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.pipeline import PassManager, Pipeline
 from opcel_compiler.rewrite.rule import Numerics
-from opcel_compiler.schedule.choice.candidates import covers
+from opcel_compiler.schedule.choice.candidates import candidates, covers
 from opcel_compiler.schedule.choice.strassen import STACK, combined_bytes
 from opcel_compiler.schedule.lower import lower
 from opcel_compiler.targets import load_target
@@ -51,6 +51,7 @@ def test_large_products(m: int, k: int, n: int) -> None:
     assert kernel.family == "gemm.strassen" and ctx.report.changes["choose-kernels", "strassen"] == 1
     p, upper = kernel.params, -(-m // 2)
     assert all(covers(p["rows"], part) for part in {min(p["rows_per_task"], upper), upper % p["rows_per_task"]})
+    assert candidates(kernel, ctx.target) == []
     held = p["pairs"] if p["blocks"] > 1 else 1
     assert 4 * p["rows_per_task"] * (7 * p["depth"] + 4 * held * p["panel"]) < STACK
     assert p["depth"] * p["blocks"] >= k // 2 > (p["depth"] - 1) * p["blocks"]

@@ -61,6 +61,8 @@ def settable(kernel: Kernel) -> tuple[str, ...]:
         return tuple(key for key in known if key in kernel.params)
     if kernel.family == "conv.winograd":
         return ("tile",)
+    if kernel.family == "gemm.strassen":
+        return ()
     return tuple(key for key, value in kernel.params.items() if key.endswith("_per_task") and isinstance(value, int))
 
 

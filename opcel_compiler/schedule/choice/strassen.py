@@ -18,6 +18,8 @@ SHALLOWEST = 128
 """Depth of a block of half of the axis that is summed over, below which adding up the blocks costs too much."""
 STACK = 1000 << 10
 """Bytes of scratch that a kernel may take from the stack of the thread that runs it."""
+TILES = 4
+"""Register tiles of a task on top of each other, while which the next panel comes closer."""
 PARTS = 2
 """Parts of the panels, at least, for each of which the left factors are made."""
 FACTORS = 30
@@ -55,6 +57,8 @@ def plan_strassen(kernel: Kernel, choosing: Choosing) -> Strassen | None:
     plans = []
     for groups in range(1, -(-upper // pref.rows[0]) + 1):
         rows = upper if groups == 1 else -(-upper // (groups * pref.rows[0])) * pref.rows[0]
+        if rows < min(upper, TILES * pref.rows[0]):
+            break
         for blocks in range(1, half // SHALLOWEST + 1):
             depth = -(-half // blocks)
             factors, sums = 28 * rows * (depth + 2 * choosing.width), 16 * rows * panel
@@ -74,7 +78,8 @@ def plan_strassen(kernel: Kernel, choosing: Choosing) -> Strassen | None:
         parts = max(PARTS, -(-pairs // plan.pairs)) if plan.blocks > 1 else PARTS
         factors = FACTORS * parts * upper * half / choosing.width
         sums = SUMS * 12 * upper * vectors * plan.blocks
-        return max(products + (factors + sums) * operation, read_seconds(4 * 7 * half * pairs * panel, choosing))
+        computing = products + (factors + sums) * operation
+        return float(max(computing, read_seconds(28 * half * pairs * panel, choosing)))
 
     cost, best = min(((seconds(p), i) for i, p in enumerate(plans)), key=lambda c: c[0])
     plain = max(work, read_seconds(4 * k * n, choosing))
