@@ -44,7 +44,7 @@ def choose_matmul(kernel: Kernel, choosing: Choosing) -> list[Step]:
     kernel.family = "gemm"
     rows_per_task = _rows_per_task(m, k, tallest, choosing.cache)
     kernel.params = {
-        "panel": panel, "rows": cut_heights(m, rows_per_task, tallest, pref.rows if pref else (tallest, 4, 2, 1)),
+        "panel": panel, "rows": _heights(m, rows_per_task, tallest, pref.rows if pref else (tallest, 4, 2, 1)),
         "rows_per_task": rows_per_task,
         "panels_per_task": panels_per_task(
             product(batch) if len(b.shape) > 2 else 1, m, n, panel, rows_per_task
@@ -64,7 +64,7 @@ def _rows_per_task(m: Dim, k: Dim, tallest: int, cache: int) -> Dim:
     return -(-per // tallest) * tallest
 
 
-def cut_heights(m: Dim, rows: Dim, tallest: int, general: tuple[int, ...]) -> tuple[int, ...]:
+def _heights(m: Dim, rows: Dim, tallest: int, general: tuple[int, ...]) -> tuple[int, ...]:
     """The tile heights of tasks of `rows` rows: an even cut of the only task, or of the last one beside whole tiles."""
     if not (isinstance(m, int) and isinstance(rows, int) and m > rows and rows % tallest == 0):
         return heights(m, tallest, rows, general)

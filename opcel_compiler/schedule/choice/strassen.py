@@ -8,8 +8,7 @@ from opcel_compiler.ir.dims import product
 from opcel_compiler.ir.layout import Layout
 from opcel_compiler.ir.program import Kernel, View, whole
 from opcel_compiler.ir.types import F32
-from opcel_compiler.schedule.choice.context import Choosing
-from opcel_compiler.schedule.choice.contraction import cut_heights
+from opcel_compiler.schedule.choice.context import Choosing, heights
 from opcel_compiler.schedule.choice.winograd import EFFICIENCY, f32_peak, read_seconds
 
 LEAST = (96, 256, 256)
@@ -56,16 +55,17 @@ def plan_strassen(kernel: Kernel, choosing: Choosing) -> Strassen | None:
         return None
     plans = []
     for groups in range(1, -(-upper // pref.rows[0]) + 1):
-        rows = upper if groups == 1 else -(-upper // (groups * pref.rows[0])) * pref.rows[0]
+        rows = -(-upper // groups)
         if rows < min(upper, TILES * pref.rows[0]):
             break
         for blocks in range(1, half // SHALLOWEST + 1):
             depth = -(-half // blocks)
             factors, sums = 28 * rows * (depth + 2 * choosing.width), 16 * rows * panel
             most = (min(STACK, choosing.cache) - factors) // sums if blocks > 1 else 1
-            if most >= 1 and factors + sums <= min(STACK, choosing.cache):
-                cut = cut_heights(upper, rows, pref.rows[0], pref.rows)
-                plans.append(Strassen(panel, rows, blocks, depth, min(most, pairs), cut))
+            if most >= 1 and factors <= choosing.cache * 3 // 4 and factors + sums <= STACK:
+                parts = {rows, upper % rows or rows}
+                cut = sorted({h for part in parts for h in heights(part, pref.rows[0], part, ())}, reverse=True)
+                plans.append(Strassen(panel, rows, blocks, depth, min(most, pairs), tuple(cut)))
     if not plans:
         return None
     peak = f32_peak(choosing)

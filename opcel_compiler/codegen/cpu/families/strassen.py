@@ -20,8 +20,8 @@ def emit_strassen(kernel: Kernel, target: Target) -> KernelUnit:
     m, (k, n) = product(a.shape[:-1]), b.shape
     struct, make = matrix_epilogue(unit, kernel, m, True)
     pairs, groups = ceildiv(n, 2 * p["panel"]), ceildiv(ceildiv(m, 2), p["rows_per_task"])
-    # Each part makes the left factors of its rows for itself: no more than there are threads to do them.
-    parts: Dim = dim_min(pairs, ceildiv(THREADS, groups))
+    # Each part makes the left factors of its rows for itself: no more parts than keep the threads evenly busy.
+    parts: Dim = dim_min(pairs, dim_min(THREADS, ceildiv(8 * THREADS, groups)))
     if p["blocks"] > 1:
         parts = dim_max(parts, ceildiv(pairs, p["pairs"]))
     unit.tasks = parts * groups
