@@ -63,7 +63,7 @@ def test_large_products(m: int, k: int, n: int) -> None:
     "options",
     [
         {"m": 64}, {"k": 128}, {"n": 128}, {"k": 769}, {"n": 33 * 8}, {"constant": False}, {"small": True},
-        {"limit": 0},
+        {"limit": 0}, {"target": "x86-64-avx2"},
     ],
 )  # fmt: skip
 def test_plain(options: dict[str, Any]) -> None:
