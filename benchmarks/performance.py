@@ -36,7 +36,7 @@ def lines(row: Mapping[str, Any]) -> list[str]:
         share = row["artifact_bytes"] / row["model_bytes"]
         return [
             f"{name:26} cold {row['cold_s']:.1f} s, warm {row['warm_s']:.2f} s; {row['artifact_bytes'] / 1e6:.1f} MB, "
-            f"{share:.2f} of the weights; {row['winograd_bytes'] / 1e6:.1f} MB are of Winograd kernels"
+            f"{share:.2f} of the weights; {row['transformed_bytes'] / 1e6:.1f} MB because weights are transformed"
         ]
     if "tiny" in row:
         found = row["tiny"]["ratios"].items()

@@ -113,9 +113,9 @@ def compile_table(grouped: Mapping[str, Rows]) -> str:
             continue
         last = good[-1]
         cold, warm = (statistics.median(row[key] for row in good) for key in ("cold_s", "warm_s"))
-        sizes = [f"{last[key] / 1e6:.1f}" for key in ("artifact_bytes", "model_bytes", "winograd_bytes")]
+        sizes = [f"{last[key] / 1e6:.1f}" for key in ("artifact_bytes", "model_bytes", "transformed_bytes")]
         body.append([name, f"{cold:.1f}", f"{warm:.2f}", *sizes])
-    return table(["model", "cold s", "warm s", "artifact MB", "parameters MB", "of it Winograd's weights MB"], body)
+    return table(["model", "cold s", "warm s", "artifact MB", "parameters MB", "added by transformed weights MB"], body)
 
 
 def tiny_table(facts: Sequence[Mapping[str, Any]]) -> str:

@@ -37,6 +37,8 @@ BATCHES = (8, 32)
 DECODERS = ("gpt2_decode", "llama_160m_decode")
 STATE: dict[str, Any] = {"state": ("past_*:1024",)}
 TINY = ("mlp",)
+SMALLER = ("resnet50", "bert_base")
+"""Networks that are compiled without transformed weights too."""
 TINY_CALLS = 2000
 """The calls of a block."""
 
@@ -201,9 +203,9 @@ def avx2(run: Run) -> Rows:
 
 
 def compiling(run: Run) -> Rows:
-    """ResNet-50: the time of a first compile and of one with all objects in the cache, and the artifact's size."""
-    for name in run.chosen(("resnet50",)):
-        for options in ({}, {"small": True}):
+    """The time of a first compile and of one with all objects in the cache, and the artifact's size."""
+    for name in run.names:
+        for options in ({}, {"small": True}) if name in SMALLER else ({},):
             network = run.network(name, **options)
             try:
                 path, report = run.artifacts.compiled(network)
@@ -214,12 +216,11 @@ def compiling(run: Run) -> Rows:
                 argv = [f"--{key}" for key in options]
                 cold = compile_time.once(network.model, folder, cache, argv)
                 warm = min(compile_time.once(network.model, folder, cache, argv)["seconds"] for _ in range(2))
-            packings = report["memory"]["weights_by_packing"]
             yield {
                 "network": name, **options, "cold_s": cold["seconds"], "warm_s": warm, "engines": [],
                 "artifact_bytes": sum(file.stat().st_size for file in path.iterdir()),
                 "weights_bytes": report["memory"]["weights_bytes"],
-                "winograd_bytes": sum(size for packing, size in packings.items() if "winograd" in packing),
+                "transformed_bytes": report["memory"]["transformed_bytes"],
                 "model_bytes": 4 * report["model"]["parameters"],
             }  # fmt: skip
 

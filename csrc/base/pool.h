@@ -88,12 +88,16 @@ class Pool {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, kStackBytes);
     for (; pool->threads_ < threads; ++pool->threads_) {
       Worker* worker = pool->workers_ + pool->threads_;
       worker->pool = pool;
       worker->index = pool->threads_;
-      if (pthread_create(&worker->thread, nullptr, &Pool::start, worker) != 0) break;
+      if (pthread_create(&worker->thread, &attributes, &Pool::start, worker) != 0) break;
     }
+    pthread_attr_destroy(&attributes);
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     if (pin) pool->pin_workers();
     return pool;
@@ -168,6 +172,7 @@ class Pool {
   };
 
   static constexpr int32_t kMaxThreads = 4096;
+  static constexpr size_t kStackBytes = size_t{2} << 20;  // kernels keep up to 1 MB of scratch on the stack
   static constexpr int64_t kPauseNs = 20000;     // spin this long without giving the CPU to others
   static constexpr int64_t kAfterRunNs = 100000; // stay awake this long for the next run
   static constexpr int64_t kAloneNs = 15000;     // what waking a worker takes

@@ -12,7 +12,8 @@
  * Link with -ldl where the C library still keeps dlopen apart.
  *
  * Threads: an opcel_model is immutable and may be used from any number of threads. An opcel_context
- * holds the memory of one run; use it from one thread at a time.
+ * holds the memory of one run; use it from one thread at a time. Kernels keep up to 1 MB of scratch on the
+ * stack of the thread that calls run: give threads of your own 2 MB.
  */
 #ifndef OPCEL_H
 #define OPCEL_H

@@ -100,7 +100,7 @@ def test_what_was_not_measured_says_so() -> None:
 
 
 def test_the_table_of_compiles() -> None:
-    sizes = {"artifact_bytes": 3e6, "model_bytes": 2e6, "winograd_bytes": 1e6, "engines": []}
+    sizes = {"artifact_bytes": 3e6, "model_bytes": 2e6, "transformed_bytes": 1e6, "engines": []}
     rows = [{"network": "net", "cold_s": cold, "warm_s": 0.5, **sizes} for cold in (9.0, 4.0, 5.0)]
     text = performance_page.section("compile", [{"rows": [r]} for r in rows])
     assert text.splitlines()[-1] == "| net | 5.0 | 0.50 | 3.0 | 2.0 | 1.0 |"
