@@ -25,7 +25,7 @@ struct Epi {  // c + bias[col] + 100 * batch + row
 template <class C> void gemm(void* const* p, const int64_t* d, int64_t begin, int64_t end) {
   GemmBf16Args<C> g{(bf16*)p[0], d[0], d[1], (bf16*)p[1], d[2], (C*)p[2], d[3], d[4],
                     d[5], d[6], d[7], d[8], d[9], d[10]};
-  gemm_bf16_tasks<NV, ROWS>(g, Epi{(float*)p[3]}, begin, end < 0 ? gemm_bf16_task_count<NV>(g) : end);
+  gemm_bf16_tasks<NV, ROWS>(g, Epi{(float*)p[3]}, begin, end < 0 ? gemm_task_count<NV>(g) : end);
 }
 extern "C" void gemm_f32(void* const* p, const int64_t* d, int64_t b, int64_t e) { gemm<float>(p, d, b, e); }
 extern "C" void gemm_bf16(void* const* p, const int64_t* d, int64_t b, int64_t e) { gemm<bf16>(p, d, b, e); }

@@ -8,6 +8,7 @@
 
 #include "base/bf16.h"
 #include "base/tiling.h"
+#include "kernels/gemm/tasks.h"
 
 namespace opcel {
 
@@ -113,13 +114,6 @@ __attribute__((noinline)) void gemm_bf16_tile(const bf16* a_first, std::int64_t 
 
 }  // namespace detail
 
-// Number of tasks: batch, then panel groups, then row groups, the last varying fastest.
-template <int NV, class C>
-OPCEL_INLINE std::int64_t gemm_bf16_task_count(const GemmBf16Args<C>& args) {
-  const std::int64_t panels = detail::ceil_div(args.n, NV * W);
-  return args.batch * detail::ceil_div(panels, args.panels_per_task) * detail::ceil_div(args.m, args.rows_per_task);
-}
-
 // Tasks [begin, end). Rows: the tile heights to instantiate, descending. Any count of rows can be cut if the last is 1;
 // otherwise every task's row count must be a sum of them that a fewest-tiles even split finds.
 template <int NV, int... Rows, class C, class Epi>
@@ -127,18 +121,11 @@ void gemm_bf16_tasks(const GemmBf16Args<C>& args, const Epi& epi, std::int64_t b
   using Cut = detail::Cut<Rows...>;
   constexpr int NR = NV * W;
   const std::int64_t count = detail::ceil_div(args.k, 2);
-  const std::int64_t row_groups = detail::ceil_div(args.m, args.rows_per_task);
-  const std::int64_t panels = detail::ceil_div(args.n, NR);
-  const std::int64_t panel_groups = detail::ceil_div(panels, args.panels_per_task);
   for (std::int64_t task = begin; task < end; ++task) {
-    const std::int64_t first_row = task % row_groups * args.rows_per_task;
-    const std::int64_t last_row = detail::least(args.m, first_row + args.rows_per_task);
-    const std::int64_t group = task / row_groups % panel_groups;
-    const std::int64_t batch = task / row_groups / panel_groups;
-    const std::int64_t last_panel = detail::least(panels, (group + 1) * args.panels_per_task);
+    const auto [batch, first_row, last_row, first_panel, last_panel, is_last_group] = detail::gemm_task<NV>(args, task);
     const bf16* a = args.a + batch * args.a_batch;
     C* c = args.c + batch * args.c_batch;
-    for (std::int64_t panel = group * args.panels_per_task; panel < last_panel; ++panel) {
+    for (std::int64_t panel = first_panel; panel < last_panel; ++panel) {
       const bf16* b = args.b + batch * args.b_batch + panel * count * NR * 2;
       const std::int64_t col = panel * NR;
       for (std::int64_t row = first_row; row < last_row;) {

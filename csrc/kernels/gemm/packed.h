@@ -8,6 +8,7 @@
 
 #include "base/tiling.h"
 #include "base/vec.h"
+#include "kernels/gemm/tasks.h"
 
 namespace opcel {
 
@@ -28,6 +29,19 @@ namespace detail {
 template <int NV, int Tallest>
 constexpr int partial_sums() {
   return NV * Tallest >= 8 ? 1 : NV * Tallest >= 4 ? 2 : NV * Tallest >= 2 ? 4 : 8;
+}
+
+// acc[0] becomes the sum of all partial sums, in their order.
+template <int U, int R, int NV>
+OPCEL_INLINE void join_partial_sums(vf (&acc)[U][R][NV]) {
+  OPCEL_UNROLL
+  for (int u = 1; u < U; ++u) {
+    OPCEL_UNROLL
+    for (int r = 0; r < R; ++r) {
+      OPCEL_UNROLL
+      for (int j = 0; j < NV; ++j) acc[0][r][j] += acc[u][r][j];
+    }
+  }
 }
 
 // How far ahead an instance for few rows, which is bound by memory, asks for B, in floats.
@@ -103,14 +117,7 @@ OPCEL_INLINE void gemm_sums(vf (&acc)[U][R][NV], const float* a_first, std::int6
   }
   for (std::int64_t i = k % Steps; i > 0; --i) gemm_steps<R, NV, U, Streams, 1>(acc, a, b);
   if (carried) add_total(acc, total);
-  OPCEL_UNROLL
-  for (int u = 1; u < U; ++u) {
-    OPCEL_UNROLL
-    for (int r = 0; r < R; ++r) {
-      OPCEL_UNROLL
-      for (int j = 0; j < NV; ++j) acc[0][r][j] += acc[u][r][j];
-    }
-  }
+  join_partial_sums(acc);
 }
 
 struct GemmPlace {
@@ -164,13 +171,6 @@ __attribute__((noinline)) void gemm_tile(const float* a_first, std::int64_t a_ro
 
 }  // namespace detail
 
-// Number of tasks: batch, then panel groups, then row groups, the last varying fastest.
-template <int NV>
-OPCEL_INLINE std::int64_t gemm_task_count(const GemmArgs& args) {
-  const std::int64_t panels = detail::ceil_div(args.n, NV * W);
-  return args.batch * detail::ceil_div(panels, args.panels_per_task) * detail::ceil_div(args.m, args.rows_per_task);
-}
-
 // Tasks [begin, end). Rows: the tile heights to instantiate, descending. Any count of rows can be cut if the last is 1;
 // otherwise every task's row count must be a sum of them that a fewest-tiles even split finds.
 template <int NV, int... Rows, class Epi>
@@ -178,24 +178,17 @@ void gemm_tasks(const GemmArgs& args, const Epi& epi, std::int64_t begin, std::i
   using Cut = detail::Cut<Rows...>;
   constexpr int NR = NV * W;
   constexpr int U = detail::partial_sums<NV, Cut::largest>();
-  const std::int64_t row_groups = detail::ceil_div(args.m, args.rows_per_task);
-  const std::int64_t panels = detail::ceil_div(args.n, NR);
-  const std::int64_t panel_groups = detail::ceil_div(panels, args.panels_per_task);
   for (std::int64_t task = begin; task < end; ++task) {
-    const std::int64_t first_row = task % row_groups * args.rows_per_task;
-    const std::int64_t last_row = detail::least(args.m, first_row + args.rows_per_task);
-    const std::int64_t group = task / row_groups % panel_groups;
-    const std::int64_t batch = task / row_groups / panel_groups;
-    const std::int64_t last_panel = detail::least(panels, (group + 1) * args.panels_per_task);
+    const auto [batch, first_row, last_row, first_panel, last_panel, is_last_group] = detail::gemm_task<NV>(args, task);
     const float* a = args.a + batch * args.a_batch;
     float* c = args.c + batch * args.c_batch;
-    for (std::int64_t panel = group * args.panels_per_task; panel < last_panel; ++panel) {
+    for (std::int64_t panel = first_panel; panel < last_panel; ++panel) {
       const float* b = args.b + batch * args.b_batch + panel * args.k * NR;
       const std::int64_t col = panel * NR;
       // While a panel is in use the one that this task or the next reads after it comes closer, a line for each step of
       // a tile. Into the first cache: hints for the second alone are late where a page's address must be looked up.
-      const bool again = panel + 1 == last_panel && task % row_groups + 1 < row_groups;
-      const float* const after = again ? b - (panel - group * args.panels_per_task) * args.k * NR : b + args.k * NR;
+      const bool again = panel + 1 == last_panel && !is_last_group;
+      const float* const after = again ? b - (panel - first_panel) * args.k * NR : b + args.k * NR;
       const char* ahead = reinterpret_cast<const char*>(after);
       const char* const stop = ahead + args.k * NR * static_cast<int>(sizeof(float));
       for (std::int64_t row = first_row; row < last_row;) {

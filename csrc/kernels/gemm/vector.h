@@ -69,14 +69,7 @@ __attribute__((noinline)) void vector_panel(const VectorArgs<T>& args, std::int6
   for (std::int64_t i = args.k % Steps; i > 0; --i, ++a, b += NV * W)
     vector_steps<R, NV, U, 1>(acc, a, args.a_row, b);
   if (carried) add_total(acc, total);
-  OPCEL_UNROLL
-  for (int u = 1; u < U; ++u) {
-    OPCEL_UNROLL
-    for (int r = 0; r < R; ++r) {
-      OPCEL_UNROLL
-      for (int j = 0; j < NV; ++j) acc[0][r][j] += acc[u][r][j];
-    }
-  }
+  join_partial_sums(acc);
   if (at.cols >= NV * W) {
     OPCEL_UNROLL
     for (int r = 0; r < R; ++r) {

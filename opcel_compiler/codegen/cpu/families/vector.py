@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from opcel_compiler.codegen.cpu.families.functors import Functor, after, last_step, row_step
+from opcel_compiler.codegen.cpu.families.contraction import matrix_epilogue
+from opcel_compiler.codegen.cpu.families.functors import row_step
 from opcel_compiler.codegen.cpu.unit import KernelUnit
-from opcel_compiler.ir.dims import Dim, ceildiv
-from opcel_compiler.ir.program import Kernel, View
+from opcel_compiler.ir.dims import ceildiv
+from opcel_compiler.ir.program import Kernel
 from opcel_compiler.targets.schema import Target
 
 
@@ -22,14 +21,7 @@ def emit_vector(kernel: Kernel, target: Target) -> KernelUnit:
     per_task: int = kernel.params["panels_per_task"]
     k, n = b.shape
 
-    def steps(view: View) -> Sequence[Dim]:
-        return (0, row_step(view) if len(view.shape) > 1 else 0, last_step(view))
-
-    epilogue = Functor(unit, kernel, ("batch", "row", "col"), steps)
-    struct = epilogue.struct(
-        "Epilogue", "apply(vf v, int64_t batch, int64_t row, int64_t col, int lanes)",
-        after(kernel.body, kernel.anchor), {kernel.anchor.result: "v"}, kernel.body.outputs[0],
-    )  # fmt: skip
+    struct, epilogue = matrix_epilogue(unit, kernel, 0, shared=True)
     unit.tasks = ceildiv(ceildiv(n, panel), per_task)
     held = b.buffer.layout.storage or "float"
     fields = [
@@ -38,7 +30,7 @@ def emit_vector(kernel: Kernel, target: Target) -> KernelUnit:
     ]  # fmt: skip
     return unit.finish(
         ["kernels/gemm/vector.h", "base/vmath.h"], struct,
-        f"  const VectorArgs<{held}> args{{{', '.join(fields)}}};\n  const Epilogue epilogue{epilogue.instance};\n"
+        f"  const VectorArgs<{held}> args{{{', '.join(fields)}}};\n{epilogue}"
         f"  vector_tasks<{kernel.params['rows']}, {panel // width}>(args, epilogue, begin, end);\n",
     )  # fmt: skip
 
