@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from opcel_compiler.codegen.cpu.build import CSRC
+from opcel_compiler.codegen.cpu.includes import CSRC
 from opcel_compiler.codegen.cpu.toolchain import find_toolchain
 from opcel_compiler.targets import load_target
 

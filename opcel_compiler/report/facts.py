@@ -96,6 +96,9 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
             "name": work.graph.name, "inputs": list(work.imported.input_names),
             "outputs": list(work.imported.output_names), "nodes": work.imported_nodes,
             "parameters": work.parameters,
+            "unread_inputs": [
+                n for n, v in zip(work.imported.input_names, work.graph.inputs, strict=True) if not v.uses
+            ],
         },
         "target": {
             "id": work.target.id, "name": work.target.name, "isa": work.target.isa.level if work.target.isa else "",

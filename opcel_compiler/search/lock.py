@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from opcel_compiler.codegen.cpu.build import headers_digest
+from opcel_compiler.codegen.cpu.includes import headers_digest
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.schedule.choice.variants import Override
 from opcel_compiler.targets.schema import Target

@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 import opcel_compiler as oc
+from opcel_compiler.codegen.cpu import includes
 from opcel_compiler.codegen.cpu.cache import CacheError, ObjectCache, cache_size
 
 from .test_operators import CASES
@@ -136,3 +137,20 @@ def test_two_compiles_at_once(folder: Path, tmp_path: Path) -> None:
     assert [process.wait(120) for process in running] == [0, 0]
     assert (tmp_path / "0.opcel" / "model.so").read_bytes() == (tmp_path / "1.opcel" / "model.so").read_bytes()
     assert not [path for path in folder.iterdir() if path.suffix == ".tmp"]
+
+
+def test_an_object_depends_on_the_headers_it_includes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "base").mkdir()
+
+    def digest(**texts: str) -> str:
+        for name, text in texts.items():
+            (tmp_path / "base" / f"{name}.h").write_text(text)
+        monkeypatch.setattr(includes, "CSRC", tmp_path)
+        includes._header.cache_clear()
+        return includes.included_digest('#include <cmath>\n#include "base/a.h"\n')
+
+    first = digest(a='#include "b.h"\n#if 0\n# include "base/missing.h"\n#endif', b="int b;", c="int c;")
+    assert digest(c="long c;") == first
+    assert digest(b="long b;") != first
+    assert digest(b="int b;") == first
+    includes._header.cache_clear()

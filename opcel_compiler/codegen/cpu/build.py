@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from opcel_compiler.codegen.cpu.cache import ObjectCache
 from opcel_compiler.codegen.cpu.families import EMITTERS
 from opcel_compiler.codegen.cpu.families.movement import halo_unit
 from opcel_compiler.codegen.cpu.host import HostWriter, Weights
+from opcel_compiler.codegen.cpu.includes import CSRC, included_digest
 from opcel_compiler.codegen.cpu.pack import packed
 from opcel_compiler.codegen.cpu.toolchain import COMMON, Toolchain, ToolchainError, find_toolchain
 from opcel_compiler.codegen.cpu.unit import KernelUnit
@@ -25,7 +25,6 @@ from opcel_compiler.ir.program import Buffer, Kernel, Program
 from opcel_compiler.schedule.memory import MemoryPlan, plan_memory
 from opcel_compiler.targets.schema import Target
 
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
 RELEASE_EVERY = 32 << 20
 """Bytes of packed weights after which pages of the model's file are let go."""
 
@@ -171,22 +170,13 @@ def _runtime_source() -> str:
     return (CSRC / "runtime" / "runtime.cpp").read_text()
 
 
-@functools.cache
-def headers_digest() -> str:
-    """A hash of every header that generated code can include."""
-    h = hashlib.sha256()
-    for path in sorted(CSRC.rglob("*.h")):
-        h.update(path.relative_to(CSRC).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return h.hexdigest()
-
-
 def _compile_all(
     toolchain: Toolchain, jobs: Mapping[str, Job], cache: ObjectCache, module: Module, progress: Progress | None
 ) -> list[Path]:
     """The objects of all jobs, ordered by name."""
     keys: dict[str, str] = {}
     for name, job in jobs.items():
-        parts = [toolchain.version, *toolchain.command, *COMMON, *job.flags, headers_digest(), job.source]
+        parts = [toolchain.version, *toolchain.command, *COMMON, *job.flags, included_digest(job.source), job.source]
         keys[name] = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     missing = [name for name, key in keys.items() if not cache.fetch(key)]
     module.cached, module.compiled = len(jobs) - len(missing), len(missing)

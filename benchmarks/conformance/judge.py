@@ -1,0 +1,70 @@
+"""Whether outputs are right: the suite's own rules, and others for operators that draw random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.conformance.cases import Case
+
+RANDOM = {
+    "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
+}  # fmt: skip
+DEVIATIONS = 5.0
+"""How many standard deviations a mean of random numbers may be off."""
+
+
+def is_random(case: Case) -> bool:
+    """Whether the model's result is a random one, so that the suite's data only shows its form."""
+    return bool(RANDOM & set(case.ops)) or (case.ops == ["Dropout"] and _trains(case))
+
+
+def wrong(case: Case, inputs: Sequence[Any], want: Sequence[Any], got: Sequence[Any]) -> str | None:
+    """What is wrong with the outputs `got` where the suite has `want`; None if nothing."""
+    from onnx.backend.test.runner import Runner
+
+    try:
+        if is_random(case):
+            _random(case, inputs, want, got)
+        else:
+            Runner.assert_similar_outputs(want, got, case.rtol, case.atol)
+    except (AssertionError, TypeError, ValueError, AttributeError) as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
+
+
+def _trains(case: Case) -> bool:
+    for inputs, _ in case.data_sets:
+        named = case.feeds(inputs)
+        node = case.model.graph.node[0]
+        if len(node.input) > 2 and bool(np.all(named.get(node.input[2], False))):
+            return True
+    return False
+
+
+def _random(case: Case, inputs: Sequence[Any], want: Sequence[Any], got: Sequence[Any]) -> None:
+    """Types and shapes as the suite has them, and values such as the operator may draw."""
+    for value, expected in zip(got, want, strict=True):
+        assert value.shape == expected.shape, f"shape {value.shape}, not {expected.shape}"
+        assert value.dtype == expected.dtype, f"{value.dtype}, not {expected.dtype}"
+    if case.ops == ["Dropout"]:
+        ratio = float(inputs[1]) if len(inputs) > 1 else 0.5
+        kept = got[1] if len(got) > 1 else got[0] != 0
+        scaled = np.where(kept, inputs[0] / (1 - ratio) if ratio < 1 else 0, 0)
+        np.testing.assert_allclose(got[0], scaled, rtol=case.rtol, atol=case.atol)
+        if ratio == 0:
+            assert np.all(kept), "an element was dropped"
+        else:
+            _mean(kept, 1 - ratio, (ratio * (1 - ratio)) ** 0.5)
+    elif "bernoulli" in case.name:
+        p = np.asarray(inputs[0], np.float64)
+        assert np.isin(got[0], (0, 1)).all(), "a value is neither 0 nor 1"
+        _mean(got[0], float(p.mean()), float((p * (1 - p)).mean() ** 0.5))
+
+
+def _mean(values: np.ndarray, mean: float, deviation: float) -> None:
+    off = abs(float(np.mean(values, dtype=np.float64)) - mean)
+    limit = DEVIATIONS * deviation / max(values.size, 1) ** 0.5
+    assert off <= limit, f"the mean is {off:.3g} off, more than {DEVIATIONS:g} standard deviations ({limit:.3g})"
