@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.ir.dims import evaluate, symbols_of
-from opcel_compiler.ir.graph import Graph, Value
+from opcel_compiler.ir.dims import Dim, evaluate, symbols_of
+from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.types import TensorType
 
 Feeds = Mapping[str, np.ndarray]
@@ -217,6 +217,18 @@ def given_inputs(inputs: str | os.PathLike[str] | Feeds, graph: Graph, names: Se
 FOLLOWED = frozenset({"cast", "reshape", "transpose", "expand", "slice", "concat", "where", "fused"})
 
 
+INDEXING = frozenset({"gather", "gather_elements", "gather_nd", "scatter_elements", "scatter_nd"})
+
+
+def _indexed(node: Node) -> tuple[Dim, ...]:
+    """The axes that the indices, operand 1, are for."""
+    dims = node.operand(0).tensor.dims
+    if "axis" in node.attrs:
+        return (dims[node.attrs["axis"]],)
+    first, depth = node.attrs.get("batch_dims", 0), node.operand(1).tensor.dims[-1]
+    return dims[first : first + depth] if isinstance(depth, int) else dims[first:]
+
+
 def index_limits(graph: Graph) -> dict[Value, int]:
     """The size of the smallest axis that each integer graph input is used to index, where there is one."""
     out: dict[Value, int] = {}
@@ -228,10 +240,9 @@ def index_limits(graph: Graph) -> dict[Value, int]:
         while stack:
             v = stack.pop()
             for node in v.users:
-                if node.op in ("gather", "gather_elements") and node.operands[1] is v:
-                    size = node.operand(0).tensor.dims[node.attrs["axis"]]
-                    if isinstance(size, int):
-                        out[start] = min(size, out.get(start, size))
+                if node.op in INDEXING and node.operands[1] is v:
+                    sizes = [d for d in _indexed(node) if isinstance(d, int)]
+                    out[start] = min([*sizes, out.get(start, 1 << 62)])
                 elif node.op in FOLLOWED:
                     new = [r for r in node.results if r not in seen]
                     seen.update(new)

@@ -276,7 +276,7 @@ class Scope:
             )
         if len(node.input) > len(f.input) or len(node.output) > len(f.output):
             raise ModelError(f"node {origin!r} does not fit the function {f.name}: too many inputs or outputs")
-        opsets = {_domain(o.domain): o.version for o in f.opset_import} or dict(self.opsets)
+        opsets = {**self.opsets, **{_domain(o.domain): o.version for o in f.opset_import}}
         own = origin.split("/")[-1] if self.call else origin
         inner = Scope(self.builder, self.typing, self.functions, opsets, self.ir_version, (*self.call, own))
         inner.strict = strict or self.strict
@@ -288,8 +288,9 @@ class Scope:
             else:
                 inner._values[name] = value
         given = {a.name: a for a in (*_defaults(node, self.opsets), *f.attribute_proto, *node.attribute)}
-        inner.add_nodes((_bound(n, given, absent) for n in f.node), f.output)
-        return [inner.value(name, f"function {f.name}") for name in f.output[: len(node.output)]]
+        wanted = [mine if name else "" for mine, name in zip(f.output, node.output, strict=False)]
+        inner.add_nodes((_bound(n, given, absent) for n in f.node), wanted)
+        return [inner.value(name, f"function {f.name}") if name else None for name in wanted]
 
     def _body(self, node: NodeProto, inputs: Sequence[Value | None], version: int) -> FunctionProto | None:
         """The body that the standard gives the operator, if it gives one."""

@@ -14,6 +14,7 @@ def cpu_constraints() -> tuple[Constraint, ...]:
     """The constraints of the CPU's kernels beyond those of the target's description."""
     checks = (
         kernel_exists, element_type, constant_pad, filters, head_size, gather_index, batch_axes, pool_axes, recurrent,
+        scatter,
     )  # fmt: skip
     return tuple(Constraint(check.__name__.replace("_", "-"), check) for check in checks)
 
@@ -98,6 +99,21 @@ def gather_index(node: Node) -> str | None:
         return f"it is {node.operand(1).tensor.dims[-1]}"
     dtype = node.operand(1).tensor.dtype.name
     return None if dtype in ("i32", "i64") else f"they are {dtype}"
+
+
+def scatter(node: Node) -> str | None:
+    """A scatter takes at most 8 axes and indices of i32 or i64, and joins arithmetic types."""
+    if node.op not in ("scatter_elements", "scatter_nd"):
+        return None
+    x, indices = node.operand(0).tensor, node.operand(1).tensor
+    if len(x.dims) > 8:
+        return f"it has {len(x.dims)}"
+    if node.op == "scatter_nd" and not isinstance(indices.dims[-1], int):
+        return f"the length of its index tuples is {indices.dims[-1]}"
+    if indices.dtype.name not in ("i32", "i64"):
+        return f"the indices are {indices.dtype}"
+    joins = node.attrs["reduction"] != "none"
+    return f"%{node.operand(0).name} is {x.dtype}" if joins and x.dtype.name not in ARITHMETIC - {"bool"} else None
 
 
 def batch_axes(node: Node) -> str | None:

@@ -209,7 +209,20 @@ def movement() -> Iterator[Case]:
     yield Case("gather_nd", "GatherND", [f(3, 3, 5, 2), RNG.integers(0, 2, (3, 3, 2))], {"batch_dims": 2})
 
 
-CASES = [*elementwise(), *contractions(), *recurrent(), *reductions(), *movement()]
+def scatters() -> Iterator[Case]:
+    x, places = f(3, 4, 5), np.array([[[0, -1, 2]], [[1, 1, 3]]])
+    for reduction in ("none", "add", "mul", "min", "max"):
+        attrs: dict[str, Any] = {"reduction": reduction}
+        if reduction != "none":  # without a reduction, the order of equal places is open
+            yield Case("scatter_elements", "ScatterElements", [x, places, f(2, 1, 3)], {"axis": 1, **attrs})
+            yield Case("scatter_nd", "ScatterND", [x, np.array([[0, -1], [2, 1], [0, 3]]), f(3, 5)], attrs)
+        yield Case(
+            "scatter_elements", "ScatterElements", [x, np.array([[[0], [-3]]]), f(1, 2, 1)], {"axis": 2, **attrs}
+        )
+        yield Case("scatter_nd", "ScatterND", [x, np.array([[[2]], [[0]]]), f(2, 1, 4, 5)], attrs)
+
+
+CASES = [*elementwise(), *contractions(), *recurrent(), *reductions(), *movement(), *scatters()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{i}-{c.op}" for i, c in enumerate(CASES)])

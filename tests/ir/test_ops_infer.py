@@ -74,6 +74,8 @@ POOL = "kernel=[3, 3], strides=[2, 2], pads=[0, 0, 1, 1], dilations=[1, 1]"
         ("f32[n, 9]; i32[s, 2]", "gather_elements(%a, %b){axis=1}", "f32[s, 2]"),
         ("f32[n, 9, 4]; i64[n, s, 1]", "gather_nd(%a, %b){batch_dims=1}", "f32[n, s, 4]"),
         ("f32[n, 9, 4]; i64[n, s, k]", "gather_nd(%a, %b){batch_dims=1}", "f32[*]"),
+        ("f32[n, 9]; i64[n, s]; f32[n, s]", "scatter_elements(%a, %b, %c){axis=1}", "f32[n, 9]"),
+        ("f32[n, 9, 4]; i64[s, k]; f32[*]", "scatter_nd(%a, %b, %c)", "f32[n, 9, 4]"),
     ],
 )  # fmt: skip
 def test_results(inputs: str, statement: str, expected: str) -> None:
@@ -123,6 +125,12 @@ def test_results(inputs: str, statement: str, expected: str) -> None:
         ("f32[9]", "pad(%a){pads=[-1, 0]}", "an entry of pads=(-1, 0) is -1, below 0"),
         ("f32[9]", 'pad(%a){pads=[1, 0], mode="mirror"}', "mode='mirror' is none of constant, reflect"),
         ("f32[9]; f32[2]", "gather(%a, %b){axis=0}", "operand 1 has dtype f32"),
+        ("f32[9]; i64[2]; f32[3]", "scatter_elements(%a, %b, %c){axis=0}", "indices and updates differ along axis 0"),
+        ("f32[9, 2]; i64[3, 3]; f32[3, 3]", "scatter_elements(%a, %b, %c){axis=0}", "less that of indices is -1"),
+        ("f32[9]; i64[2]; f64[2]", "scatter_elements(%a, %b, %c){axis=0}", "the operands' dtypes differ"),
+        ("f32[9]; i64[2]; f32[2]", 'scatter_elements(%a, %b, %c){axis=0, reduction="mean"}', "is none of none, add"),
+        ("f32[9, 2]; i64[3, 1]; f32[3, 3]", "scatter_nd(%a, %b, %c)", "axis 1 of updates does not fit"),
+        ("f32[9]; i64[3, 2]; f32[3]", "scatter_nd(%a, %b, %c)", "indices of 2 entries do not fit"),
         ("f32[9]; i64[2, 2]", "gather_nd(%a, %b)", "indices of 2 entries after 0 batch axes do not fit f32[9]"),
     ],
 )  # fmt: skip
@@ -143,7 +151,7 @@ def test_unknown_rank_in_gives_known_dtype_out() -> None:
         if not d.operands or d.results < 0:
             continue
         operands = [TensorType(tensor("f32").dtype, None)] * len([o for o in d.operands if not o.endswith("?")])
-        if name in ("not", "and", "or", "xor", "where", "gather", "gather_elements", "gather_nd"):
+        if name in ("not", "and", "or", "xor", "where", "gather", "gather_elements", "gather_nd") or "scatter" in name:
             continue
         changed = {"slice": {"steps": (1,)}, "pad": {"pads": (1, 1)}}.get(name, {})
         attrs = {**some_attrs(name), **changed}

@@ -13,6 +13,7 @@ from opcel_compiler.codegen.cpu.families import (
     movement,
     recurrent,
     rows,
+    scatter,
     strassen,
     vector,
     winograd,
@@ -26,5 +27,6 @@ Emitter = Callable[[Kernel, Target], Union[KernelUnit, list[KernelUnit]]]
 EMITTERS: dict[str, Emitter] = {
     **attention.EMITTERS, **contraction.EMITTERS, **convolution.EMITTERS, **loops.EMITTERS, **movement.EMITTERS,
     **recurrent.EMITTERS, **rows.EMITTERS, **strassen.EMITTERS, **vector.EMITTERS, **winograd.EMITTERS,
+    **scatter.EMITTERS,
 }  # fmt: skip
 """How to generate each family's kernels."""

@@ -1,0 +1,84 @@
+"""Operators of sequence models, compiled many to a model and proved on given inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import opcel_compiler as oc
+from opcel_compiler.errors import OpcelError
+
+RNG = np.random.default_rng(0)
+
+
+def floats(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+@dataclass
+class Net:
+    """One model of many nodes that share nothing."""
+
+    opset: int
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    feeds: dict[str, np.ndarray] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=list)
+
+    def add(self, op_type: str, arrays: list[np.ndarray | None], outputs: int = 1, **attrs: Any) -> None:
+        names = []
+        for a in arrays:
+            names.append("" if a is None else f"x{len(self.feeds)}")
+            if a is not None:
+                self.feeds[names[-1]] = a
+        made = [f"y{len(self.outputs) + i}" for i in range(outputs)]
+        self.outputs += made
+        self.nodes.append(helper.make_node(op_type, names, made, **attrs))
+
+    def prove(self, constants: tuple[str, ...] = ()) -> list[str]:
+        """Compile without fallbacks, prove on the feeds; gives the kernels' families."""
+        given = [
+            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+            for n, a in self.feeds.items() if n not in constants
+        ]  # fmt: skip
+        stored = [numpy_helper.from_array(self.feeds[n], n) for n in constants]
+        outputs = [helper.make_empty_tensor_value_info(n) for n in self.outputs]
+        graph = helper.make_graph(self.nodes, "net", given, outputs, stored)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+        feeds = {n: a for n, a in self.feeds.items() if n not in constants}
+        with oc.compile(model, fallback="error", threads=2, inputs=feeds) as compiled:
+            assert compiled.report["proof"]["status"] == "proved"
+            return [k["family"] for k in compiled.report["kernels"]]
+
+
+def test_scatters() -> None:
+    net = Net(18)
+    for reduction in ("none", "add", "mul", "min", "max"):
+        x, places = floats(70, 3, 130), RNG.permuted(np.tile(np.arange(-2, 1), (40, 90, 1)), axis=2).transpose(0, 2, 1)
+        net.add("ScatterElements", [x, places, floats(40, 3, 90)], axis=1, reduction=reduction)
+        which = np.stack([RNG.permutation(70)[:50], RNG.integers(0, 3, 50)], axis=1)
+        net.add("ScatterND", [x, which, floats(50, 130)], reduction=reduction)
+    again = np.array([[0, 2, -1, 2, 0]], np.int32)
+    net.add("ScatterElements", [np.arange(6).reshape(2, 3), again, np.arange(5)[None]], axis=1, reduction="add")
+    net.add("ScatterND", [floats(400, 300), np.array([[[399]], [[-1]]]), floats(2, 1, 300)], reduction="add")
+    net.add("ScatterElements", [floats(0, 3), np.zeros((0, 2), np.int64), floats(0, 2)], axis=1)
+    assert set(net.prove()) == {"scatter_elements", "scatter_nd"}
+
+
+def test_an_index_out_of_range_is_an_error() -> None:
+    net = Net(18)
+    net.add("ScatterND", [floats(4, 2), np.array([[1]]), floats(1, 2)])
+    given = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+        for n, a in net.feeds.items()
+    ]
+    graph = helper.make_graph(net.nodes, "net", given, [helper.make_empty_tensor_value_info("y0")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    with oc.compile(model, fallback="error") as compiled:
+        for bad in (4, -5):
+            with pytest.raises(OpcelError, match="ScatterND_0: an index is out of range"):
+                compiled.run({**net.feeds, "x1": np.array([[bad]])})
