@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-
-import opcel_compiler
-from opcel_compiler.bench.measure import Bench, measure
 
 
 def names_in(folder: Path, wanted: Sequence[str]) -> list[str]:
@@ -28,23 +22,6 @@ def names_in(folder: Path, wanted: Sequence[str]) -> list[str]:
 
 def feeds_of(folder: Path, name: str) -> Path:
     return folder / f"{name}.npz"
-
-
-def measure_network(
-    folder: Path, name: str, work: Path, against: Sequence[str], *, target: str = "host", threads: int, rounds: int,
-    fallback: str = "error", idle: Callable[[], None] = lambda: None,
-) -> tuple[Bench, dict[str, Any]]:  # fmt: skip
-    """Compile NAME into the folder `work` and measure it; also gives the compiler's report."""
-    model, feeds, artifact = folder / f"{name}.onnx", feeds_of(folder, name), work / f"{name}.opcel"
-    with opcel_compiler.compile(model, target, artifact, inputs=feeds, fallback=fallback) as compiled:
-        report = compiled.report
-    with np.load(feeds) as file:
-        arrays = {key: file[key] for key in file.files}
-    time.sleep(1)  # what the compilers left running
-    result = measure(
-        artifact, arrays, model=model, against=against, threads=threads, rounds=rounds, idle=idle
-    )  # fmt: skip
-    return result, report
 
 
 def machine_facts() -> dict[str, Any]:

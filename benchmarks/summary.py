@@ -22,43 +22,6 @@ def load(name: str) -> Any:
     return json.loads((RESULTS / name).read_text())
 
 
-def peers() -> str:
-    rows = []
-    for row in load("peers.json")["rows"]:
-        ours, *others = row["engines"]
-        cells = [row["network"], f"{1e3 * ours['p50_s']:.3f}"]
-        for other in others:
-            cells += [
-                f"{1e3 * other['p50_s']:.3f}",
-                f"{other['ratio']:.2f} ({other['ratio_low']:.2f}-{other['ratio_high']:.2f})",
-            ]
-        floor = f"{row['floor_share']:.0%} ({row['floor_by']})"
-        rows.append(
-            [*cells, floor, f"{max(o['max_abs'] for o in ours['outputs']):.1e}", "yes" if ours["within"] else "NO"]
-        )
-    head = [
-        "network",
-        "ours ms",
-        "ONNX Runtime ms",
-        "ratio",
-        "OpenVINO ms",
-        "ratio",
-        "share of floor",
-        "largest error",
-        "within",
-    ]
-    return table(head, rows)
-
-
-def compare() -> str:
-    rows = []
-    for r in load("compare.json")["rows"]:
-        ratio = f"{r['ratio']:.2f} ({r['ratio_low']:.2f}-{r['ratio_high']:.2f})"
-        error = f"{r['max_abs']:.1e}" if r["within"] else f"OUTSIDE {r['max_abs']:.1e}"
-        rows.append([r["network"], f"{r['ours']:.3f}", f"{r['onnxruntime']:.3f}", ratio, error])
-    return table(["network", "ours ms", "ONNX Runtime ms", "ratio", "largest error"], rows)
-
-
 def compile_time() -> str:
     rows = [
         [r["model"], f"{r['cold_s']:.1f}", f"{r['warm_s']:.2f}", f"{r['peak_mib']:.0f}", f"{r['model_mib']:.0f}",
@@ -81,12 +44,29 @@ def startup() -> str:
 
 
 def dynamic() -> str:
-    rows = [
-        [r["network"], str(r["batch"]), str(r.get("length", "")), f"{r['max_abs']:.1e}", f"{r['relative_l2']:.1e}",
-         "yes" if r["within"] else "NO"]
-        for r in load("dynamic.json")
-    ]  # fmt: skip
-    return table(["network", "batch", "length", "largest error", "relative L2", "within"], rows)
+    facts = load("dynamic.json")
+    worst = max(facts["right"], key=lambda r: r["relative_l2"])
+    beside = "; ".join(
+        f"{sizes(r)}: {r['ratio']:.3f} ({r['ratio_low']:.3f}-{r['ratio_high']:.3f})" for r in facts["specialized"]
+    )
+    (changing,) = facts["changing"]
+    names = {"ort": "ONNX Runtime", "openvino": "OpenVINO"}
+    shares = "; ".join(
+        f"{names[e]} {v:.2f} times our time ({changing['totals'][e]:.2f} over all calls)"
+        for e, v in changing["ratios"].items()
+    )
+    good = all(r["within"] for r in facts["right"])
+    within = "all within" if good else "NOT ALL WITHIN"
+    return (
+        f"One artifact of {facts['network']}, {facts['threads']} threads. At {len(facts['right'])} sizes, the corners "
+        f"among them, its results are {within} the bound; largest relative L2 error {worst['relative_l2']:.1e}.\n"
+        f"Its time over that of an artifact compiled for the size alone: {beside}.\n"
+        f"With other sizes at each of {changing['calls']} calls (medians of blocks): {shares}."
+    )
+
+
+def sizes(row: dict[str, Any]) -> str:
+    return ", ".join(f"{k} {v}" for k, v in row.items() if isinstance(v, int))
 
 
 def models() -> str:
@@ -131,31 +111,18 @@ def main() -> None:
 
 def results() -> None:
     """Print docs/results.md."""
-    machine = load("peers.json")["machine"]
+    machine = load("dynamic.json")["machine"]
     facts = ", ".join(f"{k} {v}" for k, v in machine.items() if isinstance(v, (str, int)))
     print(f"""# Measured results
 
 Made by `python -m benchmarks.summary` from `benchmarks/results/`. The machine: {facts}. It is shared, so ratios
-count and single times do not; [measuring.md](measuring.md) says how they are made. A ratio is our time over theirs:
-below 1 we are faster; in brackets the quartiles over the rounds.
-
-## Eleven networks beside ONNX Runtime and OpenVINO
-
-f32, batch 1, 2 threads, every operator native. `python -m benchmarks.export DIR`, then
-`python -m benchmarks.peers --networks DIR --json benchmarks/results/peers.json`.
-
-{peers()}
-
-## Exporters
-
-`python -m benchmarks.compare DIR --rounds 21 --json benchmarks/results/compare.json`; `minilm_dynamo` is from the
-newer exporter.
-
-{compare()}
+count and single times do not; [measuring.md](measuring.md) says how they are made. Beside other
+engines: [performance.md](performance.md). In brackets: quartiles over the rounds.
 
 ## One artifact for many sizes
 
-`python -m benchmarks.dynamic mlp_dyn.onnx minilm_dyn.onnx --json benchmarks/results/dynamic.json`
+`python -m benchmarks.export --dynamic DIR minilm`, then
+`python -m benchmarks.dynamic DIR/minilm.onnx --json benchmarks/results/dynamic.json`
 
 {dynamic()}
 

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 
 Feeds = Mapping[str, np.ndarray]
-Run = Callable[[], list[np.ndarray]]
-"""One call with the feeds it was made for; the outputs in the model's order, valid until the next call."""
+Call = Callable[[Feeds], list[np.ndarray]]
+"""One call; the outputs in the model's order, valid until the next call. Where memory is bound to the feeds that the
+engine was opened with, those are used."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """`open(module, path, feeds, threads)` loads the model at `path`, an artifact for opcel, else an ONNX file.
+    """`open(module, path, feeds, threads)` loads the model at `path`, an artifact for opcel, else an ONNX file; `feeds`
+    are those of the first call.
 
     Its process has the variables of `environment`, and computes in `precision`.
     """
@@ -27,7 +29,7 @@ class Engine:
     name: str
     title: str
     module: str
-    open: Callable[[ModuleType, Path, Feeds, int], Run]
+    open: Callable[[ModuleType, Path, Feeds, int], Call]
     environment: Mapping[str, str] = field(default_factory=dict)
     precision: str = "f32"
 
@@ -36,28 +38,27 @@ class Engine:
         return importlib.util.find_spec(self.module) is not None
 
 
-def _opcel(module: ModuleType, path: Path, feeds: Feeds, threads: int, weights: str = "map") -> Run:
+def _opcel(module: ModuleType, path: Path, feeds: Feeds, threads: int, weights: str = "map") -> Call:
     model = module.load(path, threads=threads, weights=weights)
-    given = dict(feeds)
     if isinstance(model, module.Decoder):
-        return _decode_step(module, model, given)
-    return lambda: list(model.run(given).values())
+        return _decode_step(module, model, dict(feeds))
+    return lambda given: list(model.run(given).values())
 
 
-def _opcel_out(module: ModuleType, path: Path, feeds: Feeds, threads: int) -> Run:
+def _opcel_out(module: ModuleType, path: Path, feeds: Feeds, threads: int) -> Call:
     model = module.load(path, threads=threads)
     given = dict(feeds)
     outputs = model.run(given)
     results = list(outputs.values())
 
-    def run() -> list[np.ndarray]:
+    def run(_: Feeds) -> list[np.ndarray]:
         model.run(given, outputs)
         return results
 
     return run
 
 
-def _decode_step(module: ModuleType, model: Any, feeds: dict[str, np.ndarray]) -> Run:
+def _decode_step(module: ModuleType, model: Any, feeds: dict[str, np.ndarray]) -> Call:
     """The step after the caches in `feeds`, again and again."""
     first = module.run_whole(model, feeds)
     caches = {s["input"]: s["output"] for s in model.manifest["states"]}
@@ -66,7 +67,7 @@ def _decode_step(module: ModuleType, model: Any, feeds: dict[str, np.ndarray]) -
     given = {key: value for key, value in feeds.items() if key not in caches}
     kept = {key: first[key] for key in caches.values()}
 
-    def run() -> list[np.ndarray]:
+    def run(_: Feeds) -> list[np.ndarray]:
         model.length = before
         found = model.run(given)
         return [kept[key] if key in kept else found[key] for key in first]
@@ -74,12 +75,12 @@ def _decode_step(module: ModuleType, model: Any, feeds: dict[str, np.ndarray]) -
     return run
 
 
-def _onnxruntime(module: ModuleType, path: Path, feeds: Feeds, threads: int) -> Run:
+def _onnxruntime(module: ModuleType, path: Path, feeds: Feeds, threads: int) -> Call:
     session, names = _session(module, path, threads)
-    return lambda: list(session.run(names, feeds))
+    return lambda given: list(session.run(names, given))
 
 
-def _onnxruntime_binding(module: ModuleType, path: Path, feeds: Feeds, threads: int) -> Run:
+def _onnxruntime_binding(module: ModuleType, path: Path, feeds: Feeds, threads: int) -> Call:
     session, names = _session(module, path, threads)
     binding = session.io_binding()
     for name, array in feeds.items():
@@ -88,7 +89,7 @@ def _onnxruntime_binding(module: ModuleType, path: Path, feeds: Feeds, threads: 
     for name, array in zip(names, results, strict=True):
         binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
-    def run() -> list[np.ndarray]:
+    def run(_: Feeds) -> list[np.ndarray]:
         session.run_with_iobinding(binding)
         return results
 
@@ -105,13 +106,13 @@ def _session(module: ModuleType, path: Path, threads: int) -> tuple[Any, list[st
     return session, [o.name for o in session.get_outputs()]
 
 
-def _openvino(module: ModuleType, path: Path, feeds: Feeds, threads: int, precision: str = "f32") -> Run:
+def _openvino(module: ModuleType, path: Path, feeds: Feeds, threads: int, precision: str = "f32") -> Call:
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
     compiled = module.Core().compile_model(str(path), "CPU", settings)
     request = compiled.create_infer_request()
-    given, count = dict(feeds), len(compiled.outputs)
+    count = len(compiled.outputs)
 
-    def run() -> list[np.ndarray]:
+    def run(given: Feeds) -> list[np.ndarray]:
         found = request.infer(given, share_inputs=True, share_outputs=True)
         return [found[i] for i in range(count)]
 

@@ -1,5 +1,6 @@
 """One engine in a process of its own: `python -m opcel_compiler.bench.worker ENGINE MODEL FEEDS.npz THREADS`.
 
+FEEDS.npz holds arrays by input name, or, for calls that differ, by "0/name", "1/name", ...: each call takes the next.
 Orders and answers are JSON objects, one a line, on the standard input and output. First it says {"import_s", "load_s",
 "first_s", "version"}: importing the engine, opening the model, the first call. Then it answers
 
@@ -16,19 +17,23 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import itertools
 import json
 import os
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from opcel_compiler.bench.engines import ENGINES, OPCEL, Run
+from opcel_compiler.bench.engines import ENGINES, OPCEL, Call, Feeds
 
 Order = dict[str, Any]
+Run = Callable[[], list[np.ndarray]]
 PR_SET_PDEATHSIG, SIGKILL = 1, 9
 
 
@@ -43,8 +48,8 @@ def main(argv: list[str]) -> None:
         channel.write(json.dumps(value) + "\n")
         channel.flush()
 
-    with np.load(feeds_file) as file:
-        feeds = {key: file[key] for key in file.files}
+    series = feeds_in(feeds_file)
+    feeds = dict(series[0])
     engine = ENGINES[name]
     opened: list[Run] = []
 
@@ -52,7 +57,8 @@ def main(argv: list[str]) -> None:
         before = time.perf_counter()
         module = importlib.import_module(engine.module)
         imported = time.perf_counter()
-        opened.append(engine.open(module, Path(model), feeds, int(threads)))
+        call = engine.open(module, Path(model), feeds, int(threads))
+        opened.append(partial(call, feeds) if len(series) == 1 else in_turn(call, series))
         loaded = time.perf_counter()
         opened[0]()
         first = time.perf_counter() - loaded
@@ -88,6 +94,25 @@ def main(argv: list[str]) -> None:
     for line in sys.stdin:
         order = json.loads(line)
         answer(guarded(next(run for key, run in orders.items() if key in order), order))
+
+
+def feeds_in(path: str) -> Sequence[dict[str, np.ndarray]]:
+    """The feeds of each call, by their number."""
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    if not all(re.match(r"\d+/", key) for key in arrays):
+        return [arrays]
+    calls: dict[int, dict[str, np.ndarray]] = {}
+    for key, array in arrays.items():
+        number, _, name = key.partition("/")
+        calls.setdefault(int(number), {})[name] = array
+    return [calls[number] for number in sorted(calls)]
+
+
+def in_turn(call: Call, series: Sequence[Feeds]) -> Run:
+    """`call` with the next of `series` each time, over and over."""
+    following = itertools.cycle(series)
+    return lambda: call(next(following))
 
 
 def guarded(run: Callable[[Order], Order], order: Order) -> Order:

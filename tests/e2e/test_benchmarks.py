@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks import export, networks, peers
+from benchmarks import dynamic, export, networks
 
 from .builder import Net
 
@@ -34,25 +34,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_compare_prints_and_writes_a_row(folder: Path, tmp_path: Path) -> None:
-    done = run("compare", folder, "--rounds", 1, "--threads", 1, "--json", tmp_path / "rows.json")
-    assert done.stdout.splitlines()[-1].startswith("small ")
-    facts = json.loads((tmp_path / "rows.json").read_text())
-    (row,) = facts["rows"]
-    assert (facts["threads"], facts["rounds"]) == (1, 1) and facts["machine"]["onnxruntime"]
-    assert row["within"] and row["they_are_within"] and row["ratio"] > 0 and row["max_abs"] < 1e-5
+def test_one_artifact_for_many_sizes(tmp_path: Path) -> None:
+    net = Net("sized")
+    net.output("y", net("Relu", net("MatMul", net.input("x", "batch", "length", 8), net.weight(8, 4))))
+    onnx.save(net.model(), tmp_path / "sized.onnx")
+    options = ["--sizes", "batch=1..3", "length=1..40", "--fixed", "2,5", "--points", 2, "--calls", 20, "--rounds", 1]
+    run("dynamic", tmp_path / "sized.onnx", *options, "--threads", 1, "--json", tmp_path / "dynamic.json")
+    facts = json.loads((tmp_path / "dynamic.json").read_text())
+    assert len(facts["right"]) == 6 and all(row["within"] for row in facts["right"])
+    assert {(r["batch"], r["length"]) for r in facts["right"]} >= {(1, 1), (3, 1), (1, 40), (3, 40)}
+    assert facts["specialized"][0]["ratio"] > 0
+    (changing,) = facts["changing"]
+    assert changing["calls"] == 20 and changing["ratios"]["ort"] > 0
 
 
-def test_peers_prints_and_writes_a_row(folder: Path, tmp_path: Path) -> None:
-    command = ["small", "--networks", folder, "--rounds", 1, "--threads", 1, "--against", "ort"]
-    done = run("peers", *command, "--json", tmp_path / "peers.json")
-    header, row = done.stdout.splitlines()[1:3]
-    assert header == peers.HEADER and row.startswith("small ") and "within, largest error" in row
-    (facts,) = json.loads((tmp_path / "peers.json").read_text())["rows"]
-    assert [engine["engine"] for engine in facts["engines"]] == ["opcel", "ort"]
-    floor = 2 * 4 * 32 * 16 / facts["peak_flops"]
-    assert facts["floor_s"] >= floor > 0
-    assert facts["floor_share"] == pytest.approx(facts["floor_s"] / facts["engines"][0]["p50_s"])
+def test_changing_sizes_differ_and_stay_in_their_spans() -> None:
+    found = dynamic.changing_sizes({"batch": (1, 2), "length": (1, 8)}, 16)
+    assert {(s["batch"], s["length"]) for s in found} == {(b, n) for b in (1, 2) for n in range(1, 9)}
 
 
 def test_tiny_compares_the_c_call_too(folder: Path, tmp_path: Path) -> None:
