@@ -8,7 +8,7 @@ import onnx.defs
 from opcel_compiler.errors import OpcelError
 
 MIN_OPSET = 7
-"""The oldest opset of the default domain that is lowered; nodes of an older model stay opaque."""
+"""The oldest opset of the default domain that lowerings know; nodes of older ones are put into its form first."""
 
 MAX_OPSET = onnx.defs.onnx_opset_version()
 """The newest opset of the default domain that the installed `onnx` defines."""
@@ -51,9 +51,9 @@ def check_opsets(opsets: dict[str, int]) -> None:
     if version is None:
         return
     if version < 1:
-        raise ModelError(f"the model imports opset {version}; opsets {MIN_OPSET} to {MAX_OPSET} are supported")
+        raise ModelError(f"the model imports opset {version}; opsets 1 to {MAX_OPSET} are supported")
     if version > MAX_OPSET:
         raise ModelError(
             f"the model imports opset {version}, and the installed onnx {onnx.__version__} knows opsets up to"
-            f" {MAX_OPSET}; export the model at an opset from {MIN_OPSET} to {MAX_OPSET}, or install a newer onnx"
+            f" {MAX_OPSET}; export the model at an opset up to {MAX_OPSET}, or install a newer onnx"
         )

@@ -22,6 +22,8 @@ Results = "Value | Sequence[Value | None]"
 Lower = Callable[["Lowering"], Any]
 
 REGISTRY: dict[tuple[str, str], tuple[Lower, int, int]] = {}
+OLDER: list[Callable[[Lowering], Lowering]] = []
+"""What puts a node of the default domain into the form of MIN_OPSET."""
 
 
 class Unsupported(Exception):
@@ -60,6 +62,10 @@ class Lowering:
         self.origin = origin
         self._used = used
         self._attrs = {a.name: a for a in node.attribute}
+
+    def replaced(self, node: NodeProto, opset: int, inputs: Sequence[Value | None]) -> Lowering:
+        """The same node written otherwise."""
+        return Lowering(self.builder, node, opset, inputs, self.origin, self._used)
 
     # -- inputs --------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from opcel_compiler.frontend.limits import (
     MIN_OPSET,
     ModelError,
 )
-from opcel_compiler.frontend.lowering import REGISTRY, Lowering, Unsupported
+from opcel_compiler.frontend.lowering import OLDER, REGISTRY, Lowering, Unsupported
 from opcel_compiler.frontend.proto_types import type_to
 from opcel_compiler.ir.graph import Value
 from opcel_compiler.ir.opdef import InferenceError
@@ -242,12 +242,13 @@ class Scope:
         self.builder.operators[origin] = f"{domain}{'::' * bool(domain)}{node.op_type}:{version}"
         mark = self.builder.mark()
         entry = REGISTRY.get((domain, node.op_type))
-        if entry is None or not entry[1] <= version <= entry[2]:
-            old = not domain and version < MIN_OPSET
-            reason = f"opset {version} is below {MIN_OPSET}" if old else f"{node.op_type} has no lowering"
+        old = not domain and version < MIN_OPSET
+        if entry is None or not entry[1] <= (MIN_OPSET if old else version) <= entry[2]:
+            reason = f"{node.op_type} has no lowering"
         else:
             try:
-                out = entry[0](Lowering(self.builder, node, version, inputs, origin, self._used))
+                lowering = Lowering(self.builder, node, version, inputs, origin, self._used)
+                out = entry[0](OLDER[0](lowering) if old else lowering)
                 return [out] if isinstance(out, Value) else list(out)
             except Unsupported as e:
                 reason = str(e)

@@ -111,11 +111,6 @@ def test_without_any_type_the_rest_is_opaque_too() -> None:
     assert [n.attrs["op_type"] for n in import_model(model).foreign] == ["Own", "Neg"]
 
 
-def test_old_opsets_are_kept_whole() -> None:
-    imported = check(one_node("Relu", {"x": floats(2, 3)}, 6), {"x": floats(2, 3)}, foreign=["Relu"])
-    assert imported.foreign[0].attrs["reason"] == "opset 6 is below 7"
-
-
 # -- functions -------------------------------------------------------------------------------------------------------
 
 

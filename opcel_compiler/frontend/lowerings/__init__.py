@@ -1,16 +1,7 @@
-"""How ONNX operators become ours, one function each. Importing this package registers them."""
+"""How ONNX operators become ours, one function each. Importing this package registers those of all its modules."""
 
-from opcel_compiler.frontend.lowerings import (
-    contrib,
-    math,
-    movement,
-    nn,
-    norm,
-    recurrent,
-    reduction,
-    resize,
-    scatter,
-    shape,
-)
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = ["contrib", "math", "movement", "nn", "norm", "recurrent", "reduction", "resize", "scatter", "shape"]
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
