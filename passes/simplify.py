@@ -106,7 +106,7 @@ def _lossless(m: Match) -> str | None:
 @rule(op("cast", op("cast", value("x"), name="inner")), _lossless, quiet=True)
 def cast_twice(m: Match, build: Builder) -> Value:
     """A cast to a wider dtype and on is one cast"""
-    return build("cast", m["x"], dtype=m.root.tensor.dtype)
+    return build("cast", m["x"], **m.node.attrs)
 
 
 def holds_all(wide: DType, narrow: DType) -> bool:

@@ -14,7 +14,8 @@ TABLE = Path(__file__).resolve().parent.parent / "csrc" / "kernels" / "table.yam
 
 @dataclass(frozen=True, slots=True)
 class ElementwiseRow:
-    """The C++ of an elementwise operator on vectors (None: there is none) and on single elements."""
+    """The C++ of an elementwise operator on vectors (None: there is none) and on single elements; element types as
+    OperatorRow has them."""
 
     scalar: str
     vector: str | None = None
@@ -23,8 +24,8 @@ class ElementwiseRow:
 
 @dataclass(frozen=True, slots=True)
 class OperatorRow:
-    """The kernel families of an operator, best first, and the element types of its first operand: a tuple of names,
-    ("arithmetic",) or ("any",)."""
+    """The kernel families of an operator, best first, and the element types of its first operand: names of
+    types, or of groups of them in targets.cpu.constraints."""
 
     families: tuple[str, ...]
     dtypes: tuple[str, ...]
@@ -43,7 +44,7 @@ def kernel_table() -> KernelTable:
     data = yaml.safe_load(path.read_text())
     return KernelTable(
         {
-            n: ElementwiseRow(r["scalar"], r.get("vector"), tuple(r.get("dtypes", ())))
+            n: ElementwiseRow(r["scalar"], r.get("vector"), _names(r.get("dtypes", [])))
             for n, r in data["elementwise"].items()
         },
         {n: OperatorRow(tuple(r["families"]), _names(r["dtypes"])) for n, r in data["operators"].items()},

@@ -5,6 +5,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "base/vec.h"
 
@@ -12,6 +14,41 @@ namespace opcel {
 
 struct bf16 {
   std::uint16_t bits;
+
+  bf16() = default;
+  // To nearest even. A double is rounded twice, but for the first time to odd, which costs nothing.
+  template <class T, class = std::enable_if_t<std::is_arithmetic_v<T>>>
+  explicit bf16(T x) : bits(round(odd(x))) {}
+  operator float() const {
+    const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
+    float x;
+    std::memcpy(&x, &wide, sizeof x);
+    return x;
+  }
+
+ private:
+  static float odd(float x) { return x; }
+  static float odd(double x) {
+    const float near = static_cast<float>(x);
+    std::uint32_t wide;
+    std::memcpy(&wide, &near, sizeof wide);
+    if (near != near || static_cast<double>(near) == x || wide & 1) return near;
+    // `near` is even and not x: its neighbour on the other side of x is odd.
+    wide += __builtin_fabs(static_cast<double>(near)) < __builtin_fabs(x) ? 1u : -1u;
+    float x_odd;
+    std::memcpy(&x_odd, &wide, sizeof x_odd);
+    return x_odd;
+  }
+  template <class T>
+  static float odd(T x) {
+    return odd(static_cast<double>(x));
+  }
+  static std::uint16_t round(float x) {
+    std::uint32_t wide;
+    std::memcpy(&wide, &x, sizeof wide);
+    if (x != x) return static_cast<std::uint16_t>(wide >> 16 | 0x40u);
+    return static_cast<std::uint16_t>((wide + 0x7fffu + (wide >> 16 & 1u)) >> 16);
+  }
 };
 
 namespace detail {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "base/narrow.h"
 #include "base/vmath.h"
 
 namespace opcel {
@@ -88,7 +89,9 @@ template <class To, class From>
 inline To cast(From x) {
   if constexpr (std::is_same_v<To, bool>) {
     return x != 0;
-  } else if constexpr (std::is_floating_point_v<From> && std::is_integral_v<To>) {
+  } else if constexpr (std::is_floating_point_v<From> && (std::is_integral_v<To> || is_narrow_int<To>)) {
+    if constexpr (std::is_same_v<To, std::uint64_t>)
+      if (x >= 9.2e18f && x < 18446744073709551616.0f) return static_cast<To>(x);
     if (!(x > -9.3e18f && x < 9.2e18f)) return static_cast<To>(INT64_MIN);
     return static_cast<To>(static_cast<std::int64_t>(x));
   } else {
@@ -97,4 +100,23 @@ inline To cast(From x) {
 }
 
 }  // namespace scalar
+
+// The functions of vmath.h that libm lacks, in double.
+inline double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
+inline double silu(double x) { return x * sigmoid(x); }
+inline double softplus(double x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }
+inline double gelu_erf(double x) { return 0.5 * x * (1.0 + std::erf(x * 0.70710678118654752440)); }
+inline double gelu_tanh(double x) {
+  return 0.5 * x * (1.0 + std::tanh(0.79788456080286535588 * (x + 0.044715 * x * x * x)));
+}
+
+// A quotient rounded to an integer, ties to even, moved by `zero` and cut to [low, high]; NaN becomes `low`.
+inline float quantized(float quotient, float zero, float low, float high) {
+  const float grid = std::nearbyintf(quotient) + zero;
+  return grid > low ? (grid < high ? grid : high) : low;
+}
+OPCEL_INLINE vf quantized(vf quotient, vf zero, float low, float high) {
+  return min(set(high), max(round_even(quotient) + zero, set(low)));
+}
+
 }  // namespace opcel

@@ -33,7 +33,7 @@ inline py::dtype numpy_dtype(int32_t code) {
       "float16",       "float64",      "uint32",    "uint64",        "complex64",
       "complex128",    "bfloat16",     "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2",
       "float8_e5m2fnuz", "uint4",      "int4",      "float4_e2m1fn", "float8_e8m0fnu",
-      "uint2",         "int2"};
+      "uint2",         "int2",     "float6_e2m3fn", "float6_e3m2fn"};
   constexpr int32_t kFirstOfMlDtypes = 16;
   const char* name = code >= 0 && code < int32_t(std::size(names)) ? names[code] : nullptr;
   if (!name) raise("ArtifactError", "element type " + std::to_string(code) + " cannot be passed to or from NumPy");

@@ -70,8 +70,8 @@ inline size_t element_bytes(int32_t dtype) {
     case 3:  // int8
     case 9:  // bool
       return 1;
-    default:  // the float8, 4-bit and 2-bit types; not undefined, not string
-      return dtype >= 17 && dtype <= 26 ? 1 : 0;
+    default:  // the types of 8 bits and less; not undefined, not string
+      return dtype >= 17 && dtype <= 28 ? 1 : 0;
   }
 }
 

@@ -28,7 +28,8 @@ _NAMES = {
     "u64": TensorProto.UINT64, "c64": TensorProto.COMPLEX64, "c128": TensorProto.COMPLEX128,
     "bf16": TensorProto.BFLOAT16, "f8e4m3fn": TensorProto.FLOAT8E4M3FN, "f8e4m3fnuz": TensorProto.FLOAT8E4M3FNUZ,
     "f8e5m2": TensorProto.FLOAT8E5M2, "f8e5m2fnuz": TensorProto.FLOAT8E5M2FNUZ, "u4": TensorProto.UINT4,
-    "i4": TensorProto.INT4, "f4e2m1": TensorProto.FLOAT4E2M1, "f8e8m0": 24, "u2": 25, "i2": 26,
+    "i4": TensorProto.INT4, "f4e2m1": TensorProto.FLOAT4E2M1, "f8e8m0": 24, "u2": 25, "i2": 26, "f6e2m3": 27,
+    "f6e3m2": 28,
 }  # fmt: skip
 _CODES: dict[str, int] = {name: int(code) for name, code in _NAMES.items()}
 _DTYPES: dict[int, DType] = {code: DTYPES[name] for name, code in _CODES.items()}

@@ -116,8 +116,8 @@ class Writer:
     def ints(self, values: Sequence[int]) -> str:
         return self.constant(np.array(values, np.int64))
 
-    def cast(self, x: str, dtype: DType) -> str:
-        return self.node("Cast", [x], to=code_of(dtype))
+    def cast(self, x: str, dtype: DType, **attrs: Any) -> str:
+        return self.node("Cast", [x], to=code_of(dtype), **attrs)
 
     # -- sizes ---------------------------------------------------------------------------------------------------
 

@@ -47,7 +47,8 @@ def _table() -> dict[str, DType]:
         ("bf16", "f", 16, ml_dtypes.bfloat16), ("f8e4m3fn", "f", 8, ml_dtypes.float8_e4m3fn),
         ("f8e4m3fnuz", "f", 8, ml_dtypes.float8_e4m3fnuz), ("f8e5m2", "f", 8, ml_dtypes.float8_e5m2),
         ("f8e5m2fnuz", "f", 8, ml_dtypes.float8_e5m2fnuz), ("f8e8m0", "f", 8, ml_dtypes.float8_e8m0fnu),
-        ("f4e2m1", "f", 4, ml_dtypes.float4_e2m1fn), ("i64", "i", 64, np.int64), ("i32", "i", 32, np.int32),
+        ("f4e2m1", "f", 4, ml_dtypes.float4_e2m1fn), ("f6e2m3", "f", 6, ml_dtypes.float6_e2m3fn),
+        ("f6e3m2", "f", 6, ml_dtypes.float6_e3m2fn), ("i64", "i", 64, np.int64), ("i32", "i", 32, np.int32),
         ("i16", "i", 16, np.int16), ("i8", "i", 8, np.int8), ("i4", "i", 4, ml_dtypes.int4),
         ("i2", "i", 2, ml_dtypes.int2), ("u64", "u", 64, np.uint64), ("u32", "u", 32, np.uint32),
         ("u16", "u", 16, np.uint16), ("u8", "u", 8, np.uint8), ("u4", "u", 4, ml_dtypes.uint4),
@@ -56,7 +57,7 @@ def _table() -> dict[str, DType]:
     ]  # fmt: skip
     order = (
         "f32 u8 i8 u16 i16 i32 i64 string bool f16 f64 u32 u64 c64 c128 bf16 f8e4m3fn f8e4m3fnuz f8e5m2 f8e5m2fnuz "
-        "u4 i4 f4e2m1 f8e8m0 u2 i2"
+        "u4 i4 f4e2m1 f8e8m0 u2 i2 f6e2m3 f6e3m2"
     ).split()
     return {
         name: DType(name, kind, bits, np.dtype(base), order.index(name) + 1)  # type: ignore[call-overload]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from opcel_compiler.ir.graph import Node
-from opcel_compiler.ir.types import TensorType
+from opcel_compiler.ir.types import DType, TensorType
 from opcel_compiler.targets.constraints import Constraint
 from opcel_compiler.targets.kernels import kernel_table
 
-ARITHMETIC = frozenset("f32 f64 i8 i16 i32 i64 u8 u16 u32 u64 bool".split())
+GROUPS: dict[str, Callable[[DType], bool]] = {
+    "any": lambda d: d.kind != "s",
+    "arithmetic": lambda d: d.kind in "fiub",
+    "floats": lambda d: d.kind == "f",
+}
+"""The groups of element types that the kernel table names."""
 
 
 def cpu_constraints() -> tuple[Constraint, ...]:
@@ -52,9 +59,7 @@ def element_type(node: Node) -> str | None:
         if not isinstance(v.type, TensorType):
             continue
         dtype = v.type.dtype
-        if "any" in allowed and dtype.kind != "s" and dtype.bits >= 8:
-            continue
-        if not (("arithmetic" in allowed and dtype.name in ARITHMETIC) or dtype.name in allowed):
+        if not any(GROUPS[name](dtype) if name in GROUPS else name == dtype.name for name in allowed):
             return f"%{v.name} is {dtype}; {node.op} takes {', '.join(allowed)}"
     return None
 

@@ -10,15 +10,25 @@ import numpy as np
 from opcel_compiler.ir.dims import Call, Dim, Expr, Symbol
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.ops.elementwise import saturates
+from opcel_compiler.ir.ops.quant import integer_range
 from opcel_compiler.ir.program import View
-from opcel_compiler.ir.types import BOOL, DTYPES, DType, TensorType
+from opcel_compiler.ir.types import BOOL, DTYPES, F32, I32, DType
 from opcel_compiler.targets.kernels import kernel_table
 
 CTYPES: dict[DType, str] = {
     DTYPES["f32"]: "float", DTYPES["f64"]: "double", DTYPES["bool"]: "bool",
     **{DTYPES[f"{k}{b}"]: f"{'u' if k == 'u' else ''}int{b}_t" for k in "iu" for b in (8, 16, 32, 64)},
+    **{d: d.name for d in DTYPES.values() if d.kind in "fiu" and (d.bits < 8 or d.kind == "f" and d.bits <= 16)},
 }  # fmt: skip
-"""The C++ type of each element type that CPU kernels compute with."""
+"""The C++ type of each element type that CPU kernels compute with; those of csrc/base/narrow.h by their own names."""
+
+
+def computing_type(dtype: DType) -> str:
+    """The C++ type in which single elements of `dtype` are computed; results are rounded to `dtype` one by one."""
+    if dtype.is_float and dtype.bits <= 16:
+        return "float"
+    return "int32_t" if dtype.is_integer and dtype.bits < 8 else CTYPES[dtype]
 
 
 def stored_type(view: View) -> str:
@@ -69,8 +79,8 @@ def literal(value: float | int | bool, dtype: DType) -> str:
 def _operator(node: Node, args: list[str], vector: bool) -> str:
     """The C++ expression of one elementwise node."""
     entry = kernel_table().elementwise[node.op]
-    if node.op == "cast" and node.attrs["dtype"] == node.operand(0).tensor.dtype:
-        return args[0]
+    if node.op in WRITTEN:
+        return WRITTEN[node.op](node, args, vector)
     if vector and node.op in ("min", "max"):
         constant = next((i for i, v in enumerate(node.operands) if v is not None and v.constant is not None), None)
         if constant is not None:
@@ -80,39 +90,124 @@ def _operator(node: Node, args: list[str], vector: bool) -> str:
     return text.format(*args, **{k: _attribute(v, vector) for k, v in node.attrs.items()})
 
 
+def _cast(node: Node, args: list[str], vector: bool) -> str:
+    x, have, want = args[0], node.operand(0).tensor.dtype, node.attrs["dtype"]
+    saturate = node.attrs["saturate"] and saturates(want)
+    if have == want:
+        return x
+    if not vector:
+        if want.name == "f8e8m0":
+            mode = f"Rounding::{node.attrs['round_mode']}, {str(node.attrs['saturate']).lower()}"
+            return f"f8e8m0::rounded(static_cast<float>({x}), {mode})"
+        return f"{CTYPES[want]}::saturated({x})" if saturate else f"scalar::cast<{CTYPES[want]}>({x})"
+    if want == BOOL:
+        return f"{x} != vf{{}}"
+    if have == BOOL:
+        return f"select({x}, set(1.0f), vf{{}})"
+    return f"saturated<{CTYPES[want]}>({x})" if saturate else x
+
+
+def _quantize(node: Node, args: list[str], vector: bool) -> str:
+    """x / scale in x's dtype; to integers rounded, the zero point added, and cut to the range."""
+    have, want = node.operand(0).tensor.dtype, node.attrs["dtype"]
+    quotient = f"{args[0]} / {args[1]}"
+    if have.bits < 32:
+        quotient = f"rounded<{CTYPES[have]}>({quotient})" if vector else f"float({CTYPES[have]}({quotient}))"
+    if want.is_float:
+        how = "saturated" if saturates(want) and node.attrs["saturate"] else "rounded"
+        if vector:
+            return f"{how}<{CTYPES[want]}>({quotient})"
+        return f"{CTYPES[want]}::saturated({quotient})" if how == "saturated" else quotient
+    low, high = (literal(float(v), F32) for v in integer_range(want))
+    zero = args[2] if len(args) > 2 else ("vf{}" if vector else "0.0f")
+    return f"quantized({quotient}, {zero}, {low}, {high})"
+
+
+def _dequantize(node: Node, args: list[str], vector: bool) -> str:
+    """(x - zero point) scale in f32."""
+    x, scale, *zero = args if vector else [f"static_cast<float>({a})" for a in args]
+    return f"({x} - {zero[0]}) * {scale}" if zero else f"{x} * {scale}"
+
+
+WRITTEN = {"cast": _cast, "quantize": _quantize, "dequantize": _dequantize}
+"""Elementwise operators whose C++ depends on more than their operands."""
+
+
 def _attribute(value: object, vector: bool) -> str:
     if isinstance(value, DType):
         return CTYPES[value]
     if isinstance(value, bool):
         return "fmod" if value else "mod"
     if isinstance(value, (int, float)):
-        text = literal(value, DTYPES["f32"])
+        text = literal(value, F32)
         return f"set({text})" if vector else text
     return {"none": "erf"}.get(str(value), str(value))
+ROUNDED = frozenset({"neg", "abs", "relu", "min", "max", "where", "floor", "ceil", "round", "sign", "quantize"})
+"""Operators whose results on values of a dtype are values of it, or that round by themselves."""
+CHOICES = frozenset({"min", "max", "where", "equal", "less", "less_equal", "cast", "quantize", "dequantize"})
+"""Operators that work on lanes of f32 which stand for integers."""
+
+
+def _in_lanes(dtype: DType) -> bool:
+    """Whether f32 holds every value of `dtype`, so that it can be computed in lanes of f32 (booleans: in masks)."""
+    return dtype == BOOL or (dtype.is_float and dtype.bits <= 32) or (dtype.is_integer and dtype.bits <= 16)
+
+
+def _read_rounded(value: Value) -> bool:
+    """Whether `value` comes from memory in i32 and every user would round it to f32, as a load of lanes does."""
+    users = [u for u, _ in value.uses]
+    return (
+        value.producer is None
+        and value.tensor.dtype == I32
+        and all(isinstance(u, Node) and u.op in ("cast", "dequantize") and u.result.tensor.dtype == F32 for u in users)
+    )
+
+
+def lane_node(node: Node) -> bool:
+    """Whether an elementwise node has a form on lanes of f32."""
+    result = node.result.tensor.dtype
+    if node.op == "constant":
+        return _in_lanes(result)
+    dtypes = [F32 if _read_rounded(v) else v.tensor.dtype for v in node.operands if v is not None]
+    if not all(map(_in_lanes, (*dtypes, result))):
+        return False
+    if node.op == "cast":
+        return result == BOOL or (result.is_float and result.name != "f8e8m0")
+    if node.op in ("where", "equal") and BOOL in dtypes[node.op == "where" :]:
+        return False
+    if any(d.is_integer for d in (*dtypes, result)) and node.op not in CHOICES:
+        return False
+    return node.op in WRITTEN or kernel_table().elementwise[node.op].vector is not None
 
 
 def vectorizable(body: Graph) -> bool:
-    """Whether a body computes in f32 (with lane masks for comparisons) and reads and writes only f32."""
-    f32 = DTYPES["f32"]
+    """Whether a body can be computed in lanes of f32, with masks for booleans, whatever it reads and writes."""
+    readable = (_in_lanes(v.tensor.dtype) or _read_rounded(v) for v in body.inputs)
+    return all(readable) and all(_in_lanes(v.tensor.dtype) for v in body.outputs) and all(map(lane_node, body.nodes))
 
-    def dtype(v: Value | None) -> DType:
-        return v.type.dtype if v is not None and isinstance(v.type, TensorType) else f32
 
-    if any(dtype(v) != f32 for v in (*body.inputs, *body.outputs)):
-        return False
-    for node in body.nodes:
-        if node.op == "constant":
-            if dtype(node.result) != f32:
-                return False
-        elif kernel_table().elementwise[node.op].vector is None:
-            return False
-        elif any(dtype(v) not in (f32, BOOL) for v in (*node.operands, node.result)):
-            return False
-    return True
+def lane_type(dtype: DType) -> str:
+    """The C++ type of W values in registers."""
+    return "vi" if dtype == BOOL else "vf"
+
+
+def lane_load(dtype: DType, address: str, broadcast: bool, tail: str) -> str:
+    """The C++ expression of W elements at `address`, or of W times the one there."""
+    if broadcast:
+        return f"{'set_mask' if dtype == BOOL else 'set'}(*({address}))"
+    return f"{'load_mask' if dtype == BOOL else 'load_t'}<{tail}>({address}, lanes)"
+
+
+def lane_store(dtype: DType, address: str, value: str, tail: str) -> str:
+    """The C++ statement that writes lanes to `address`."""
+    return f"{'store_mask' if dtype == BOOL else 'store_t'}<{tail}>({address}, {value}, lanes);"
 
 
 def emit_body(nodes: list[Node], known: dict[Value, str], vector: bool, indent: str = "    ") -> list[str]:
-    """C++ statements for `nodes`; `known` maps values to C++ expressions and gains each node's result."""
+    """C++ statements for `nodes`; `known` maps values to C++ expressions and gains each node's result.
+
+    Single elements are held in `computing_type`, lanes in `lane_type`, both rounded to the value's dtype.
+    """
     lines = []
     for node in nodes:
         if node.op == "constant":
@@ -123,16 +218,21 @@ def emit_body(nodes: list[Node], known: dict[Value, str], vector: bool, indent: 
         result = node.result.tensor.dtype
         text = _operator(node, args, vector)
         if vector:
-            lines.append(f"{indent}const {'vi' if result == BOOL else 'vf'} {name} = {text};")
+            rounds = result.is_float and result.bits < 32 and node.op not in ROUNDED
+            if rounds and not text.startswith("saturated<"):
+                text = f"rounded<{CTYPES[result]}>({text})"
+            lines.append(f"{indent}const {lane_type(result)} {name} = {text};")
         else:
-            operand = node.operand(0).tensor.dtype
-            text = text.replace("<T>", f"<{CTYPES[operand]}>")
-            lines.append(f"{indent}const {CTYPES[result]} {name} = static_cast<{CTYPES[result]}>({text});")
+            text = text.replace("<T>", f"<{computing_type(node.operand(0).tensor.dtype)}>")
+            lines.append(f"{indent}const {computing_type(result)} {name} = static_cast<{CTYPES[result]}>({text});")
         known[node.result] = name
     return lines
 
 
 def constant_text(data: Constant, vector: bool) -> str:
     """The literal of a one-element constant."""
-    text = literal(np.asarray(data.array).reshape(-1)[0].item(), data.dtype)
-    return f"set({text})" if vector else f"static_cast<{CTYPES[data.dtype]}>({text})"
+    value = np.asarray(data.array).reshape(-1)[0].item()
+    if not vector:
+        ctype = computing_type(data.dtype)
+        return f"static_cast<{ctype}>({literal(value, F32 if ctype == 'float' else data.dtype)})"
+    return f"set_mask({literal(value, BOOL)})" if data.dtype == BOOL else f"set({literal(value, F32)})"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from opcel_compiler.ir.dims import Dim, symbol
 from opcel_compiler.ir.program import View
+from opcel_compiler.ir.types import BF16
 
 MAX_TASK_WORK = 1 << 16
 """Elementwise work of one task, in elements: enough to pay for handing it to another thread."""
@@ -38,7 +39,8 @@ class KernelUnit:
         As "char" it is bytes. Raises ValueError for elements that lie in memory as another type than `ctype`: a family
         that is not made for such storage was chosen.
         """
-        if ctype != "char" and (view.buffer.layout.storage == "bf16") != (ctype == "bf16"):
+        held = view.buffer.layout.storage or ("bf16" if view.dtype == BF16 else "")
+        if ctype != "char" and (held == "bf16") != (ctype == "bf16"):
             raise ValueError(f"{view.buffer!r} cannot be read or written as {ctype}")
         self.pointers.append(view)
         return f"static_cast<{'const ' if const else ''}{ctype}*>(p[{len(self.pointers) - 1}])"

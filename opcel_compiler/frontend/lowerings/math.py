@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from opcel_compiler.frontend.limits import ModelError
 from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers
 from opcel_compiler.ir.graph import Value
+from opcel_compiler.ir.ops.elementwise import saturates
 from opcel_compiler.ir.types import DTYPES, I64, DType
 
 _UNARY = {
@@ -75,9 +78,12 @@ def _cast(c: Lowering, x: Value, to: DType) -> Value:
         return x
     if "s" in (have.kind, to.kind) or "c" in (have.kind, to.kind):
         raise Unsupported(f"a cast from {have} to {to} has no lowering")
-    if to.is_float and to.bits <= 8:
-        raise Unsupported(f"a cast to {to} saturates, which has no lowering")
-    return c.emit("cast", x, dtype=to)
+    attrs: dict[str, Any] = {}
+    if saturates(to):
+        attrs["saturate"] = bool(c.attr_int("saturate", 1))
+    elif to.name == "f8e8m0":
+        attrs = {"saturate": bool(c.attr_int("saturate", 1)), "round_mode": c.attr_str("round_mode", "up")}
+    return c.emit("cast", x, dtype=to, **attrs)
 
 
 @lowers("Cast")

@@ -6,6 +6,26 @@ shape matters, and raises InferenceError only for what is provably wrong: dims t
 rounded once, contractions run in the operands' precision, reductions and norms of float32 accumulate in float64.
 """
 
-from opcel_compiler.ir.ops import contraction, elementwise, foreign, movement, norm, recurrent, reduction, scatter
+from opcel_compiler.ir.ops import (
+    contraction,
+    elementwise,
+    foreign,
+    movement,
+    norm,
+    quant,
+    recurrent,
+    reduction,
+    scatter,
+)
 
-__all__ = ["contraction", "elementwise", "foreign", "movement", "norm", "recurrent", "reduction", "scatter"]
+__all__ = [
+    "contraction",
+    "elementwise",
+    "foreign",
+    "movement",
+    "norm",
+    "quant",
+    "recurrent",
+    "reduction",
+    "scatter",
+]

@@ -11,7 +11,7 @@ import numpy as np
 
 from opcel_compiler.ir.opdef import Arrays, AttrDef, Attrs, InferenceError, Operands, define
 from opcel_compiler.ir.ops.common import array_at, broadcast, ints, present, quiet, same_dtype, tensor_of, widen
-from opcel_compiler.ir.types import BOOL, I64, DType, TensorType, Type, tensor
+from opcel_compiler.ir.types import BOOL, DTYPES, I64, DType, TensorType, Type, tensor
 
 Unary = Callable[[np.ndarray, Attrs], Any]
 Binary = Callable[[np.ndarray, np.ndarray, Attrs], Any]
@@ -117,6 +117,12 @@ _unary(
 _unary("hard_sigmoid", "alpha x + beta, cut to [0, 1]", _hard_sigmoid, attrs=(_ALPHA, AttrDef("beta", "float")))
 
 
+def _infer_cast(operands: Operands, attrs: Attrs) -> tuple[Type, ...]:
+    if attrs["round_mode"] not in ("up", "down", "nearest"):
+        raise InferenceError(f"round_mode is up, down or nearest, not {attrs['round_mode']!r}")
+    return (TensorType(attrs["dtype"], tensor_of(operands, 0).shape),)
+
+
 def _cast(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     x, dtype = array_at(arrays, 0), attrs["dtype"]
     if dtype.kind == "s":
@@ -128,19 +134,47 @@ def _cast(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
         return (np.asarray(widen(x) != 0),)
     if dtype.kind in "iu" and dtype.bits < 8:
         x = widen(x).astype(np.int32)
-    if dtype.kind == "f" and dtype.bits <= 8 and dtype.name != "f8e8m0":
-        high = ml_dtypes.finfo(dtype.numpy).max.astype(np.float32)  # type: ignore[no-untyped-call]
-        x = np.clip(widen(x), -high, high)
+    if dtype.name == "f8e8m0":
+        return (_power_of_two(widen(x).astype(np.float32), attrs["round_mode"], attrs["saturate"]),)
+    if saturates(dtype) and attrs["saturate"]:
+        return (saturated(widen(x), dtype),)
     return (x.astype(dtype.numpy, copy=False),)
+
+
+def saturates(dtype: DType) -> bool:
+    """Whether a cast to `dtype` may either saturate or give infinities or NaN."""
+    return dtype.kind == "f" and dtype.bits == 8 and dtype.name != "f8e8m0"
+
+
+def saturated(x: np.ndarray, dtype: DType) -> np.ndarray:
+    """`x` in a float type of 8 bits, infinities and what is too large as its largest number."""
+    high = float(ml_dtypes.finfo(dtype.numpy).max)
+    return np.clip(x, x.dtype.type(-high), x.dtype.type(high)).astype(dtype.numpy)
+
+
+def _power_of_two(x: np.ndarray, mode: str, saturate: bool) -> np.ndarray:
+    """The exponents of float32 `x` as f8e8m0; signs are lost, infinities become NaN, zero the smallest number."""
+    bits: np.ndarray = np.ascontiguousarray(x).view(np.uint32).reshape(x.shape)
+    exponent, fraction = (bits >> 23) & 255, bits & 0x7FFFFF
+    if mode == "up":
+        up = fraction > 0
+    elif mode == "nearest":
+        up = (fraction > 0x400000) | ((fraction == 0x400000) & (exponent > 0))
+    else:
+        up = np.zeros(x.shape, bool)
+    up &= exponent < (254 if saturate else 255)
+    out: np.ndarray = (exponent + up).astype(np.uint8).view(DTYPES["f8e8m0"].numpy)
+    return out
 
 
 define(
     "cast",
-    "The value in another dtype: floats to integers cut toward 0, non-zero to true, floats of 8 bits or less saturate",
+    "The value in another dtype: floats to integers cut toward 0, non-zero to true; what is too large for a float of 8 "
+    "bits becomes its largest number with `saturate`; `round_mode` (up, down, nearest) is that of f8e8m0",
     "x",
-    lambda operands, attrs: (TensorType(attrs["dtype"], tensor_of(operands, 0).shape),),
+    _infer_cast,
     quiet(_cast),
-    (AttrDef("dtype", "dtype"),),
+    (AttrDef("dtype", "dtype"), AttrDef("saturate", "bool", True), AttrDef("round_mode", "str", "up")),
     traits="elementwise",
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from opcel_compiler.codegen.cpu.expressions import emit_body, stored_type
+from opcel_compiler.codegen.cpu.expressions import emit_body, lane_load, lane_type, stored_type
 from opcel_compiler.codegen.cpu.unit import KernelUnit
 from opcel_compiler.ir.dims import Dim
 from opcel_compiler.ir.graph import Graph, Node, Value
@@ -59,7 +59,7 @@ class Functor:
             where += f" + {coordinate} * {name}"
         if len(steps) > 2 and steps[-1] != 0 and any(s != 0 for s in steps[:-1]) and len(view.shape) > 1:
             self.far.append(where)
-        return f"load_t<Tail>({where}, lanes)" if steps[-1] != 0 else f"set(*({where}))"
+        return lane_load(value.tensor.dtype, where, steps[-1] == 0, "Tail")
 
     def struct(self, name: str, signature: str, nodes: Sequence[Node], known: dict[Value, str], result: Value) -> str:
         """The struct's text; `signature` is that of its only function, `known` the values it is handed."""
@@ -70,7 +70,7 @@ class Functor:
             if v not in own and v not in known and v.constant is None:
                 outside[v] = None
         for v in outside:
-            loads.append(f"    const vf {(local := f'x{len(loads)}')} = {self.load(v)};")
+            loads.append(f"    const {lane_type(v.tensor.dtype)} {(local := f'x{len(loads)}')} = {self.load(v)};")
             known[v] = local
         lines = emit_body(list(nodes), known, True)
         names = [c for c in self.coordinates if not c.isdigit()]

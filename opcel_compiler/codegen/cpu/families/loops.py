@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from opcel_compiler.codegen.cpu.expressions import CTYPES, emit_body, stored_type, vectorizable
+from opcel_compiler.codegen.cpu.expressions import (
+    CTYPES,
+    computing_type,
+    emit_body,
+    lane_load,
+    lane_store,
+    lane_type,
+    stored_type,
+    vectorizable,
+)
 from opcel_compiler.codegen.cpu.unit import MAX_TASK_WORK, KernelUnit
 from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, equal, floordiv, product
 from opcel_compiler.ir.graph import Value
@@ -117,8 +126,7 @@ def emit_elementwise(kernel: Kernel, target: Target) -> KernelUnit:
     else:
         lines += _scalar_loop(kernel, steps, "first", "last", left)
     lines += ["    }", "  }"]
-    half = ["base/bf16.h"] if any(v.buffer.layout.storage == "bf16" for v in kernel.views) else []
-    return unit.finish(["base/scalar.h", "base/vec.h", "base/vmath.h", *half], "", "\n".join(lines) + "\n")
+    return unit.finish(["base/scalar.h", "base/vec.h", "base/vmath.h"], "", "\n".join(lines) + "\n")
 
 
 def _ragged(view: View) -> bool:
@@ -135,14 +143,17 @@ def _vector_loop(kernel: Kernel, steps: Sequence[Sequence[str]], kept: str) -> l
         known: dict[Value, str] = {}
         loads = []
         for k, value in enumerate(kernel.body.inputs):
-            name = f"v{k}"
-            load = f"load_t<{str(tail).lower()}>(x{k} + i, lanes)" if steps[k][-1] == "1" else f"set(x{k}[0])"
-            loads.append(f"        const vf {name} = {load};")
-            known[value] = name
+            dtype, broadcast = value.tensor.dtype, steps[k][-1] != "1"
+            load = lane_load(dtype, f"x{k}" if broadcast else f"x{k} + i", broadcast, str(tail).lower())
+            loads.append(f"        const {lane_type(dtype)} v{k} = {load};")
+            known[value] = f"v{k}"
         body = emit_body(list(kernel.body.nodes), known, True, "        ")
         stores = [
-            f"        store_t<{str(tail).lower()}>(x{len(kernel.inputs) + j} + i, "
-            f"{f'select({kept}, {known[v]}, vf{{}})' if kept else known[v]}, lanes);"
+            "        "
+            + lane_store(
+                v.tensor.dtype, f"x{len(kernel.inputs) + j} + i",
+                f"select({kept}, {known[v]}, vf{{}})" if kept else known[v], str(tail).lower(),
+            )
             for j, v in enumerate(kernel.body.outputs)
         ]
         if tail:
@@ -162,18 +173,13 @@ def _scalar_loop(kernel: Kernel, steps: Sequence[Sequence[str]], first: str, las
     known: dict[Value, str] = {}
     lines = [f"      for (int64_t i = {first}; i < {last}; ++i) {{"]
     for k, value in enumerate(kernel.body.inputs):
-        view, at = kernel.inputs[k], f"i * {steps[k][-1]}"
-        read = f"set(x{k}[{at}])[0]" if view.buffer.layout.storage == "bf16" else f"x{k}[{at}]"
-        lines.append(f"        const {CTYPES[view.dtype]} v{k} = {read};")
+        lines.append(f"        const {computing_type(value.tensor.dtype)} v{k} = x{k}[i * {steps[k][-1]}];")
         known[value] = f"v{k}"
     lines += emit_body(list(kernel.body.nodes), known, False, "        ")
     for j, v in enumerate(kernel.body.outputs):
         k = len(kernel.inputs) + j
         at, value_ = f"i * {steps[k][-1]}", f"{kept} ? {known[v]} : 0" if kept else known[v]
-        stored = kernel.outputs[j].buffer.layout.storage == "bf16"
-        lines.append(
-            f"        store_n(x{k} + {at}, set({value_}), 1);" if stored else f"        x{k}[{at}] = {value_};"
-        )
+        lines.append(f"        x{k}[{at}] = static_cast<{stored_type(kernel.outputs[j])}>({value_});")
     lines.append("      }")
     return lines
 
