@@ -74,7 +74,11 @@ def less_equal(w: Writer, node: Node, xs: list[str]) -> str:
 
 @exports("cast")
 def cast(w: Writer, node: Node, xs: list[str]) -> str:
-    attrs = {k: int(v) if isinstance(v, bool) else v for k, v in node.attrs.items() if k != "dtype" and v != node.definition.attrs[k].default}
+    attrs = {
+        k: int(v) if isinstance(v, bool) else v
+        for k, v in node.attrs.items()
+        if k != "dtype" and v != node.definition.attrs[k].default
+    }
     need(w, 24 if "round_mode" in attrs else 19 if attrs else 7, "this Cast")
     return w.cast(xs[0], node.attrs["dtype"], **attrs)
 

@@ -9,6 +9,9 @@ from opcel_compiler.ir.types import DType, TensorType
 from opcel_compiler.targets.constraints import Constraint
 from opcel_compiler.targets.kernels import kernel_table
 
+ARITHMETIC = frozenset("f32 f64 i8 i16 i32 i64 u8 u16 u32 u64 bool".split())
+"""The element types that C++ has itself."""
+
 GROUPS: dict[str, Callable[[DType], bool]] = {
     "any": lambda d: d.kind != "s",
     "arithmetic": lambda d: d.kind in "fiub",

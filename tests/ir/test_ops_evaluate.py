@@ -222,7 +222,26 @@ def scatters() -> Iterator[Case]:
         yield Case("scatter_nd", "ScatterND", [x, np.array([[[2]], [[0]]]), f(2, 1, 4, 5)], attrs)
 
 
-CASES = [*elementwise(), *contractions(), *recurrent(), *reductions(), *movement(), *scatters()]
+def quantizations() -> Iterator[Case]:
+    x, scale = np.float32([[-300, -3, -1.5, 0.5, 2.5, 900]]).T * f(6, 3), np.float32([0.5, 2, 0.1])
+    axis = {"onnx_attrs": {"axis": 1}, "reference": True}
+    for dtype in (DTYPES[name] for name in ("u8", "i8", "i16", "i4", "u2")):
+        grid = np.resize(np.array([1, 0, 2]), (6, 3)).astype(np.uint8).astype(dtype.numpy)
+        yield Case("quantize", "QuantizeLinear", [x, scale, grid[0]], {"dtype": dtype}, **axis)
+        yield Case("dequantize", "DequantizeLinear", [grid, scale, grid[0]], {"dtype": F32}, **axis)
+    for name, code in (("f8e4m3fn", "FLOAT8E4M3FN"), ("f8e5m2", "FLOAT8E5M2"), ("f4e2m1", "FLOAT4E2M1")):
+        for saturate in (True, False)[: 1 + name.startswith("f8")]:
+            attrs = {"output_dtype": getattr(TensorProto, code), "saturate": int(saturate)}
+            given = {"dtype": DTYPES[name], "saturate": saturate}
+            yield Case("quantize", "QuantizeLinear", [x, np.float32(0.5)], given, onnx_attrs=attrs, reference=True)
+    half, one = x.astype("e"), scale[:1].reshape(())
+    yield Case("quantize", "QuantizeLinear", [half, one.astype("e")], {"dtype": U8}, onnx_attrs={})
+    yield Case(
+        "dequantize", "DequantizeLinear", [np.int32([7, -9]), one], {"dtype": F32}, onnx_attrs={}
+    )
+
+
+CASES = [*quantizations(), *elementwise(), *contractions(), *recurrent(), *reductions(), *movement(), *scatters()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{i}-{c.op}" for i, c in enumerate(CASES)])
@@ -231,7 +250,8 @@ def test_against_onnx(case: Case) -> None:
     expected = onnx_result(case.onnx_op, case.onnx_arrays, case.onnx_attrs, case.reference)
     assert actual.dtype == expected.dtype
     assert actual.shape == expected.shape
-    if actual.dtype.kind == "f":
+    if dtype_of(actual).is_float:
+        actual, expected = (a.astype(np.float64 if a.dtype.itemsize == 8 else np.float32) for a in (actual, expected))
         np.testing.assert_allclose(actual, expected, rtol=case.tol, atol=case.tol, equal_nan=True)
     else:
         np.testing.assert_array_equal(actual, expected)
@@ -304,7 +324,7 @@ def test_sums_of_float32_are_taken_in_float64() -> None:
 def test_elementwise_keeps_every_dtype_that_it_accepts(dtype: DType) -> None:
     ran: list[str] = []
     for name, d in all_ops().items():
-        if "elementwise" not in d.traits or name == "cast":
+        if "elementwise" not in d.traits or name in ("cast", "quantize", "dequantize"):
             continue
         arrays: list[np.ndarray] = [np.ones(2, dtype.numpy)] * len(d.operands)
         if name == "where":

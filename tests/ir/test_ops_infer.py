@@ -11,7 +11,7 @@ from opcel_compiler.ir.dims import parse_dim, symbol
 from opcel_compiler.ir.graph import Graph
 from opcel_compiler.ir.opdef import TRAITS, AttrDef, InferenceError, all_ops, define, op_def
 from opcel_compiler.ir.text import parse_graph
-from opcel_compiler.ir.types import SequenceType, TensorType, UnknownType, tensor
+from opcel_compiler.ir.types import DTYPES, SequenceType, TensorType, UnknownType, tensor
 
 HEADER = "symbol n in 1..64 symbol p in 2.. "
 
@@ -153,7 +153,7 @@ def test_unknown_rank_in_gives_known_dtype_out() -> None:
         operands = [TensorType(tensor("f32").dtype, None)] * len([o for o in d.operands if not o.endswith("?")])
         if name in ("not", "and", "or", "xor", "where", "gather", "gather_elements", "gather_nd") or "scatter" in name:
             continue
-        changed = {"slice": {"steps": (1,)}, "pad": {"pads": (1, 1)}}.get(name, {})
+        changed = {"slice": {"steps": (1,)}, "pad": {"pads": (1, 1)}, "quantize": {"dtype": DTYPES["u8"]}}.get(name, {})
         attrs = {**some_attrs(name), **changed}
         for t in d.infer(operands, d.complete(attrs)):
             assert isinstance(t, TensorType)

@@ -82,8 +82,10 @@ def codes(dtype: np.dtype) -> np.ndarray:
 
 
 def wide(x: np.ndarray) -> np.ndarray:
-    return x.astype(np.int32).astype(np.float32) if x.dtype.name in ("int4", "uint4", "int2", "uint2") else x.astype(
-        np.float32
+    return (
+        x.astype(np.int32).astype(np.float32)
+        if x.dtype.name in ("int4", "uint4", "int2", "uint2")
+        else x.astype(np.float32)
     )
 
 

@@ -19,7 +19,7 @@ from opcel_compiler.targets.kernels import kernel_table
 CTYPES: dict[DType, str] = {
     DTYPES["f32"]: "float", DTYPES["f64"]: "double", DTYPES["bool"]: "bool",
     **{DTYPES[f"{k}{b}"]: f"{'u' if k == 'u' else ''}int{b}_t" for k in "iu" for b in (8, 16, 32, 64)},
-    **{d: d.name for d in DTYPES.values() if d.kind in "fiu" and (d.bits < 8 or d.kind == "f" and d.bits <= 16)},
+    **{d: d.name for d in DTYPES.values() if d.kind in "fiu" and (d.bits < 8 or (d.kind == "f" and d.bits <= 16))},
 }  # fmt: skip
 """The C++ type of each element type that CPU kernels compute with; those of csrc/base/narrow.h by their own names."""
 
@@ -142,6 +142,8 @@ def _attribute(value: object, vector: bool) -> str:
         text = literal(value, F32)
         return f"set({text})" if vector else text
     return {"none": "erf"}.get(str(value), str(value))
+
+
 ROUNDED = frozenset({"neg", "abs", "relu", "min", "max", "where", "floor", "ceil", "round", "sign", "quantize"})
 """Operators whose results on values of a dtype are values of it, or that round by themselves."""
 CHOICES = frozenset({"min", "max", "where", "equal", "less", "less_equal", "cast", "quantize", "dequantize"})

@@ -148,8 +148,9 @@ def saturates(dtype: DType) -> bool:
 
 def saturated(x: np.ndarray, dtype: DType) -> np.ndarray:
     """`x` in a float type of 8 bits, infinities and what is too large as its largest number."""
-    high = float(ml_dtypes.finfo(dtype.numpy).max)
-    return np.clip(x, x.dtype.type(-high), x.dtype.type(high)).astype(dtype.numpy)
+    high = float(ml_dtypes.finfo(dtype.numpy).max)  # type: ignore[no-untyped-call]
+    out: np.ndarray = np.clip(x, x.dtype.type(-high), x.dtype.type(high)).astype(dtype.numpy)
+    return out
 
 
 def _power_of_two(x: np.ndarray, mode: str, saturate: bool) -> np.ndarray:

@@ -60,7 +60,7 @@ def _quantize(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
 
 define(
     "quantize",
-    "x / scale rounded to x's dtype; for integers then to the nearest one, ties to even, plus the zero point, cut to the "
+    "x / scale rounded to x's dtype; for integers then to the nearest, ties to even, plus the zero point, cut to the "
     "range (a NaN to its lower end); floats of 8 bits are cut to their range with `saturate`",
     "x scale zero_point?",
     _infer_quantize,

@@ -151,8 +151,10 @@ def _vector_loop(kernel: Kernel, steps: Sequence[Sequence[str]], kept: str) -> l
         stores = [
             "        "
             + lane_store(
-                v.tensor.dtype, f"x{len(kernel.inputs) + j} + i",
-                f"select({kept}, {known[v]}, vf{{}})" if kept else known[v], str(tail).lower(),
+                v.tensor.dtype,
+                f"x{len(kernel.inputs) + j} + i",
+                f"select({kept}, {known[v]}, vf{{}})" if kept else known[v],
+                str(tail).lower(),
             )
             for j, v in enumerate(kernel.body.outputs)
         ]
