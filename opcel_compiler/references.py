@@ -18,6 +18,7 @@ import numpy as np
 from opcel_compiler.ir.graph import Graph
 from opcel_compiler.ir.interpret import run as interpret
 from opcel_compiler.proof import Feeds, ProofError, candidates
+from opcel_compiler.runtime.ort_values import run_session
 
 ORT = "ONNX Runtime, optimizations off"
 LARGE = 8 << 20
@@ -101,7 +102,7 @@ def run_onnxruntime(model: Any, outputs: Sequence[str], feeds: Feeds) -> list[np
         else model.SerializeToString()
     )
     session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    return [np.asarray(v) for v in session.run(list(outputs), dict(feeds))]
+    return [np.asarray(v) for v in run_session(session, outputs, feeds)]
 
 
 def _onnx_reference(model: Any, outputs: Sequence[str], feeds: Feeds) -> list[np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -35,7 +36,7 @@ def run_opcel(case: Case) -> Verdict:
     try:
         model = opcel_compiler.compile(case.model, proof=False, fallback="allow")
     except OpcelError as error:
-        return Verdict("refused", str(error))
+        return Verdict("refused", _short(error))
     with model:
         outputs = [value.name for value in case.model.graph.output]
 
@@ -121,7 +122,8 @@ def _judged(case: Case, run: Callable[[Mapping[str, Any]], Sequence[Any]], error
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    """The message in one line, without the places of temporary files."""
+    return re.sub(r"/\S*/(?=\w+\.onnx)|/onnxruntime_src/\S+ ", "", " ".join(str(error).split()))[:400]
 
 
 class PlainTypes:

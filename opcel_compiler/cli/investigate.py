@@ -13,11 +13,11 @@ from opcel_compiler.cli.console import CommandError, note
 from opcel_compiler.cli.files import read_arrays
 from opcel_compiler.cli.source import Source, Subject, check, lowered
 from opcel_compiler.errors import OpcelError
+from opcel_compiler.ir.clone import clone
 from opcel_compiler.ir.graph import Graph, Node
 from opcel_compiler.ir.interpret import run as interpret
 from opcel_compiler.proof import Bound, OutputError_, compare, given_inputs, sample_inputs
 from opcel_compiler.rewrite.bisect import Culprit, find_culprit
-from opcel_compiler.rewrite.clone import clone
 from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.errors import suggest
 from opcel_compiler.rewrite.pass_ import RulePass

@@ -146,8 +146,8 @@ def _run(
     from opcel_compiler.cli.source import check
     from opcel_compiler.cli.watch import LeaveReproducer, PrintAfter
     from opcel_compiler.errors import OpcelError
+    from opcel_compiler.ir.clone import clone
     from opcel_compiler.ir.graph import Graph
-    from opcel_compiler.rewrite.clone import clone
     from opcel_compiler.rewrite.instruments import Dumps, Verify
     from opcel_compiler.rewrite.pipeline import PassManager
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from opcel_compiler.ir.clone import regions_of
 from opcel_compiler.ir.dims import equal
 from opcel_compiler.ir.graph import Graph, Node, Value
 
@@ -39,6 +40,7 @@ def outline(
         copy = body.add(
             node.op, [None if v is None else known[v] for v in node.operands], node.attrs, origin=node.origin,
             names=[r.name for r in node.results], types=[r.type for r in node.results],
+            regions=regions_of(node, known),
         )  # fmt: skip
         known.update(zip(node.results, copy.results, strict=True))
     for v in outputs:

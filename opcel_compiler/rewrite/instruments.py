@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from opcel_compiler.ir.clone import clone
 from opcel_compiler.ir.text import print_graph
-from opcel_compiler.rewrite.clone import clone
 from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.pass_ import Pass, check_members
 

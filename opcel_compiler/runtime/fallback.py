@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from opcel_compiler.runtime.errors import ArtifactError, RunError
 from opcel_compiler.runtime.integrity import check_file
+from opcel_compiler.runtime.ort_values import run_session
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class Fallback:
         self._sessions: dict[int, Any] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, index: int, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def __call__(self, index: int, inputs: Sequence[Any]) -> list[Any]:
         """The outputs of region `index`. The arrays in `inputs` are only valid during the call.
 
         Raises RunError when the artifact has no such region or ONNX Runtime fails.
@@ -44,10 +43,9 @@ class Fallback:
         region = self._regions[index]
         session = self._session(index)
         try:
-            results: list[np.ndarray] = session.run(list(region.outputs), dict(zip(region.inputs, inputs, strict=True)))
+            return run_session(session, region.outputs, dict(zip(region.inputs, inputs, strict=True)))
         except Exception as error:
             raise RunError(f"ONNX Runtime failed on {region.file.name}: {error}") from error
-        return results
 
     def _session(self, index: int) -> Any:
         with self._lock:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from opcel_compiler.ir.analysis import graph_symbols
+from opcel_compiler.ir.clone import clone
 from opcel_compiler.ir.compare import equal
 from opcel_compiler.ir.dims import evaluate
 from opcel_compiler.ir.encodings import Constant
@@ -17,7 +18,6 @@ from opcel_compiler.ir.interpret import run
 from opcel_compiler.ir.parse import parse_graph
 from opcel_compiler.ir.text import print_graph
 from opcel_compiler.ir.verify import verify
-from opcel_compiler.rewrite.clone import clone
 from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.instruments import Verify
 from opcel_compiler.rewrite.pipeline import PassManager, Pipeline

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from opcel_compiler.errors import OpcelError
+from opcel_compiler.ir.clone import clone
 from opcel_compiler.ir.graph import Graph, Value
 from opcel_compiler.ir.interpret import run
 from opcel_compiler.ir.parse import parse_graph
 from opcel_compiler.ir.text import print_graph
 from opcel_compiler.ir.verify import verify
 from opcel_compiler.rewrite.bisect import find_culprit
-from opcel_compiler.rewrite.clone import clone
 from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.driver import apply_rules
 from opcel_compiler.rewrite.errors import PassError, PipelineError, RewriteError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from opcel_compiler.ir.graph import Graph, Node, Value
 
@@ -14,19 +14,27 @@ def clone(graph: Graph) -> Graph:
     return out
 
 
+def regions_of(node: Node, values: dict[Value, Value]) -> Callable[[Node], Sequence[Graph]] | None:
+    """What makes copies of the node's regions inside a copy of it; None when it has none.
+
+    `values`: what the copies take in place of the values outside; those inside are added.
+    """
+
+    def made(parent: Node) -> Sequence[Graph]:
+        out = []
+        for region in node.regions:
+            inner = Graph(region.name, parent=parent)
+            _copy(region, inner, values)
+            out.append(inner)
+        return out
+
+    return made if node.regions else None
+
+
 def _copy(source: Graph, target: Graph, values: dict[Value, Value]) -> None:
     for v in source.inputs:
         values[v] = target.add_input(v.name, v.type)
     for node in source.nodes:
-
-        def regions(made: Node, node: Node = node) -> Sequence[Graph]:
-            out = []
-            for region in node.regions:
-                inner = Graph(region.name, parent=made)
-                _copy(region, inner, values)
-                out.append(inner)
-            return out
-
         made = target.add(
             node.op,
             [None if v is None else values[v] for v in node.operands],
@@ -34,7 +42,7 @@ def _copy(source: Graph, target: Graph, values: dict[Value, Value]) -> None:
             origin=node.origin,
             names=[v.name for v in node.results],
             types=[v.type for v in node.results],
-            regions=regions if node.regions else None,
+            regions=regions_of(node, values),
         )
         for old, new in zip(node.results, made.results, strict=True):
             new.name = old.name
