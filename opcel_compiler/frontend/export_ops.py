@@ -285,24 +285,6 @@ def pool(w: Writer, node: Node, xs: list[str]) -> str:
     return w.node(op_type, xs, **attrs)
 
 
-@exports("lstm", "gru", "rnn")
-def recurrent(w: Writer, node: Node, xs: list[str]) -> list[str]:
-    r, a = node.operand(1).tensor, node.attrs
-    if len(xs) < 3 or not xs[2]:
-        raise ExportError(f"{w.where}: {node.op} without its input weights has no ONNX form")
-    if not isinstance(r.dims[2], int):
-        raise ExportError(f"{w.where}: {node.op} needs a constant number of hidden units, not {r.dims[2]}")
-    attrs: dict[str, Any] = {"hidden_size": r.dims[2], "direction": a["direction"]}
-    if node.op == "gru":
-        attrs["linear_before_reset"] = int(a["reset_after"])
-    if node.op == "rnn":
-        attrs["activations"] = [a["activation"].capitalize()] * (2 if a["direction"] == "bidirectional" else 1)
-    inputs = [xs[0], xs[2], xs[1], *xs[3:4], *[""] * (4 - len(xs[:4])), "", *xs[4:]]
-    while not inputs[-1]:
-        inputs.pop()
-    return w.many(node.op.upper(), inputs, (True, False, True)[: 3 if node.op == "lstm" else 1], **attrs)
-
-
 @exports("softmax", "log_softmax")
 def softmax(w: Writer, node: Node, xs: list[str]) -> str:
     op_type = "Softmax" if node.op == "softmax" else "LogSoftmax"

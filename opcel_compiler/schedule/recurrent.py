@@ -9,20 +9,41 @@ import numpy as np
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.program import View, whole
-from opcel_compiler.ir.types import TensorType
+from opcel_compiler.ir.types import F32, TensorType
 
 if TYPE_CHECKING:
     from opcel_compiler.schedule.lower import Lowering
 
 
-def lower_recurrent(lowering: Lowering, node: Node) -> list[View]:
-    """Emit the kernels of an lstm, gru or rnn with constant weights; gives the views of its results.
+GENERAL = "recurrent.general"
+"""The family of the forms that the kernels of a call a step do not take."""
 
-    Of the biases, only what a gru's reset gate scales stays with the steps.
+
+def is_plain(node: Node) -> bool:
+    """Whether a layer has the form of the kernels of a call a step."""
+    a, states = node.attrs, len(node.results)
+    weights, behind = [*node.operands, None][1:4], node.operands[4 + states :]
+    plain = node.op == "rnn" and set(a["activations"]) == {"relu"}
+    return (
+        all(v is None or v.constant is not None for v in weights)
+        and all(v is None for v in behind)
+        and (plain or not a["activations"])
+        and a["clip"] <= 0
+        and not a.get("input_forget")
+        and a.get("reset_after", True)
+        and node.operand(0).tensor.dtype == F32
+    )
+
+
+def lower_recurrent(lowering: Lowering, node: Node) -> list[View]:
+    """Emit the kernels of an lstm, gru or rnn; gives the views of its results.
+
+    Of a plain layer's biases, only what a gru's reset gate scales stays with the steps; any other's all do.
     """
-    x, r, _, bias, *initial = (*node.operands, None, None, None)[:6]
-    assert x is not None and r is not None
-    sides = _bias(node, bias)
+    states, plain = len(node.results), is_plain(node)
+    x, r, w, bias, *rest = (*node.operands, *[None] * 4)[: 6 + states]
+    assert x is not None and r is not None and w is not None
+    sides = _bias(node, bias) if plain else (None, None)
     gates = _input_gates(lowering, node, sides[0])
     body = Graph("body")
     views = [gates]
@@ -35,17 +56,21 @@ def lower_recurrent(lowering: Lowering, node: Node) -> list[View]:
         views.append(view)
         operands.append(body.add_input(name, TensorType(view.dtype, view.shape)))
 
-    use("r", lowering.view(r))
+    use("r", lowering.contiguous(lowering.view(r)))
     use("w", None)
-    use("bias", None if sides[1] is None else whole(lowering.weight(Constant(sides[1]), "bias")))
-    for value in initial[: len(node.results)]:
+    if plain:
+        use("bias", None if sides[1] is None else whole(lowering.weight(Constant(sides[1]), "bias")))
+    for i, value in enumerate(rest[:states] if plain else [bias, *rest]):
         zero = value is None or (value.constant is not None and not value.constant.array.any())
-        use("state", None if value is None or zero else lowering.contiguous(lowering.view(value)))
+        lengths = not plain and i == 1 + states
+        use("side", None if value is None or (zero and not lengths) else lowering.contiguous(lowering.view(value)))
+    while operands[-1] is None:
+        operands.pop()
     copy = body.add(node.op, operands, node.attrs, origin=node.origin, names=[v.name for v in node.results])
     for result in copy.results:
         body.add_output(result)
     outputs = [lowering.temp(v.tensor.dtype, v.tensor.dims, v.name) for v in node.results]
-    lowering.emit(node.op, body, views, outputs, copy)
+    lowering.emit(node.op if plain else GENERAL, body, views, outputs, copy)
     return outputs
 
 
@@ -68,10 +93,14 @@ def _bias(node: Node, bias: Value | None) -> tuple[np.ndarray | None, np.ndarray
 def _input_gates(lowering: Lowering, node: Node, bias: np.ndarray | None) -> View:
     """x·wᵀ + bias as [t, b, d·g·n]."""
     x, w = node.operand(0), node.operand(2)
-    assert w.constant is not None
-    array = w.constant.array
-    flat = np.ascontiguousarray(array.reshape(-1, array.shape[2]))
-    weights = whole(lowering.weight(Constant(flat), w.name)).transpose((1, 0))
+    if w.constant is not None:
+        array = w.constant.array
+        flat = whole(lowering.weight(Constant(np.ascontiguousarray(array.reshape(-1, array.shape[2]))), w.name))
+    else:
+        d, rows, size = w.tensor.dims
+        view = lowering.contiguous(lowering.view(w))
+        flat = View(view.buffer, (d * rows, size), (size, 1), view.offset)
+    weights = flat.transpose((1, 0))
     body = Graph("body")
     views = [lowering.rows(lowering.view(x)), weights]
     product = body.add(

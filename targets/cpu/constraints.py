@@ -141,11 +141,16 @@ def pool_axes(node: Node) -> str | None:
 
 
 def recurrent(node: Node) -> str | None:
-    """A recurrent layer has constant weights, and a GRU resets after the product (linear_before_reset)."""
+    """A recurrent layer has weights for its input, and a GRU that resets before the product at most 8192 units."""
     if node.op not in ("lstm", "gru", "rnn"):
         return None
     if len(node.operands) < 3 or node.operands[2] is None:
         return "it has no weights for its input"
-    if computed := next((v for v in node.operands[1:4] if v is not None and v.constant is None), None):
-        return f"%{computed.name} is computed"
-    return "it resets before" if node.op == "gru" and not node.attrs["reset_after"] else None
+    states = len(node.results)
+    lengths = node.operands[4 + states] if len(node.operands) > 4 + states else None
+    if lengths is not None and lengths.tensor.dtype.name != "i32":
+        return f"its lengths are {lengths.tensor.dtype}"
+    n = node.operand(1).tensor.dims[2]
+    if node.op == "gru" and not node.attrs["reset_after"] and not (isinstance(n, int) and n <= 8192):
+        return f"it has {n}"
+    return None

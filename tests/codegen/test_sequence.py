@@ -82,3 +82,39 @@ def test_an_index_out_of_range_is_an_error() -> None:
         for bad in (4, -5):
             with pytest.raises(OpcelError, match="ScatterND_0: an index is out of range"):
                 compiled.run({**net.feeds, "x1": np.array([[bad]])})
+
+
+def weights(op_type: str, directions: int, hidden: int, size: int) -> list[np.ndarray]:
+    """w, r and bias."""
+    rows = {"LSTM": 4, "GRU": 3, "RNN": 1}[op_type] * hidden
+    return [floats(directions, rows, size) / 2, floats(directions, rows, hidden) / 2, floats(directions, 2 * rows)]
+
+
+def test_recurrent_layers_of_any_form() -> None:
+    """Weights that are computed, lengths, peepholes, clips and functions of every kind."""
+    net = Net(17)
+    x, lengths = floats(6, 3, 5), np.array([6, 1, 4], np.int32)
+    state = floats(2, 3, 21)
+    for op in ("LSTM", "GRU", "RNN"):
+        outputs, more = (3, [floats(2, 3, 21), floats(2, 63)]) if op == "LSTM" else (2, [])
+        layer = [x, *weights(op, 2, 21, 5), lengths, state, *more]
+        net.add(op, layer, outputs, hidden_size=21, direction="bidirectional", clip=1.5)
+        net.add(op, [x, *weights(op, 1, 40, 5)[:2]], outputs, hidden_size=40, direction="reverse")
+    net.add("GRU", [x, *weights("GRU", 1, 7, 5)], 2, hidden_size=7, linear_before_reset=1)
+    net.add("LSTM", [x, *weights("LSTM", 1, 7, 5)], 3, hidden_size=7, input_forget=1)
+    forms: list[tuple[str, list[float], list[float]]] = [
+        ("HardSigmoid Softsign Elu", [0.3, 0.9], [0.4]), ("Sigmoid LeakyRelu Softplus", [0.2], []),
+        ("Tanh Affine Relu", [0.7], [0.1]), ("Sigmoid ScaledTanh ThresholdedRelu", [0.8, 0.2], [0.7]),
+    ]  # fmt: skip
+    for names, alpha, beta in forms:
+        given: dict[str, Any] = {"activations": names.split(), "activation_alpha": alpha, "activation_beta": beta}
+        layer = [x, *weights("LSTM", 1, 5, 5)]
+        net.add("LSTM", layer, 3, hidden_size=5, **{k: v for k, v in given.items() if v})
+    assert "recurrent.general" in net.prove()
+
+
+def test_constant_weights_with_lengths() -> None:
+    net = Net(17)
+    layer = [floats(6, 3, 5), *weights("LSTM", 2, 8, 5), np.array([6, 1, 4], np.int32)]
+    net.add("LSTM", layer, 3, hidden_size=8, direction="bidirectional")
+    assert net.prove(constants=("x1", "x2", "x3")).count("recurrent.general") == 1

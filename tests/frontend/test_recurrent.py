@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 from onnx_harness import ORT_OPSET, check, floats, interpret, one_node, reference, same
 
 from opcel_compiler.frontend.importer import import_model
+from opcel_compiler.frontend.limits import ModelError
 from opcel_compiler.ir.dims import symbol
 from opcel_compiler.ir.opdef import op_def
 from opcel_compiler.ir.types import F32, TensorType
@@ -71,20 +72,42 @@ def test_batch_first(op: str) -> None:
     same(got, [w.transpose(p) for w, p in zip(want, perms, strict=False)], 1e-4, 1e-5)
 
 
-@pytest.mark.parametrize(
-    "op, attrs, extra",
-    [
-        ("LSTM", {}, {"lengths": np.array([5, 2, 3], np.int32)}),
-        ("LSTM", {}, {"p": floats(1, 3 * HIDDEN, seed=7)}),
-        ("LSTM", {"clip": 0.5}, {}),
-        ("LSTM", {"input_forget": 1}, {}),
-        ("GRU", {"activations": ["HardSigmoid", "Tanh"]}, {}),
-        ("RNN", {"activations": ["Sigmoid"]}, {}),
-    ],
-)
-def test_what_stays_opaque(op: str, attrs: dict[str, Any], extra: dict[str, np.ndarray]) -> None:
-    model, feeds = layer(op, extra=extra, **attrs)
-    check(model, feeds, foreign=[op], rtol=1e-4, atol=1e-5)
+FORMS: list[tuple[str, dict[str, Any], dict[str, np.ndarray]]] = [
+    ("LSTM", {}, {"lengths": np.array([5, 2, 3], np.int32)}),
+    ("GRU", {"linear_before_reset": 1}, {"lengths": np.array([1, 5, 3], np.int32)}),
+    ("RNN", {}, {"lengths": np.array([4, 4, 2], np.int32)}),
+    ("LSTM", {}, {"p": floats(1, 3 * HIDDEN, seed=7)}),
+    ("LSTM", {"clip": 0.5}, {}),
+    ("GRU", {"clip": 0.5}, {}),
+    ("RNN", {"clip": 0.5}, {}),
+    ("LSTM", {"input_forget": 1}, {}),
+    ("LSTM", {"activations": ["HardSigmoid", "Relu", "Softsign"]}, {}),
+    ("GRU", {"activations": ["HardSigmoid", "Tanh"], "activation_alpha": [0.3], "activation_beta": [0.4]}, {}),
+    ("RNN", {"activations": ["Sigmoid"]}, {}),
+    ("RNN", {"activations": ["Elu"], "activation_alpha": [0.5]}, {}),
+    ("RNN", {"activations": ["LeakyRelu"], "activation_alpha": [0.2]}, {}),
+    ("RNN", {"activations": ["ScaledTanh"], "activation_alpha": [0.7], "activation_beta": [0.6]}, {}),
+    ("RNN", {"activations": ["Affine"], "activation_alpha": [0.2], "activation_beta": [0.1]}, {}),
+    ("RNN", {"activations": ["Softplus"]}, {}),
+]
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("op, attrs, extra", FORMS)
+def test_other_forms(op: str, attrs: dict[str, Any], extra: dict[str, np.ndarray], direction: str) -> None:
+    attrs = dict(attrs)
+    if direction == "bidirectional":
+        attrs |= {k: v * 2 for k, v in attrs.items() if isinstance(v, list)}
+        extra = {k: np.concatenate([v, v + 1]) if k == "p" else v for k, v in extra.items()}
+    model, feeds = layer(op, direction, extra=extra, **attrs)
+    check(model, feeds, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("names, why", [(["Tanh"], "1 activations, and it needs 2"), (["Tanh", "Sine"], "'sine'")])
+def test_bad_activations(names: list[str], why: str) -> None:
+    model, _ = layer("GRU", activations=names)
+    with pytest.raises(ModelError, match=why):
+        import_model(model)
 
 
 @pytest.mark.parametrize(

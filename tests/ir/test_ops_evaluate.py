@@ -151,7 +151,7 @@ def recurrent() -> Iterator[Case]:
     for op, gates, attrs, theirs in (
         ("lstm", 4, {}, {}), ("gru", 3, {}, {}), ("rnn", 1, {}, {}),
         ("gru", 3, {"reset_after": True}, {"linear_before_reset": 1}),
-        ("rnn", 1, {"activation": "relu"}, {"activations": ["Relu", "Relu"]}),
+        ("rnn", 1, {"activations": ("relu", "relu")}, {"activations": ["Relu", "Relu"]}),
     ):  # fmt: skip
         x, r, w, b = f(4, 2, 3), f(2, gates * 5, 5), f(2, gates * 5, 3), f(2, 10 * gates)
         states = [f(2, 2, 5) for _ in range(2 if op == "lstm" else 1)]
@@ -236,9 +236,7 @@ def quantizations() -> Iterator[Case]:
             yield Case("quantize", "QuantizeLinear", [x, np.float32(0.5)], given, onnx_attrs=attrs, reference=True)
     half, one = x.astype("e"), scale[:1].reshape(())
     yield Case("quantize", "QuantizeLinear", [half, one.astype("e")], {"dtype": U8}, onnx_attrs={})
-    yield Case(
-        "dequantize", "DequantizeLinear", [np.int32([7, -9]), one], {"dtype": F32}, onnx_attrs={}
-    )
+    yield Case("dequantize", "DequantizeLinear", [np.int32([7, -9]), one], {"dtype": F32}, onnx_attrs={})
 
 
 CASES = [*quantizations(), *elementwise(), *contractions(), *recurrent(), *reductions(), *movement(), *scatters()]

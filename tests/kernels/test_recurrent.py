@@ -86,7 +86,10 @@ def check(
     state_of = state if cell == "lstm" else None
     lib.steps(pointers(gates, packed, bias if cell == "gru" else None, h, c, y, state_of), numbers)
     attrs: dict[str, Any] = {"direction": direction}
-    attrs |= {"gru": {"reset_after": True}, "relu": {"activation": "relu"}}.get(cell, {})
+    attrs |= {
+        "gru": {"reset_after": True},
+        "relu": {"activations": ("relu",) * (2 if direction == "bidirectional" else 1)},
+    }.get(cell, {})
     op = op_def("rnn" if cell == "relu" else cell)
     operands = [gates, r, None, bias, h] + ([c] if cell == "lstm" else [])
     assert op.evaluate is not None

@@ -2,8 +2,13 @@
 
 Operands: x [t, b, i], r [d, g·n, n], w [d, g·n, i], bias [d, 2·g·n] (that of w, then that of r), the initial hidden
 state h [d, b, n] and, for lstm, the initial cell state c [d, b, n]; d directions, n hidden units, g gates in ONNX's
-order. Without w, x holds w's part of the gates already: [t, b, d·g·n]. The result y is [t, d, b, n], in the order of x
-also where the direction is reverse; absent biases and states are zero.
+order. Without w, x holds w's part of the gates already: [t, b, d·g·n]. `lengths` [b] says how many steps each sequence
+has; peepholes [d, 3·n] are those of the input, output and forget gates. The result y is [t, d, b, n], in the order of x
+also where the direction is reverse, and zero behind a sequence's end; absent biases, states and peepholes are zero.
+
+`activations` names the functions of each direction in ONNX's order, and `alphas` and `betas` hold their parameters;
+without names they are sigmoid for gates and tanh for states. A positive `clip` bounds what goes into the functions of
+the gates.
 """
 
 from __future__ import annotations
@@ -31,21 +36,80 @@ DIRECTIONS = ("forward", "reverse", "bidirectional")
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 """Gates in ONNX's order: lstm input, output, forget, cell; gru update, reset, hidden."""
 
+DEFAULTS = {"lstm": ("sigmoid", "tanh", "tanh"), "gru": ("sigmoid", "tanh"), "rnn": ("tanh",)}
+"""The activations of one direction where none are named."""
+
 State = tuple[np.ndarray, ...]
-Step = Callable[[np.ndarray, np.ndarray, np.ndarray, State], State]
-"""(x's part of the gates [b, g·n] with w's bias, r [g·n, n], r's bias [g·n], state) → the next state, hidden first."""
+Function = Callable[[np.ndarray], np.ndarray]
+Step = Callable[[np.ndarray, np.ndarray, np.ndarray, "np.ndarray | None", State], State]
+"""(x's part of the gates [b, g·n] with w's bias, r [g·n, n], r's bias [g·n], peepholes [3·n], state) → the next state,
+hidden first."""
+Cell = Callable[[Attrs, Sequence[Function]], Step]
+"""From the attributes and the functions of one direction."""
 
 
-def _infer(gates: int, states: int) -> Callable[[Operands, Attrs], tuple[Type, ...]]:
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.asarray(1 / (1 + np.exp(-x)))
+
+
+_FUNCTIONS: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {
+    "sigmoid": lambda x, a, b: _sigmoid(x),
+    "tanh": lambda x, a, b: np.tanh(x),
+    "relu": lambda x, a, b: np.maximum(x, 0),
+    "affine": lambda x, a, b: a * x + b,
+    "leaky_relu": lambda x, a, b: np.where(x >= 0, x, a * x),
+    "thresholded_relu": lambda x, a, b: np.where(x > a, x, 0),
+    "scaled_tanh": lambda x, a, b: a * np.tanh(b * x),
+    "hard_sigmoid": lambda x, a, b: np.clip(a * x + b, 0, 1),
+    "elu": lambda x, a, b: np.where(x >= 0, x, a * np.expm1(np.minimum(x, 0))),
+    "softsign": lambda x, a, b: x / (1 + np.abs(x)),
+    "softplus": lambda x, a, b: np.logaddexp(0, x),
+}
+ACTIVATIONS = tuple(_FUNCTIONS)
+"""The functions that `activations` may name."""
+
+
+def functions(op: str, attrs: Attrs) -> list[list[tuple[str, float, float]]]:
+    """(name, alpha, beta) of each function of each direction of an lstm, gru or rnn."""
+    own, directions = DEFAULTS[op], 2 if attrs["direction"] == "bidirectional" else 1
+    names = attrs["activations"] or own * directions
+    alphas, betas = (attrs[k] or (0.0,) * len(names) for k in ("alphas", "betas"))
+    flat = list(zip(names, alphas, betas, strict=True))
+    return [flat[i : i + len(own)] for i in range(0, len(flat), len(own))]
+
+
+def _function(name: str, alpha: float, beta: float) -> Function:
+    return lambda x: np.asarray(_FUNCTIONS[name](x, x.dtype.type(alpha), x.dtype.type(beta)), x.dtype)
+
+
+def _check(op: str, attrs: Attrs) -> None:
+    if attrs["direction"] not in DIRECTIONS:
+        raise InferenceError(f"direction={attrs['direction']!r} is none of {', '.join(DIRECTIONS)}")
+    names, count = attrs["activations"], len(DEFAULTS[op]) * (2 if attrs["direction"] == "bidirectional" else 1)
+    for key in ("activations", "alphas", "betas"):
+        if attrs[key] and len(attrs[key]) != count:
+            raise InferenceError(f"{key}={attrs[key]} needs {count} entries")
+    for name in names:
+        if name not in ACTIVATIONS:
+            raise InferenceError(f"the activation {name!r} is none of {', '.join(ACTIVATIONS)}")
+
+
+def _infer(op: str) -> Callable[[Operands, Attrs], tuple[Type, ...]]:
+    gates, states = GATES[op], 2 if op == "lstm" else 1
+
     def infer(operands: Operands, attrs: Attrs) -> tuple[Type, ...]:
         x, r = tensor_of(operands, 0, "f"), tensor_of(operands, 1, "f")
-        w, bias, *initial = (optional_tensor(operands, i) for i in range(2, 4 + states))
-        dtype = same_dtype([x, r, *(t for t in (w, bias, *initial) if t is not None)])
-        if attrs["direction"] not in DIRECTIONS:
-            raise InferenceError(f"direction={attrs['direction']!r} is none of {', '.join(DIRECTIONS)}")
-        if any(t is not None and t.shape is None for t in (x, w, r, bias, *initial)):
+        w, bias, *rest = (optional_tensor(operands, i) for i in range(2, 6 + states))
+        initial, lengths, peepholes = rest[:states], rest[states], rest[states + 1]
+        floats = [t for t in (x, r, w, bias, *initial, peepholes) if t is not None]
+        dtype = same_dtype(floats)
+        _check(op, attrs)
+        if lengths is not None and lengths.dtype.kind not in "iu":
+            raise InferenceError(f"the lengths are {lengths.dtype}, not integers")
+        if any(t.shape is None for t in (*floats, *([] if lengths is None else [lengths]))):
             return unknown_rank(dtype) * states
-        for operand, rank in ((x, 3), (w, 3), (r, 3), (bias, 2), *((s, 3) for s in initial)):
+        ranks = ((x, 3), (w, 3), (r, 3), (bias, 2), *((s, 3) for s in initial), (lengths, 1), (peepholes, 2))
+        for operand, rank in ranks:
             if operand is not None and len(operand.dims) != rank:
                 raise InferenceError(f"an operand {operand} must have rank {rank}")
         (t, b, width), n = x.dims, r.dims[2]
@@ -61,6 +125,11 @@ def _infer(gates: int, states: int) -> Callable[[Operands, Attrs], tuple[Type, .
         if bias is not None:
             unify(bias.dims[0], d, "the bias' directions do not fit the direction")
             unify(bias.dims[1], rows * 2, "the bias is not twice as long as r has rows")
+        if lengths is not None:
+            unify(lengths.dims[0], b, "the lengths are not one for each sequence")
+        if peepholes is not None:
+            unify(peepholes.dims[0], d, "the peepholes' directions do not fit the direction")
+            unify(peepholes.dims[1], n * 3, "the peepholes are not three for each hidden unit")
         for state in initial:
             if state is not None:
                 for have, want in zip(state.dims, (d, b, n), strict=True):
@@ -70,28 +139,42 @@ def _infer(gates: int, states: int) -> Callable[[Operands, Attrs], tuple[Type, .
     return infer
 
 
-def _evaluate(gates: int, states: int, cell: Callable[[Attrs], Step]) -> Callable[[Arrays, Attrs], State]:
+def _evaluate(op: str, cell: Cell) -> Callable[[Arrays, Attrs], State]:
+    states = 2 if op == "lstm" else 1
+
     @quiet
     def evaluate(arrays: Arrays, attrs: Attrs) -> State:
         x, r = widen(array_at(arrays, 0)), widen(array_at(arrays, 1))
-        w, bias, *initial = (optional_array(arrays, i) for i in range(2, 4 + states))
+        w, bias, *rest = (optional_array(arrays, i) for i in range(2, 6 + states))
+        initial, lengths, peepholes = rest[:states], rest[states], rest[states + 1]
         (t, b), (d, rows, n) = x.shape[:2], r.shape
-        y = np.empty((t, d, b, n), x.dtype)
+        y = np.zeros((t, d, b, n), x.dtype)
         last = np.empty((d, b, n), x.dtype)
-        step = cell(attrs)
-        for k in range(d):
+        for k, names in enumerate(functions(op, attrs)):
+            step = cell(attrs, [_function(*f) for f in names])
             inputs = x[:, :, k * rows : (k + 1) * rows] if w is None else np.matmul(x, widen(w[k]).T)
             both = np.zeros(2 * rows, x.dtype) if bias is None else widen(bias[k])
+            peep = None if peepholes is None else widen(peepholes[k])
             state = tuple(np.zeros((b, n), x.dtype) if s is None else widen(s[k]) for s in initial)
             backward = k == 1 or attrs["direction"] == "reverse"
             for i in range(t - 1, -1, -1) if backward else range(t):
-                state = step(inputs[i] + both[:rows], r[k], both[rows:], state)
-                y[i, k] = state[0]
+                new = step(inputs[i] + both[:rows], r[k], both[rows:], peep, state)
+                if lengths is None:
+                    state, y[i, k] = new, new[0]
+                else:
+                    going = (i < lengths)[:, None]
+                    state = tuple(np.where(going, a, old) for a, old in zip(new, state, strict=True))
+                    y[i, k] = np.where(going, new[0], 0)
             last[k] = state[-1]
         dtype = array_at(arrays, 0).dtype
         return tuple(a.astype(dtype, copy=False) for a in (y, last)[:states])
 
     return evaluate
+
+
+def _clipped(x: np.ndarray, attrs: Attrs) -> np.ndarray:
+    clip = attrs["clip"]
+    return np.clip(x, -clip, clip) if clip > 0 else x
 
 
 def _flops(gates: int) -> Callable[[Operands, Sequence[Type], Attrs], Dim]:
@@ -105,70 +188,69 @@ def _flops(gates: int) -> Callable[[Operands, Sequence[Type], Attrs], Dim]:
     return flops
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return np.asarray(1 / (1 + np.exp(-x)))
+def _lstm(attrs: Attrs, fns: Sequence[Function]) -> Step:
+    gate, squash, out = fns
 
-
-def _lstm(_: Attrs) -> Step:
-    def step(inputs: np.ndarray, r: np.ndarray, bias: np.ndarray, state: State) -> State:
+    def step(inputs: np.ndarray, r: np.ndarray, bias: np.ndarray, peep: np.ndarray | None, state: State) -> State:
         h, c = state
         i, o, f, g = np.split(inputs + h @ r.T + bias, 4, axis=1)
-        c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
-        return _sigmoid(o) * np.tanh(c), c
+        pi, po, pf = np.zeros((3, 1), h.dtype) if peep is None else np.split(peep, 3)
+        i = gate(_clipped(i + pi * c, attrs))
+        f = 1 - i if attrs["input_forget"] else gate(_clipped(f + pf * c, attrs))
+        c = f * c + i * squash(_clipped(g, attrs))
+        return gate(_clipped(o + po * c, attrs)) * out(c), c
 
     return step
 
 
-def _gru(attrs: Attrs) -> Step:
-    def step(inputs: np.ndarray, r: np.ndarray, bias: np.ndarray, state: State) -> State:
+def _gru(attrs: Attrs, fns: Sequence[Function]) -> Step:
+    gate, squash = fns
+
+    def step(inputs: np.ndarray, r: np.ndarray, bias: np.ndarray, _: np.ndarray | None, state: State) -> State:
         (h,), n = state, r.shape[1]
-        z, reset = np.split(_sigmoid(inputs[:, : 2 * n] + h @ r[: 2 * n].T + bias[: 2 * n]), 2, axis=1)
+        both = inputs[:, : 2 * n] + h @ r[: 2 * n].T + bias[: 2 * n]
+        z, reset = np.split(gate(_clipped(both, attrs)), 2, axis=1)
         if attrs["reset_after"]:
             hidden = reset * (h @ r[2 * n :].T + bias[2 * n :])
         else:
             hidden = (reset * h) @ r[2 * n :].T + bias[2 * n :]
-        return ((1 - z) * np.tanh(inputs[:, 2 * n :] + hidden) + z * h,)
+        return ((1 - z) * squash(_clipped(inputs[:, 2 * n :] + hidden, attrs)) + z * h,)
 
     return step
 
 
-def _rnn(attrs: Attrs) -> Step:
-    def step(inputs: np.ndarray, r: np.ndarray, bias: np.ndarray, state: State) -> State:
-        total = inputs + state[0] @ r.T + bias
-        return (np.tanh(total) if attrs["activation"] == "tanh" else np.maximum(total, 0),)
+def _rnn(attrs: Attrs, fns: Sequence[Function]) -> Step:
+    def step(inputs: np.ndarray, r: np.ndarray, bias: np.ndarray, _: np.ndarray | None, state: State) -> State:
+        return (fns[0](_clipped(inputs + state[0] @ r.T + bias, attrs)),)
 
     return step
 
 
-_DIRECTION = AttrDef("direction", "str", "forward")
-define(
+_ATTRS = (
+    AttrDef("direction", "str", "forward"), AttrDef("activations", "strs", ()), AttrDef("alphas", "floats", ()),
+    AttrDef("betas", "floats", ()), AttrDef("clip", "float", 0.0),
+)  # fmt: skip
+
+
+def _define(op: str, summary: str, operands: str, cell: Cell, *attrs: AttrDef) -> None:
+    define(
+        op, summary, operands, _infer(op), _evaluate(op, cell), (*_ATTRS, *attrs), results=2 if op == "lstm" else 1,
+        flops=_flops(GATES[op]), traits="contraction",
+    )  # fmt: skip
+
+
+_define(
     "lstm",
-    "Long short-term memory: every hidden state y and the last cell state",
-    "x r w? bias? h? c?",
-    _infer(4, 2),
-    _evaluate(4, 2, _lstm),
-    (_DIRECTION,),
-    results=2,
-    flops=_flops(4),
-    traits="contraction",
+    "Long short-term memory: every hidden state y and the last cell state; input_forget: the forget gate is 1 - input",
+    "x r w? bias? h? c? lengths? peepholes?",
+    _lstm,
+    AttrDef("input_forget", "bool", False),
 )
-define(
+_define(
     "gru",
     "Gated recurrent unit; reset_after: the reset gate scales the product with r, else the state before it",
-    "x r w? bias? h?",
-    _infer(3, 1),
-    _evaluate(3, 1, _gru),
-    (_DIRECTION, AttrDef("reset_after", "bool", False)),
-    flops=_flops(3),
-    traits="contraction",
+    "x r w? bias? h? lengths?",
+    _gru,
+    AttrDef("reset_after", "bool", False),
 )
-define(
-    "rnn",
-    "Recurrent layer; activation: tanh or relu",
-    "x r w? bias? h?",
-    _infer(1, 1),
-    _evaluate(1, 1, _rnn),
-    (_DIRECTION, AttrDef("activation", "str", "tanh")),
-    flops=_flops(1),
-    traits="contraction",
-)
+_define("rnn", "Recurrent layer of one function", "x r w? bias? h? lengths?", _rnn)

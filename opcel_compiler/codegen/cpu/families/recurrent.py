@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from opcel_compiler.codegen.cpu.expressions import CTYPES, literal
 from opcel_compiler.codegen.cpu.unit import KernelUnit
 from opcel_compiler.ir.dims import Dim, ceildiv
-from opcel_compiler.ir.program import Kernel
+from opcel_compiler.ir.ops.recurrent import functions
+from opcel_compiler.ir.program import Kernel, View
 from opcel_compiler.targets.schema import Target
 
 
@@ -35,7 +37,7 @@ def emit_recurrent(kernel: Kernel, target: Target) -> KernelUnit:
         *map(unit.integer, (steps, directions, batch, n, per_task)),
         "true" if anchor.attrs["direction"] == "reverse" else "false",
     ]  # fmt: skip
-    relu = str(anchor.attrs.get("activation") == "relu").lower()
+    relu = str("relu" in anchor.attrs["activations"]).lower()
     cells = {"lstm": "LstmCell", "gru": "GruCell", "rnn": f"RnnCell<{relu}>"}
     parameters = f"{cells[anchor.op]}, {weight}, {kernel.params['blocks']}, {rows}"
     return unit.finish(
@@ -45,4 +47,44 @@ def emit_recurrent(kernel: Kernel, target: Target) -> KernelUnit:
     )  # fmt: skip
 
 
-EMITTERS = dict.fromkeys(("lstm", "gru", "rnn"), emit_recurrent)
+def emit_general(kernel: Kernel, target: Target) -> KernelUnit:
+    """Any form: a task for each direction of each sequence."""
+    anchor = kernel.anchor
+    assert anchor is not None
+    unit = KernelUnit()
+    a, states = anchor.attrs, len(kernel.outputs)
+    inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
+    operands = [*(None if v is None else inputs[v] for v in anchor.operands), *[None] * 6][: 6 + states]
+    gates, r, _, bias, hidden, *rest = operands
+    cell, lengths, peepholes = rest if states == 2 else (None, *rest)
+    assert gates is not None and r is not None
+    y, ctype = kernel.outputs[0], CTYPES[gates.dtype]
+    steps, directions, batch, n = y.shape
+    unit.tasks = directions * batch
+
+    def pointer(view: View | None, of: str = ctype) -> str:
+        return "nullptr" if view is None else unit.pointer(view, of)
+
+    named = [
+        ", ".join(f"{{Function::{f}, {literal(p, gates.dtype)}, {literal(q, gates.dtype)}}}" for f, p, q in one)
+        for one in functions(anchor.op, a)
+    ]
+    fields = [
+        unit.pointer(gates, ctype), *map(unit.integer, gates.strides[:2]), *map(pointer, (r, bias, hidden, cell)),
+        pointer(lengths, "int32_t"), pointer(peepholes), unit.pointer(y, ctype, const=False),
+        *map(unit.integer, y.strides[:3]),
+        unit.pointer(kernel.outputs[1], ctype, const=False) if states == 2 else "nullptr",
+        *map(unit.integer, (steps, batch, n)), str(a["direction"] == "reverse").lower(),
+        str(a.get("input_forget", False)).lower(), literal(a["clip"], gates.dtype),
+        "{" + ", ".join(f"{{{one}}}" for one in named) + "}",
+    ]  # fmt: skip
+    after = str(a.get("reset_after", False)).lower()
+    cells = {"lstm": "GeneralLstm", "gru": f"GeneralGru<{after}>", "rnn": "GeneralRnn"}
+    return unit.finish(
+        ["kernels/recurrent/general.h"], "",
+        f"  const GeneralRecurrentArgs<{ctype}> args{{{', '.join(fields)}}};\n"
+        f"  general_recurrent_tasks<{cells[anchor.op]}>(args, begin, end);\n",
+    )  # fmt: skip
+
+
+EMITTERS = {**dict.fromkeys(("lstm", "gru", "rnn"), emit_recurrent), "recurrent.general": emit_general}
