@@ -20,7 +20,7 @@ from opcel_compiler.ir.types import F32, TensorType
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
 from opcel_compiler.schedule.choice.convolution import depthwise_tile
 
-AGNOSTIC = frozenset({"elementwise", "max_pool", "avg_pool", "reduce_mean"})
+AGNOSTIC = frozenset({"elementwise", "max_pool", "avg_pool", "reduce_mean", "resample"})
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,12 @@ class _Relayout:
     # -- which kernels ---------------------------------------------------------------------------------------------
 
     def _takes_blocks(self, kernel: Kernel) -> bool:
-        if any(v.dtype != F32 for v in kernel.views) or len(kernel.outputs) != 1:
+        images = kernel.views if kernel.family != "resample" else (kernel.inputs[0], kernel.outputs[0])
+        if any(v.dtype != F32 for v in images) or len(kernel.outputs) != 1:
             return False
         if kernel.family == "conv":
             return conv_kind(kernel, self.width) is not None and self._extras_fit(kernel)
-        if kernel.family not in AGNOSTIC or not any(v.buffer in self.blocked for v in kernel.inputs):
+        if kernel.family not in AGNOSTIC or not any(v.buffer in self.blocked for v in images):
             return False
         out = kernel.outputs[0].shape
         if kernel.family == "elementwise":
@@ -79,7 +80,7 @@ class _Relayout:
         if anchor.op == "reduce_mean":
             rank = len(kernel.inputs[0].shape)
             return rank in (3, 4) and anchor.attrs["axes"] == tuple(range(2, rank))
-        return len(out) in (3, 4) and len(kernel.inputs) == 1
+        return len(out) in (3, 4) and (len(kernel.inputs) == 1 or anchor.op == "resample")
 
     def _extras_fit(self, kernel: Kernel) -> bool:
         """Whether every input that is not the anchor's own is an image of the output's shape, or per channel."""
@@ -119,9 +120,11 @@ class _Relayout:
             operand = anchor.operands.index(value) if anchor is not None and value in anchor.operands else -1
             if kind is not None and operand == 1:
                 kernel.inputs[i] = self._weights(kernel, view, kind)
-            elif operand == 2 or (operand < 0 and self._per_channel(view, kernel.outputs[0].shape)):
+            elif (kind is not None and operand == 2) or (
+                operand < 0 and self._per_channel(view, kernel.outputs[0].shape)
+            ):
                 kernel.inputs[i] = self._vector(view)
-            elif product(view.shape) == 1 and operand < 0:
+            elif (product(view.shape) == 1 and operand < 0) or (kernel.family == "resample" and operand > 0):
                 continue
             elif kind == "planar" and operand == 0:
                 kernel.inputs[i] = self._planar(kernel, view)
@@ -142,7 +145,7 @@ class _Relayout:
                 groups = anchor.attrs["groups"]
                 kernel.params["together"] = groups_together(groups, channels, filters // groups, self.width)
         elif kernel.family != "elementwise":
-            kernel.family = "pool.blocked"
+            kernel.family = "resample.blocked" if kernel.family == "resample" else "pool.blocked"
         self.steps.append(kernel)
         if whole_of is not None:
             self._written(kernel, target)

@@ -18,7 +18,7 @@ from opcel_compiler.ir.program import Buffer, Kernel, Program, Step, View, whole
 from opcel_compiler.ir.types import F32, TensorType
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
 
-CONVERTS = frozenset({"conv.blocked", "conv.depthwise", "pool.blocked", "elementwise", "relayout"})
+CONVERTS = frozenset({"conv.blocked", "conv.depthwise", "pool.blocked", "resample.blocked", "elementwise", "relayout"})
 """Families that read and write any mixture of storages."""
 
 

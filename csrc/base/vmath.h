@@ -262,7 +262,10 @@ OPCEL_SCALAR_FORM(gelu_erf)
 OPCEL_SCALAR_FORM(gelu_tanh)
 OPCEL_SCALAR_FORM(sin)
 OPCEL_SCALAR_FORM(cos)
-#undef OPCEL_SCALAR_FORM
 inline float pow(float x, float y) { return pow(set(x), set(y))[0]; }
 
 }  // namespace opcel
+
+#include "base/vmath_arcs.h"
+
+#undef OPCEL_SCALAR_FORM

@@ -26,6 +26,8 @@ _DIRECT: dict[str, tuple[str, int]] = {
     "add": ("Add", 7), "sub": ("Sub", 7), "mul": ("Mul", 7), "div": ("Div", 7), "pow": ("Pow", 7), "min": ("Min", 8),
     "max": ("Max", 8), "equal": ("Equal", 7), "less": ("Less", 7), "and": ("And", 7), "or": ("Or", 7),
     "xor": ("Xor", 7), "where": ("Where", 9), "matmul": ("MatMul", 7),
+    "asin": ("Asin", 7), "acos": ("Acos", 7), "atan": ("Atan", 7), "sinh": ("Sinh", 9), "cosh": ("Cosh", 9),
+    "asinh": ("Asinh", 9), "acosh": ("Acosh", 9), "atanh": ("Atanh", 9),
 }  # fmt: skip
 
 
@@ -235,10 +237,10 @@ def gather_nd(w: Writer, node: Node, xs: list[str]) -> str:
 @exports("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod")
 def reduce(w: Writer, node: Node, xs: list[str]) -> str:
     op_type = "Reduce" + node.op.split("_")[1].capitalize()
-    return _reduce(w, op_type, xs[0], list(node.attrs["axes"]), node.attrs["keepdims"])
+    return reduced(w, op_type, xs[0], list(node.attrs["axes"]), node.attrs["keepdims"])
 
 
-def _reduce(w: Writer, op_type: str, x: str, axes: list[int], keepdims: bool = True) -> str:
+def reduced(w: Writer, op_type: str, x: str, axes: list[int], keepdims: bool = True) -> str:
     if not axes:
         return w.node("Identity", [x])
     if w.opset >= (13 if op_type == "ReduceSum" else 18):
@@ -272,8 +274,13 @@ def conv_transpose(w: Writer, node: Node, xs: list[str]) -> str:
 
 @exports("max_pool", "avg_pool")
 def pool(w: Writer, node: Node, xs: list[str]) -> str:
-    attrs: dict[str, Any] = {"kernel_shape": list(node.attrs["kernel"]), **_window(node, "strides", "pads")}
     op_type = "MaxPool" if node.op == "max_pool" else "AveragePool"
+    return w.node(op_type, xs, **pool_attrs(w, node, op_type))
+
+
+def pool_attrs(w: Writer, node: Node, op_type: str) -> dict[str, Any]:
+    """The attributes of a pool. Raises ExportError for what the opset lacks."""
+    attrs: dict[str, Any] = {"kernel_shape": list(node.attrs["kernel"]), **_window(node, "strides", "pads")}
     if any(d != 1 for d in node.attrs["dilations"]):
         need(w, 10 if op_type == "MaxPool" else 19, f"{op_type} with dilations")
         attrs["dilations"] = list(node.attrs["dilations"])
@@ -282,7 +289,7 @@ def pool(w: Writer, node: Node, xs: list[str]) -> str:
         attrs["ceil_mode"] = 1
     if node.attrs.get("count_include_pad"):
         attrs["count_include_pad"] = 1
-    return w.node(op_type, xs, **attrs)
+    return attrs
 
 
 @exports("softmax", "log_softmax")
@@ -302,7 +309,7 @@ def layer_norm(w: Writer, node: Node, xs: list[str]) -> str:
     if w.opset >= 17 and len(xs) > 1 and xs[1]:
         return w.node("LayerNormalization", xs, axis=axis, epsilon=epsilon)
     axes = list(range(axis, len(_dims(node))))
-    centred = w.node("Sub", [xs[0], _reduce(w, "ReduceMean", xs[0], axes)])
+    centred = w.node("Sub", [xs[0], reduced(w, "ReduceMean", xs[0], axes)])
     y = _normalised(w, centred, axes, epsilon, _dtype(node))
     for op_type, side in zip(("Mul", "Add"), xs[1:], strict=False):
         y = w.node(op_type, [y, side]) if side else y
@@ -320,7 +327,7 @@ def rms_norm(w: Writer, node: Node, xs: list[str]) -> str:
 
 def _normalised(w: Writer, x: str, axes: list[int], epsilon: float, dtype: DType) -> str:
     """x over the root of its mean square plus epsilon."""
-    square = _reduce(w, "ReduceMean", w.node("Mul", [x, x]), axes)
+    square = reduced(w, "ReduceMean", w.node("Mul", [x, x]), axes)
     return w.node("Div", [x, w.node("Sqrt", [w.node("Add", [square, w.number(epsilon, dtype)])])])
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import ModelProto, NodeProto, helper
 
-from opcel_compiler.frontend import export_sequence  # noqa: F401  registers its entries
+from opcel_compiler.frontend import export_sequence, export_vision  # noqa: F401  they register their entries
 from opcel_compiler.frontend.export_ops import EXPORTS
 from opcel_compiler.frontend.importer import Imported
 from opcel_compiler.frontend.limits import DEFAULT_DOMAINS, ExportError

@@ -13,7 +13,9 @@ from opcel_compiler.ir.dims import Dim, equal, evaluate, symbols_of
 from opcel_compiler.ir.program import Buffer, Kernel, Program, Region, View, whole
 from opcel_compiler.ir.types import F32
 
-STRIDED = frozenset({"conv.blocked", "conv.depthwise", "pool.blocked", "copy", "elementwise", "relayout"})
+STRIDED = frozenset(
+    {"conv.blocked", "conv.depthwise", "pool.blocked", "resample.blocked", "copy", "elementwise", "relayout"}
+)
 """Families that read and write parts of blocked buffers as well as whole ones."""
 
 

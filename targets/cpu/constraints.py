@@ -134,7 +134,7 @@ def batch_axes(node: Node) -> str | None:
 
 def pool_axes(node: Node) -> str | None:
     """A pool has at most 6 spatial axes, and its window stays within what ceil_mode false would give."""
-    if node.op not in ("max_pool", "avg_pool"):
+    if node.op not in ("max_pool", "avg_pool", "arg_max_pool"):
         return None
     rank = len(node.operand(0).tensor.dims) - 2
     return None if rank <= 6 else f"it has {rank}"

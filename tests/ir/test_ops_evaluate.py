@@ -78,6 +78,8 @@ UNARY = {
     "neg": "Neg", "abs": "Abs", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "reciprocal": "Reciprocal", "erf": "Erf",
     "tanh": "Tanh", "sigmoid": "Sigmoid", "relu": "Relu", "floor": "Floor", "ceil": "Ceil", "round": "Round",
     "sign": "Sign", "sin": "Sin", "cos": "Cos", "is_nan": "IsNaN", "is_inf": "IsInf", "softplus": "Softplus",
+    "asin": "Asin", "acos": "Acos", "atan": "Atan", "sinh": "Sinh", "cosh": "Cosh", "asinh": "Asinh", "acosh": "Acosh",
+    "atanh": "Atanh",
 }  # fmt: skip
 BINARY = {
     "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "min": "Min", "max": "Max", "equal": "Equal",
@@ -260,8 +262,14 @@ def numpy_only() -> list[tuple[str, Arrays, dict[str, Any], np.ndarray]]:
     x, half = np.array([-1.0, 2.0], np.float32), np.array([0.5, -1.5], ml_dtypes.bfloat16)
     nothing = np.zeros((2, 0), np.float32)
     silu = x / (1 + np.exp(-x))
+    pixels, winners = np.array([[[1, 4, 2]]], np.float32), np.array([[[0, 1, 1]]])
+    places, both = np.array([[2, 0, -1, 5]], np.int32), np.array([[0, 1, 0], [1, 0, 2]], np.int32)
+    mixed = np.array([[[[2.5, 4, 4]]]], np.float32)
     return [
         ("silu", [x], {}, silu),
+        ("arg_max_pool", [pixels], {"kernel": (2,), "strides": (1,), "pads": (1, 0), "dilations": (1,)}, winners),
+        ("resample", [pixels[..., None], places, None], {}, pixels[:, :, [2, 0, 0, 2], None]),
+        ("resample", [pixels[:, :, None], None, None, both, np.float32([[0.5, 1, 0], [0.5, 0, 2]])], {}, mixed),
         ("dims", [], {"values": (3, 4)}, np.array([3, 4])),
         ("dims", [], {"values": (3,), "scalar": True}, np.array(3)),
         ("range_", [], {"start": (5,), "size": (3,), "step": -2, "dtype": I32}, np.array([5, 3, 1], np.int32)),

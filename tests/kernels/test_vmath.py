@@ -13,6 +13,7 @@ from harness import ISAS, build
 Function = Callable[[np.ndarray], np.ndarray]
 
 UNARY = "reciprocal rsqrt exp exp_nonpositive log tanh sigmoid silu softplus erf gelu_erf gelu_tanh sin cos".split()
+UNARY += "asin acos atan sinh cosh asinh acosh atanh".split()
 
 SOURCE = (
     """
@@ -63,6 +64,14 @@ REFERENCE: dict[str, Function] = {
     "gelu_tanh": lambda x: x * _sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)),
     "sin": _sin,
     "cos": _cos,
+    "asin": np.arcsin,
+    "acos": np.arccos,
+    "atan": np.arctan,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "asinh": np.arcsinh,
+    "acosh": np.arccosh,
+    "atanh": np.arctanh,
 }
 
 
@@ -111,6 +120,17 @@ RANGES: list[tuple[str, float, float, float]] = [
     ("gelu_tanh", -5.5, -1, 60.0),
     ("sin", -1.5, 1.5, 1.5),
     ("cos", -1.5, 1.5, 1.5),
+    ("asin", -1, 1, 2.5),
+    ("acos", -1, 1, 2.5),
+    ("atan", -8, 8, 2.5),
+    ("atan", -1e30, 1e30, 2.5),
+    ("sinh", -89.4, 89.4, 4.0),
+    ("cosh", -89.4, 89.4, 4.0),
+    ("asinh", -20, 20, 3.0),
+    ("asinh", -3e38, 3e38, 3.0),
+    ("acosh", 1, 20, 4.0),
+    ("acosh", 1, 3e38, 4.0),
+    ("atanh", -1 + 1e-7, 1 - 1e-7, 2.5),
 ]
 
 
@@ -191,6 +211,14 @@ SPECIALS: dict[str, list[tuple[float, float]]] = {
     "gelu_tanh": [(0.0, 0.0), (-0.0, -0.0), (INF, INF), (-INF, NAN), (1e30, 1e30), (-1e30, -0.0), (-50.0, -0.0)],
     "sin": [(0.0, 0.0), (-0.0, -0.0), (INF, NAN), (-INF, NAN)],
     "cos": [(0.0, 1.0), (-0.0, 1.0), (INF, NAN), (-INF, NAN)],
+    "asin": [(0.0, 0.0), (-0.0, -0.0), (1.5, NAN), (-INF, NAN), (1e-40, 1e-40)],
+    "acos": [(1.0, 0.0), (1.5, NAN), (INF, NAN)],
+    "atan": [(0.0, 0.0), (-0.0, -0.0), (INF, math.pi / 2), (-INF, -math.pi / 2), (-1e-40, -1e-40)],
+    "sinh": [(0.0, 0.0), (-0.0, -0.0), (INF, INF), (-INF, -INF), (100.0, INF), (1e-40, 1e-40)],
+    "cosh": [(0.0, 1.0), (-0.0, 1.0), (INF, INF), (-INF, INF), (-100.0, INF)],
+    "asinh": [(0.0, 0.0), (-0.0, -0.0), (INF, INF), (-INF, -INF), (-1e-40, -1e-40)],
+    "acosh": [(1.0, 0.0), (0.5, NAN), (-1.0, NAN), (-INF, NAN), (INF, INF)],
+    "atanh": [(0.0, 0.0), (-0.0, -0.0), (1.0, INF), (-1.0, -INF), (2.0, NAN), (-INF, NAN), (1e-40, 1e-40)],
 }
 
 

@@ -7,7 +7,7 @@ namespace opcel {
 
 struct PoolReferenceArgs {
   const float* x;         // [planes][in], planes = images * channels
-  float* y;               // [planes][out]
+  float* y;               // [planes][out]; null if only indices are wanted
   std::int64_t* indices;  // of the maxima in x as a flat array, the first of equals; null if not wanted (always for an average)
   std::int64_t planes;
   int rank;
@@ -56,7 +56,7 @@ void pool_reference_tasks(const PoolReferenceArgs& args, std::int64_t begin, std
           any = true;
         }
       }
-      args.y[plane * out_size + out] = Max ? best : sum / static_cast<float>(counted);
+      if (args.y) args.y[plane * out_size + out] = Max ? best : sum / static_cast<float>(counted);
       if (Max && args.indices) args.indices[plane * out_size + out] = best_at;
     }
   }

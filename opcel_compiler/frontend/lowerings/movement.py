@@ -126,45 +126,6 @@ def gather_nd(c: Lowering) -> Value:
     return c.emit("gather_nd", c.x(0), c.x(1), batch_dims=c.attr_int("batch_dims", 0))
 
 
-@lowers("Pad")
-def pad(c: Lowering) -> Value:
-    x = c.x()
-    dims = c.shape(x)
-    rank = len(dims)
-    mode = c.attr_str("mode", "constant")
-    value: Value | None
-    if c.opset < 11:
-        pads: tuple[Dim, ...] = c.attr_ints("pads")
-        value = c.number(c.attr_float("value", 0.0), x)
-    else:
-        pads, value = c.dims(c.x(1), "the pads"), c.opt(2)
-        axes_in = c.opt(3)
-        if axes_in is not None:
-            axes = [c.axis(a, rank) for a in c.known_ints(axes_in, "the axes")]
-            full: list[Dim] = [0] * (2 * rank)
-            for i, a in enumerate(axes):
-                full[a], full[rank + a] = pads[i], pads[len(axes) + i]
-            pads = tuple(full)
-    if len(pads) != 2 * rank:
-        raise ModelError(f"node {c.origin!r} (Pad): {len(pads)} pads for rank {rank}")
-    if mode not in ("constant", "reflect", "edge", "wrap"):
-        raise ModelError(f"node {c.origin!r} (Pad): mode {mode!r} is unknown")
-    if not all(isinstance(d, int) or nonnegative(d) for d in pads):
-        raise Unsupported(f"the sign of a pad in {list(pads)} depends on the sizes at run time")
-    cuts = [-d if isinstance(d, int) and d < 0 else 0 for d in pads]
-    if any(cuts):
-        if mode != "constant":
-            raise Unsupported(f"negative pads with mode {mode!r} have no lowering")
-        for i in range(rank):
-            x = c.slice(x, i, cuts[i], dims[i] - cuts[i] - cuts[rank + i])
-        pads = tuple(0 if isinstance(d, int) and d < 0 else d for d in pads)
-    if all(d == 0 for d in pads):
-        return x
-    if mode == "constant" and value is not None:
-        return c.emit("pad", x, c.reshape(value, ()), pads=pads, mode=mode)
-    return c.emit("pad", x, pads=pads, mode=mode)
-
-
 @lowers("DepthToSpace")
 def depth_to_space(c: Lowering) -> Value:
     x, b = c.x(), c.attr_int("blocksize")

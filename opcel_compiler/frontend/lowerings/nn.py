@@ -43,7 +43,7 @@ def _static(c: Lowering, dims: Sequence[Dim], what: str) -> tuple[int, ...]:
     return tuple(int(d) for d in dims)  # type: ignore[arg-type]
 
 
-def _per_axis(c: Lowering, name: str, n: int) -> tuple[int, ...]:
+def per_axis(c: Lowering, name: str, n: int) -> tuple[int, ...]:
     out: tuple[int, ...] = c.attr_ints(name, (1,) * n)
     if len(out) != n or any(v < 1 for v in out):
         raise ModelError(f"node {c.origin!r} ({c.op_type}): {name} {list(out)} needs {n} positive entries")
@@ -60,8 +60,6 @@ def same_pads(
         pads: tuple[int, ...] = c.attr_ints("pads", (0,) * (2 * n))
         if len(pads) != 2 * n:
             raise ModelError(f"node {c.origin!r} ({c.op_type}): {len(pads)} pads for {n} spatial axes")
-        if any(p < 0 for p in pads):
-            raise Unsupported(f"negative pads {list(pads)} have no lowering")
         return pads
     if auto == "VALID":
         return (0,) * (2 * n)
@@ -80,12 +78,44 @@ def same_pads(
 
 
 def padded(c: Lowering, x: Value, pads: Sequence[Dim], filler: float) -> tuple[Value, tuple[int, ...]]:
-    """`x` and the pads of a window over it; pads that depend on symbolic sizes become an explicit `pad`."""
-    if all(isinstance(p, int) for p in pads):
-        return x, tuple(int(p) for p in pads if isinstance(p, int))
+    """`x` and the pads of a window over it; pads that depend on symbolic sizes become an explicit `pad`, and negative
+    ones cut `x`."""
     n = len(pads) // 2
+    if all(isinstance(p, int) for p in pads):
+        fixed = tuple(int(p) for p in pads if isinstance(p, int))
+        for i in range(n):
+            before, after = max(-fixed[i], 0), max(-fixed[n + i], 0)
+            x = c.slice(x, 2 + i, before, c.shape(x)[2 + i] - before - after)
+        return x, tuple(max(p, 0) for p in fixed)
     full = (0, 0, *pads[:n], 0, 0, *pads[n:])
     return c.emit("pad", x, c.number(filler, x), pads=full, mode="constant"), (0,) * (2 * n)
+
+
+def convolved(c: Lowering, x: Value, w: Value, bias: Value | None, window: dict[str, Any]) -> Value:
+    """A convolution over any number of spatial axes: beyond three, a sum over the first one's taps."""
+    if c.rank(x) <= 5:
+        return c.emit("conv", x, w, bias, **window)
+    pads, n = window["pads"], c.rank(x) - 2
+    stride, dilation = window["strides"][0], window["dilations"][0]
+    x = c.emit("pad", x, pads=(0, 0, pads[0], *[0] * n, 0, pads[n], *[0] * (n - 1)))
+    inner = {**{k: window[k][1:] for k in ("strides", "dilations")}, "groups": window["groups"]}
+    inner["pads"] = (*pads[1:n], *pads[n + 1 :])
+    kernel = c.shape(w)[2]
+    assert isinstance(kernel, int)
+    size = floordiv(c.shape(x)[2] - dilation * (kernel - 1) - 1, stride) + 1
+    total: Value | None = None
+    order = (0, 2, 1, *range(3, n + 2))
+    for tap in range(kernel):
+        dims = c.shape(x)
+        starts, sizes = (0, 0, tap * dilation, *[0] * (n - 1)), (*dims[:2], size, *dims[3:])
+        part = c.emit("slice", x, starts=starts, sizes=sizes, steps=(1, 1, stride, *[1] * (n - 1)))
+        part = c.reshape(c.transpose(part, order), (dims[0] * size, dims[1], *dims[3:]))
+        weights = c.reshape(c.slice(w, 2, tap, 1), (*c.shape(w)[:2], *c.shape(w)[3:]))
+        y = convolved(c, part, weights, bias if total is None else None, inner)
+        total = y if total is None else c.emit("add", total, y)
+    assert total is not None
+    out = c.shape(total)
+    return c.transpose(c.reshape(total, (c.shape(x)[0], size, *out[1:])), order)
 
 
 @lowers("Conv")
@@ -98,9 +128,10 @@ def conv(c: Lowering) -> Value:
     declared = c.attr_ints("kernel_shape", kernel)
     if tuple(declared) != kernel:
         raise ModelError(f"node {c.origin!r} (Conv): kernel_shape {list(declared)} is not the weights' {list(kernel)}")
-    strides, dilations = _per_axis(c, "strides", n), _per_axis(c, "dilations", n)
+    strides, dilations = per_axis(c, "strides", n), per_axis(c, "dilations", n)
     x, pads = padded(c, x, same_pads(c, dims[2:], kernel, strides, dilations), 0.0)
-    return c.emit("conv", x, w, bias, strides=strides, pads=pads, dilations=dilations, groups=c.attr_int("group", 1))
+    groups = c.attr_int("group", 1)
+    return convolved(c, x, w, bias, {"strides": strides, "pads": pads, "dilations": dilations, "groups": groups})
 
 
 @lowers("ConvTranspose")
@@ -108,56 +139,30 @@ def conv_transpose(c: Lowering) -> Value:
     x, w, bias = c.x(0), c.x(1), c.opt(2)
     dims, n = c.shape(x), c.rank(x) - 2
     kernel = _static(c, c.shape(w)[2:], "the kernel")
-    strides, dilations = _per_axis(c, "strides", n), _per_axis(c, "dilations", n)
+    strides, dilations = per_axis(c, "strides", n), per_axis(c, "dilations", n)
     extra: tuple[int, ...] = c.attr_ints("output_padding", (0,) * n)
     auto = c.attr_str("auto_pad", "NOTSET") or "NOTSET"
     if c.has("output_shape") or auto.startswith("SAME"):
-        sizes = _static(c, dims[2:], "the input")
-        wanted = c.attr_ints("output_shape", tuple(d * s for d, s in zip(sizes, strides, strict=True)))[-n:]
+        wanted = c.attr_ints("output_shape", tuple(d * s for d, s in zip(dims[2:], strides, strict=True)))[-n:]
         begins, ends = [], []
         for i in range(n):
-            total = strides[i] * (sizes[i] - 1) + extra[i] + dilations[i] * (kernel[i] - 1) + 1 - wanted[i]
-            if total < 0:
-                raise Unsupported(f"an output of {list(wanted)} needs negative pads")
-            half, rest = total // 2, total - total // 2
-            begins.append(half if auto == "SAME_UPPER" else rest)
-            ends.append(rest if auto == "SAME_UPPER" else half)
+            total = strides[i] * (dims[2 + i] - 1) + extra[i] + dilations[i] * (kernel[i] - 1) + 1 - wanted[i]
+            if not isinstance(total, int):
+                raise Unsupported(f"an output of {wanted[i]} from symbolic size {dims[2 + i]} has no lowering")
+            before = 0 if total < 0 else total // 2 if auto == "SAME_UPPER" else total - total // 2
+            begins.append(before)
+            ends.append(total - before)
         pads: tuple[int, ...] = (*begins, *ends)
     else:
         pads = (0,) * (2 * n) if auto == "VALID" else c.attr_ints("pads", (0,) * (2 * n))
-    groups = c.attr_int("group", 1)
-    return c.emit(
-        "conv_transpose",
-        x,
-        w,
-        bias,
-        strides=strides,
-        pads=pads,
-        dilations=dilations,
-        groups=groups,
-        output_padding=extra,
-    )
-
-
-@lowers("MaxPool", "AveragePool")
-def pool(c: Lowering) -> Value:
-    if c.wants(1):
-        raise Unsupported("the indices of MaxPool have no lowering")
-    x = c.x()
-    dims, n = c.shape(x), c.rank(x) - 2
-    if n < 1:
-        raise ModelError(f"node {c.origin!r} ({c.op_type}): %{x.name} has rank {n + 2}; pools need spatial axes")
-    kernel = _per_axis(c, "kernel_shape", n) if c.has("kernel_shape") else c.attr_ints("kernel_shape")
-    strides, dilations = _per_axis(c, "strides", n), _per_axis(c, "dilations", n)
-    wanted = same_pads(c, dims[2:], kernel, strides, dilations)
-    if c.op_type == "AveragePool" and not all(isinstance(p, int) for p in wanted):
-        raise Unsupported("auto_pad of AveragePool needs known sizes")
-    x, pads = padded(c, x, wanted, -math.inf)
-    window: dict[str, Any] = {"kernel": kernel, "strides": strides, "pads": pads, "dilations": dilations}
-    window["ceil_mode"] = bool(c.attr_int("ceil_mode", 0))
-    if c.op_type == "MaxPool":
-        return c.emit("max_pool", x, **window)
-    return c.emit("avg_pool", x, **window, count_include_pad=bool(c.attr_int("count_include_pad", 0)))
+    window = {"strides": strides, "dilations": dilations, "groups": c.attr_int("group", 1), "output_padding": extra}
+    window["pads"] = tuple(max(p, 0) for p in pads)
+    beyond = tuple(max(-p, 0) for p in pads)
+    if not any(beyond):
+        return c.emit("conv_transpose", x, w, bias, **window)
+    y = c.emit("conv_transpose", x, w, **window)
+    y = c.emit("pad", y, pads=(0, 0, *beyond[:n], 0, 0, *beyond[n:]))
+    return y if bias is None else c.emit("add", y, c.channels(bias, n + 2))
 
 
 _EINSUM_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")

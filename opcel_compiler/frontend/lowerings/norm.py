@@ -6,7 +6,7 @@ from opcel_compiler.frontend.limits import ModelError
 from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers
 from opcel_compiler.ir.dims import floordiv, product
 from opcel_compiler.ir.graph import Value
-from opcel_compiler.ir.types import F32
+from opcel_compiler.ir.types import F32, I64
 
 
 @lowers("Softmax", "LogSoftmax")
@@ -21,21 +21,48 @@ def softmax(c: Lowering) -> Value:
     return c.reshape(c.emit(op, y, axis=1), dims)
 
 
-@lowers("BatchNormalization")
-def batch_normalization(c: Lowering) -> Value:
-    if c.attr_int("training_mode", 0) or any(c.wants(i) for i in range(1, 5)):
-        raise Unsupported("BatchNormalization in training mode has no lowering")
-    if c.opset < 9 and not c.attr_int("spatial", 1):
-        raise Unsupported("BatchNormalization with spatial=0 has no lowering")
+@lowers("Hardmax")
+def hardmax(c: Lowering) -> Value:
+    """1 at the first of the largest along the axis, 0 elsewhere."""
     x = c.x()
+    dims = c.shape(x)
+    axis = c.axis(c.attr_int("axis", 1 if c.opset < 13 else -1), len(dims))
+    if c.opset < 13:
+        x, axis = c.reshape(x, (product(dims[:axis]), product(dims[axis:]))), 1
+    shape = c.shape(x)
+    top = c.emit("arg_max", x, axis=axis, keepdims=True)
+    places = c.emit("range_", start=(0,), size=(shape[axis],), step=1, dtype=I64)
+    places = c.reshape(places, (shape[axis], *[1] * (len(shape) - axis - 1)))
+    return c.reshape(c.cast(c.emit("equal", places, top), c.dtype(x)), dims)
+
+
+@lowers("BatchNormalization")
+def batch_normalization(c: Lowering) -> list[Value]:
+    """In training mode (opset 14 and newer) by the batch's own statistics, which join the running ones."""
+    x = c.x()
+    rank = c.rank(x)
+    training = c.opset >= 14 and bool(c.attr_int("training_mode", 0))
+    if not training and any(c.wants(i) for i in range(1, 5)):
+        raise Unsupported("the statistics of a BatchNormalization that is not in training mode have no lowering")
     scale, bias, mean, variance = (c.cast(c.x(i), c.dtype(x)) for i in range(1, 5))
+    running: list[Value] = []
+    if training:
+        axes = (0, *range(2, rank))
+        own = c.emit("reduce_mean", x, axes=axes, keepdims=True)
+        off = c.emit("sub", x, own)
+        spread = c.emit("reduce_mean", c.emit("mul", off, off), axes=axes, keepdims=True)
+        momentum = c.attr_float("momentum", 0.9)
+        for given, i, now in ((mean, 3, own), (variance, 4, spread)):
+            old = c.emit("mul", given, c.number(momentum, given))
+            new = c.emit("mul", c.reshape(now, c.shape(given)), c.number(1 - momentum, given))
+            running.append(c.cast(c.emit("add", old, new), c.dtype(c.x(i))))
+        mean, variance = (c.reshape(v, c.shape(mean)) for v in (own, spread))
     deviation = c.emit("sqrt", c.emit("add", variance, c.number(c.attr_float("epsilon", 1e-5), variance)))
     factor = c.emit("div", scale, deviation)
     offset = c.emit("sub", bias, c.emit("mul", mean, factor))
-    rank = c.rank(x)
-    if rank == 1:
-        return c.emit("add", c.emit("mul", x, factor), offset)
-    return c.emit("add", c.emit("mul", x, c.channels(factor, rank)), c.channels(offset, rank))
+    if rank > 1 and (c.opset >= 9 or c.attr_int("spatial", 1)):
+        factor, offset = c.channels(factor, rank), c.channels(offset, rank)
+    return [c.emit("add", c.emit("mul", x, factor), offset), *running]
 
 
 @lowers("InstanceNormalization")

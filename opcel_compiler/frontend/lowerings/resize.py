@@ -1,4 +1,4 @@
-"""Resampling, and operators of old exporters that left the standard."""
+"""Resize and Upsample."""
 
 from __future__ import annotations
 
@@ -9,45 +9,23 @@ import numpy as np
 
 from opcel_compiler.frontend.limits import ModelError
 from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers
-from opcel_compiler.frontend.lowerings.movement import slice_axis
-from opcel_compiler.ir.dims import Dim, product
+from opcel_compiler.frontend.lowerings.resample import (
+    Axis,
+    Interpolation,
+    Numbers,
+    coordinates,
+    gathered,
+    interpolated,
+    read_sizes,
+    resampled,
+    scaled,
+)
+from opcel_compiler.ir.dims import Dim
 from opcel_compiler.ir.graph import Value
+from opcel_compiler.ir.types import F32
 
 _REPEATS = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil")}
 """With a whole factor, these choices of coordinates and rounding repeat each element."""
-
-
-_MAX_LENGTH = 1 << 20
-
-
-def coordinates(mode: str, length: int, out: int, scale: np.float32) -> Any:
-    """For each position of the result, its coordinate in an input axis of `length`; in float32, as runtimes do it."""
-    x = np.arange(out, dtype=np.float32)
-    half = np.float32(0.5)
-    if mode == "asymmetric":
-        return x / scale
-    if mode == "align_corners":
-        return x * np.float32(length - 1) / np.float32(out - 1) if out > 1 else np.zeros_like(x)
-    if mode == "pytorch_half_pixel" and out == 1:
-        return np.zeros_like(x)
-    if mode in ("half_pixel", "pytorch_half_pixel"):
-        return (x + half) / scale - half
-    if mode == "half_pixel_symmetric":
-        adjustment = np.float32(out) / (scale * np.float32(length))
-        offset = np.float32(length) / np.float32(2) * (np.float32(1) - adjustment)
-        return offset + (x + half) / scale - half
-    raise Unsupported(f"coordinate_transformation_mode={mode!r} has no lowering")
-
-
-def nearest(at: np.ndarray, rounding: str) -> Any:
-    half = np.float32(0.5)
-    if rounding == "round_prefer_floor":
-        return np.ceil(at - half)
-    if rounding == "round_prefer_ceil":
-        return np.floor(at + half)
-    if rounding in ("floor", "ceil"):
-        return np.floor(at) if rounding == "floor" else np.ceil(at)
-    raise Unsupported(f"nearest_mode={rounding!r} has no lowering")
 
 
 def repeat(c: Lowering, x: Value, factors: Sequence[int]) -> Value:
@@ -62,118 +40,153 @@ def repeat(c: Lowering, x: Value, factors: Sequence[int]) -> Value:
     return c.reshape(y, tuple(d * r for d, r in zip(dims, factors, strict=True)))
 
 
-def resample(c: Lowering, x: Value, axis: int, at: np.ndarray, length: int, linear: bool, rounding: str) -> Value:
-    """One axis of `x` read at the coordinates `at`."""
-    if not linear:
-        index = np.clip(nearest(at, rounding), 0, length - 1).astype(np.int64)
-        return c.emit("gather", x, c.constant(index), axis=axis)
-    at = np.clip(at, 0, length - 1)
-    low = np.floor(at).astype(np.int64)
-    shape = (len(at), *[1] * (c.rank(x) - axis - 1))
-    weight = (at - low).astype(np.float32).reshape(shape)
-    dtype = c.dtype(x)
-    below = c.emit("gather", x, c.constant(low), axis=axis)
-    above = c.emit("gather", x, c.constant(np.minimum(low + 1, length - 1)), axis=axis)
-    below = c.emit("mul", below, c.constant((np.float32(1) - weight).astype(dtype.numpy), dtype))
-    return c.emit("add", below, c.emit("mul", above, c.constant(weight.astype(dtype.numpy), dtype)))
+def _vector(c: Lowering, i: int) -> Value | None:
+    """Input i, a vector of numbers; None where it is absent or empty."""
+    value = c.opt(i)
+    return None if value is None or c.shape(value) == (0,) else value
 
 
-def _scales(c: Lowering, rank: int) -> tuple[list[float] | None, Value | None]:
-    """(factor of each axis, target sizes): one of the two is given."""
+def _elements(c: Lowering, k: Numbers, value: Value) -> list[Any]:
+    """The elements of a vector as float32 scalars."""
+    data = value.constant
+    if data is not None:
+        return list(np.asarray(data.array, np.float32).reshape(-1))
+    (n,) = c.shape(value)
+    if not isinstance(n, int):
+        raise Unsupported(f"how many factors there are, {n}, is known at run time only")
+    value = c.cast(value, F32)
+    return [c.reshape(c.slice(value, 0, i, 1), ()) for i in range(n)]
+
+
+def _by_scales(c: Lowering, k: Numbers, scales: list[Any], axes: list[int]) -> dict[int, tuple[Dim, Any]]:
+    dims, out = c.shape(c.x()), {}
+    for a, scale in zip(axes, scales, strict=True):
+        size = None if isinstance(scale, Value) else scaled(dims[a], float(scale))
+        if size is None:
+            (size,) = read_sizes(c, k.shaped(k("floor", k("mul", k.of(dims[a]), scale)), 1), "a resized axis")
+        out[a] = size, scale
+    return out
+
+
+def _by_sizes(c: Lowering, k: Numbers, sizes: Sequence[Dim], axes: list[int]) -> dict[int, tuple[Dim, Any]]:
+    dims = c.shape(c.x())
+    ratios = [k("div", k.of(size), k.of(dims[a])) for a, size in zip(axes, sizes, strict=True)]
+    policy = c.attr_str("keep_aspect_ratio_policy", "stretch")
+    if policy == "stretch":
+        return {a: (size, ratio) for a, size, ratio in zip(axes, sizes, ratios, strict=True)}
+    if policy not in ("not_larger", "not_smaller"):
+        raise ModelError(f"node {c.origin!r} (Resize): keep_aspect_ratio_policy {policy!r} is unknown")
+    scale = ratios[0]
+    for other in ratios[1:]:
+        scale = k("min" if policy == "not_larger" else "max", scale, other)
+    out = {}
+    for a in axes:
+        rounded = k("floor", k("add", k("mul", scale, k.of(dims[a])), 0.5))
+        out[a] = read_sizes(c, k.shaped(rounded, 1), "a resized axis")[0], scale
+    return out
+
+
+def _target(c: Lowering, k: Numbers, axes: list[int]) -> dict[int, tuple[Dim, Any]]:
+    """For each axis, its new extent and the factor, a float32 or a value."""
     if c.op_type == "Upsample" and c.opset < 9:
-        return list(c.attr_floats("scales")), None
-    operand = c.opt(1) if c.opset < 11 else c.opt(2)
-    sizes = None if c.opset < 11 else c.opt(3)
-    if sizes is not None and c.shape(sizes) != (0,):
-        return None, sizes
-    data = None if operand is None else operand.constant
-    if data is None:
-        raise Unsupported("the factors are computed from data")
-    return [float(v) for v in data.array.reshape(-1)], None
+        scales: list[Any] = [np.float32(v) for v in c.attr_floats("scales")]
+    else:
+        sizes = None if c.opset < 11 else _vector(c, 3)
+        given = sizes if sizes is not None else _vector(c, 1 if c.opset < 11 else 2)
+        if given is None:
+            raise ModelError(f"node {c.origin!r} ({c.op_type}) has neither factors nor sizes")
+        if sizes is not None:
+            extents = c.dims(sizes, "the sizes")
+            _check_count(c, len(extents), axes)
+            return _by_sizes(c, k, extents, axes)
+        scales = _elements(c, k, given)
+    _check_count(c, len(scales), axes)
+    return _by_scales(c, k, scales, axes)
+
+
+def _check_count(c: Lowering, count: int, axes: list[int]) -> None:
+    if count != len(axes):
+        raise ModelError(f"node {c.origin!r} ({c.op_type}): {count} factors or sizes for {len(axes)} axes")
+
+
+def _whole_factors(dims: Sequence[Dim], target: dict[int, tuple[Dim, Any]]) -> list[int] | None:
+    """The factor of each axis of the input where all are whole numbers."""
+    factors = [1] * len(dims)
+    for a, (size, scale) in target.items():
+        if isinstance(scale, Value) or scale < 1 or scale != int(scale) or size != dims[a] * int(scale):
+            return None
+        factors[a] = int(scale)
+    return factors
 
 
 @lowers("Resize", "Upsample")
 def resize(c: Lowering) -> Value:
-    x = c.x()
-    dims = c.shape(x)
+    x, k = c.x(), Numbers(c)
+    dims, dtype = c.shape(x), c.dtype(x)
     rank = len(dims)
-    mode = c.attr_str("mode", "nearest")
     old = c.op_type == "Upsample" or c.opset < 11
-    how = "asymmetric" if old else c.attr_str("coordinate_transformation_mode", "half_pixel")
+    transform = "asymmetric" if old else c.attr_str("coordinate_transformation_mode", "half_pixel")
+    mode = c.attr_str("mode", "nearest").replace("bilinear", "linear")
+    if mode not in ("nearest", "linear", "cubic"):
+        raise ModelError(f"node {c.origin!r} ({c.op_type}): mode {mode!r} is unknown")
     rounding = "floor" if old else c.attr_str("nearest_mode", "round_prefer_floor")
-    if mode not in ("nearest", "linear", "bilinear") or c.attr_int("antialias", 0) or not c.dtype(x).is_float:
-        raise Unsupported(f"mode {mode!r} of {c.dtype(x)} has no lowering")
-    if c.attr_str("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise Unsupported("only the stretch policy has a lowering")
-    scales, target = _scales(c, rank)
+    how = Interpolation(
+        mode, rounding, c.attr_float("cubic_coeff_a", -0.75), bool(c.attr_int("exclude_outside", 0)),
+        bool(c.attr_int("antialias", 0)) and mode != "nearest",
+    )  # fmt: skip
     axes = [c.axis(a, rank) for a in c.attr_ints("axes", tuple(range(rank)))]
-    sizes: list[int | None] = [None] * rank
-    factors = [1.0] * rank
-    given = scales if target is None else c.known_ints(target, "the sizes")
-    assert given is not None
-    if len(given) != len(axes):
-        raise ModelError(f"node {c.origin!r} ({c.op_type}): {len(given)} factors or sizes for {len(axes)} axes")
-    for a, v in zip(axes, given, strict=True):
-        if target is None:
-            factors[a] = float(v)
-        else:
-            sizes[a] = int(v)
-            d = dims[a]
-            factors[a] = int(v) / d if isinstance(d, int) and d else 0.0
-    whole = all(f >= 1 and f == int(f) for f in factors)
-    if mode == "nearest" and (how, rounding) in _REPEATS and whole:
-        return repeat(c, x, [int(f) for f in factors])
-    for a, d in enumerate(dims):
-        if factors[a] == 1.0:
+    target = _target(c, k, axes)
+    crop = transform == "tf_crop_and_resize"
+    roi = _elements(c, k, _roi(c)) if crop else []
+    if crop and len(roi) != 2 * len(axes):
+        raise ModelError(f"node {c.origin!r} (Resize): a roi of {len(roi)} numbers for {len(axes)} axes")
+    factors = _whole_factors(dims, target)
+    image = dtype == F32 and rank == 4
+    if mode == "nearest" and (transform, rounding) in _REPEATS and factors and not (image and factors[:2] == [1, 1]):
+        return repeat(c, x, factors)
+    tables: dict[int, Axis] = {}
+    for i, a in enumerate(axes):
+        size, scale = target[a]
+        if not crop and size == dims[a] and not isinstance(scale, Value) and scale == 1:
             continue
-        if not isinstance(d, int) or d == 0:
-            raise Unsupported(f"resizing axis {a} of symbolic size {d} has no lowering")
-        scale = np.float32(factors[a])
-        out = sizes[a]
-        if d * float(scale) > _MAX_LENGTH or (out or 0) > _MAX_LENGTH:
-            raise Unsupported(f"a resized axis of more than {_MAX_LENGTH} elements is left to the fallback")
-        length = int(np.floor(np.float32(d) * scale)) if out is None else out
-        x = resample(c, x, a, coordinates(how, d, length, scale), d, mode != "nearest", rounding)
-    return x
+        if not crop and size == dims[a] and transform != "half_pixel_symmetric" and _of_sizes(c):
+            continue
+        region = (roi[i], roi[len(axes) + i]) if crop else None
+        at = coordinates(k, transform, dims[a], size, scale, _of_sizes(c), region)
+        table = interpolated(k, at, dims[a], size, scale, (size, dims[a]), how)
+        outside = None
+        if crop:
+            last = k("sub", k.of(dims[a]), 1.0)
+            outside = k("or", k("less", at, 0.0), k("less", last, at))
+        tables[a] = Axis(size, table.places, table.weights, outside)
+    if dtype == F32:
+        y = resampled(c, x, tables)
+    elif mode == "nearest" or dtype.bits > 32:
+        y = gathered(c, x, tables)
+    else:
+        y = c.cast(resampled(c, c.cast(x, F32), tables), dtype)
+    return _extrapolated(c, k, y, tables)
 
 
-@lowers("LRN")
-def lrn(c: Lowering) -> Value:
-    x, size = c.x(), c.attr_int("size")
-    dims = c.shape(x)
-    if len(dims) < 3 or size < 1:
-        raise Unsupported(f"LRN of size {size} over rank {len(dims)} has no lowering")
-    squares = c.reshape(c.emit("mul", x, x), (dims[0], 1, dims[1], product(dims[2:])))
-    pads = ((size - 1) // 2, 0, size - 1 - (size - 1) // 2, 0)
-    window = {"kernel": (size, 1), "strides": (1, 1), "pads": pads, "dilations": (1, 1)}
-    mean = c.reshape(c.emit("avg_pool", squares, **window, count_include_pad=True), dims)
-    base = c.emit("mul", mean, c.number(c.attr_float("alpha", 1e-4), x))
-    base = c.emit("add", base, c.number(c.attr_float("bias", 1.0), x))
-    return c.emit("div", x, c.emit("pow", base, c.number(c.attr_float("beta", 0.75), x)))
+def _of_sizes(c: Lowering) -> bool:
+    """Whether the new extents are stated and each axis keeps its own ratio."""
+    given = c.opset >= 11 and c.op_type == "Resize" and _vector(c, 3) is not None
+    return given and c.attr_str("keep_aspect_ratio_policy", "stretch") == "stretch"
 
 
-@lowers("ImageScaler")
-def image_scaler(c: Lowering) -> Value:
-    x = c.x()
-    bias = c.constant(np.array(c.attr_floats("bias"), np.float32))
-    scaled = c.emit("mul", x, c.number(c.attr_float("scale", 1.0), x))
-    return c.emit("add", scaled, c.channels(c.cast(bias, c.dtype(x)), c.rank(x)))
+def _roi(c: Lowering) -> Value:
+    found = _vector(c, 1)
+    if found is None:
+        raise ModelError(f"node {c.origin!r} (Resize) has no roi")
+    return found
 
 
-@lowers("Affine")
-def affine(c: Lowering) -> Value:
-    x = c.x()
-    scaled = c.emit("mul", x, c.number(c.attr_float("alpha", 1.0), x))
-    return c.emit("add", scaled, c.number(c.attr_float("beta", 0.0), x))
-
-
-@lowers("Crop")
-def crop(c: Lowering) -> Value:
-    x = c.x()
-    left, top, right, bottom = c.attr_ints("border")
-    scale = c.attr_ints("scale", ())
-    for axis, before, after in ((2, top, bottom), (3, left, right)):
-        size = c.shape(x)[axis]
-        end: Dim = before + scale[axis - 2] if scale else size - after
-        x = c.slice(x, axis, *slice_axis(size, before, end, 1))
-    return x
+def _extrapolated(c: Lowering, k: Numbers, y: Value, tables: dict[int, Axis]) -> Value:
+    """`y` with the extrapolation value where a coordinate lies outside."""
+    rank, filler = c.rank(y), c.number(c.attr_float("extrapolation_value", 0.0), y)
+    for a, table in tables.items():
+        if table.outside is None or (not isinstance(table.outside, Value) and not table.outside.any()):
+            continue
+        mask = k.shaped(table.outside, table.size, *[1] * (rank - a - 1))
+        y = c.emit("where", k.value(mask), filler, y)
+    return y

@@ -15,6 +15,7 @@ from opcel_compiler.ir.ops import (
     quant,
     recurrent,
     reduction,
+    sampling,
     scatter,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "quant",
     "recurrent",
     "reduction",
+    "sampling",
     "scatter",
 ]

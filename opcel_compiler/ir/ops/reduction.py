@@ -117,8 +117,8 @@ def _infer_pool(operands: Operands, attrs: Attrs) -> tuple[Type, ...]:
     x = tensor_of(operands, 0, "fiu")
     if x.shape is None:
         return (x,)
-    if not 3 <= len(x.shape) <= 5:
-        raise InferenceError(f"x has rank {len(x.shape)}; 1 to 3 spatial axes are defined")
+    if len(x.shape) < 3:
+        raise InferenceError(f"x has rank {len(x.shape)}; a pool needs spatial axes")
     check_window(len(x.shape) - 2, attrs, "kernel", "strides", "dilations")
     return (TensorType(x.dtype, x.shape[:2] + window_counts(x.shape[2:], attrs["kernel"], attrs)),)
 
@@ -175,6 +175,39 @@ define(
     "x",
     _infer_pool,
     _max_pool,
+    (*_POOL, _CEIL),
+    flops=_pool_flops,
+    traits="reduction",
+)
+
+
+def _infer_arg_max_pool(operands: Operands, attrs: Attrs) -> tuple[Type, ...]:
+    (y,) = _infer_pool(operands, attrs)
+    assert isinstance(y, TensorType)
+    return (TensorType(I64, y.shape),)
+
+
+@quiet
+def _arg_max_pool(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
+    x = widen(array_at(arrays, 0))
+    counts = _counts(x, attrs)
+    source = padded(x, attrs["kernel"], counts, attrs, lowest(x.dtype))
+    places = padded(np.arange(x.size).reshape(x.shape), attrs["kernel"], counts, attrs, -1)
+    best = np.full((*x.shape[:2], *counts), lowest(x.dtype), x.dtype)
+    at = np.full(best.shape, -1)
+    for _, index in taps(attrs["kernel"], counts, attrs):
+        value, place = source[index], places[index]
+        better = (place >= 0) & ((at < 0) | (value > best) | (np.isnan(value) & ~np.isnan(best)))
+        best, at = np.where(better, value, best), np.where(better, place, at)
+    return (np.maximum(at, 0),)
+
+
+define(
+    "arg_max_pool",
+    "Where the largest element of each window lies in x as a flat array: the first of equals; a NaN wins",
+    "x",
+    _infer_arg_max_pool,
+    _arg_max_pool,
     (*_POOL, _CEIL),
     flops=_pool_flops,
     traits="reduction",

@@ -13,6 +13,7 @@ from opcel_compiler.codegen.cpu.families import (
     movement,
     recurrent,
     rows,
+    sampling,
     scatter,
     strassen,
     vector,
@@ -25,8 +26,8 @@ from opcel_compiler.targets.schema import Target
 Emitter = Callable[[Kernel, Target], Union[KernelUnit, list[KernelUnit]]]
 
 EMITTERS: dict[str, Emitter] = {
-    **attention.EMITTERS, **contraction.EMITTERS, **convolution.EMITTERS, **loops.EMITTERS, **movement.EMITTERS,
-    **recurrent.EMITTERS, **rows.EMITTERS, **strassen.EMITTERS, **vector.EMITTERS, **winograd.EMITTERS,
-    **scatter.EMITTERS,
+    **attention.EMITTERS, **contraction.EMITTERS, **convolution.EMITTERS, **loops.EMITTERS,
+    **movement.EMITTERS, **recurrent.EMITTERS, **rows.EMITTERS, **sampling.EMITTERS, **scatter.EMITTERS,
+    **strassen.EMITTERS, **vector.EMITTERS, **winograd.EMITTERS,
 }  # fmt: skip
 """How to generate each family's kernels."""

@@ -221,11 +221,16 @@ def emit_pool_reference(kernel: Kernel, target: Target) -> KernelUnit:
         return "{" + ", ".join([*(unit.integer(v) for v in values), *["1"] * (6 - len(values))]) + "}"
 
     unit.tasks = x.shape[0] * x.shape[1]
+    source = unit.pointer(x)
+    if anchor.op == "arg_max_pool":
+        results = ["nullptr", unit.pointer(y, "int64_t", const=False)]
+    else:
+        results = [unit.pointer(y, const=False), "nullptr"]
     fields = [
-        unit.pointer(x), unit.pointer(y, const=False), "nullptr", unit.integer(unit.tasks), str(half),
+        source, *results, unit.integer(unit.tasks), str(half),
         *map(six, lists), "true" if a.get("count_include_pad") else "false",
     ]  # fmt: skip
-    kind = "true" if anchor.op == "max_pool" else "false"
+    kind = "false" if anchor.op == "avg_pool" else "true"
     return unit.finish(
         ["kernels/pool/reference.h"], "",
         f"  const PoolReferenceArgs args{{{', '.join(fields)}}};\n  pool_reference_tasks<{kind}>(args, begin, end);\n",
@@ -235,4 +240,5 @@ def emit_pool_reference(kernel: Kernel, target: Target) -> KernelUnit:
 EMITTERS = {
     "conv.blocked": emit_conv, "conv.depthwise": emit_depthwise, "pool.blocked": emit_pool,
     "conv.reference": emit_conv_reference, "conv_transpose": emit_conv_reference, "pool.reference": emit_pool_reference,
+    "arg_max_pool": emit_pool_reference,
 }  # fmt: skip

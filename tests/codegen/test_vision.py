@@ -1,0 +1,97 @@
+"""Operators on images, compiled and compared with the interpreter and ONNX Runtime: several outputs a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+import opcel_compiler as oc
+
+RNG = np.random.default_rng(0)
+
+
+def floats(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def model_of(
+    nodes: list[tuple[str, str, str, dict[str, Any]]],
+    inputs: dict[str, list[int | str]],
+    constants: dict[str, np.ndarray],
+    opset: int = 18,
+) -> onnx.ModelProto:
+    """Nodes as (op, inputs, outputs, attributes); every value whose name begins with y is an output."""
+    made = [helper.make_node(op, ["" if n == "_" else n for n in i.split()], o.split(), **a) for op, i, o, a in nodes]
+    outputs = [helper.make_empty_tensor_value_info(n) for _, _, o, _ in nodes for n in o.split() if n[0] == "y"]
+    graph = helper.make_graph(
+        made, "several", [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()], outputs,
+        [numpy_helper.from_array(v, k) for k, v in constants.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+def families(model: onnx.ModelProto, **options: Any) -> set[str]:
+    """The kernel families of the model, compiled without a fallback and proved."""
+    with oc.compile(model, fallback="error", threads=2, **options) as compiled:
+        assert compiled.report["proof"]["status"] == "proved"
+        return {k["family"] for k in compiled.report["kernels"]}
+
+
+def resizes(sizes: str, conv: str) -> list[tuple[str, str, str, dict[str, Any]]]:
+    return [
+        ("Resize", f"{conv} _ _ {sizes}", "y0", {"mode": "linear"}),
+        ("Resize", f"{conv} _ _ {sizes}", "y1", {"mode": "cubic", "exclude_outside": 1}),
+        ("Resize", f"{conv} _ _ {sizes}", "y2", {"mode": "nearest", "coordinate_transformation_mode": "asymmetric"}),
+        ("Resize", f"{conv} _ two _", "y3", {"mode": "nearest"}),
+        ("Resize", f"{conv} _ _ {sizes}", "y4", {"mode": "linear", "antialias": 1, "exclude_outside": 1}),
+        ("Pad", f"{conv} p", "y5", {"mode": "reflect"}),
+        ("Pad", f"{conv} q", "y6", {"mode": "edge"}),
+    ]
+
+
+CONSTANTS = {
+    "s": np.array([2, 5, 19, 8]), "two": np.array([1, 1, 2, 3], np.float32),
+    "p": np.array([0, 0, 2, 1, 0, 0, 3, 4]), "q": np.array([0, 1, 0, 2, 1, 0, 2, 0]),
+    "w": floats(5, 5, 3, 3),
+}  # fmt: skip
+
+
+def test_resampled_planes() -> None:
+    model = model_of(resizes("s", "x"), {"x": [2, 5, 11, 21]}, CONSTANTS)
+    assert families(model) == {"resample", "gather"}
+
+
+def test_resampled_planes_of_sizes_known_at_run_time() -> None:
+    model = model_of(resizes("s", "x"), {"x": [2, 5, "h", "w"]}, CONSTANTS)
+    assert {"resample", "gather", "elementwise"} <= families(model)
+
+
+def test_resampled_blocks() -> None:
+    nodes = [("Conv", "x w", "c", {"pads": [1, 1, 1, 1]}), *resizes("s", "c")]
+    assert {"resample.blocked", "conv.blocked"} <= families(model_of(nodes, {"x": [2, 5, 11, 21]}, CONSTANTS))
+    nodes = nodes[:2]
+    assert "resample.blocked" in families(model_of(nodes, {"x": [2, 5, 11, 21]}, CONSTANTS), precision="bf16")
+
+
+def test_rows_longer_than_the_stack_holds() -> None:
+    nodes = [("Resize", "x _ _ s", "y", {"mode": "linear"})]
+    constants = {"s": np.array([1, 1, 5, 300])}
+    assert families(model_of(nodes, {"x": [1, 1, 3, 17000]}, constants)) == {"resample"}
+
+
+def test_pools_and_trigonometry() -> None:
+    window = {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1]}
+    functions = ["Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Atanh"]
+    nodes: list[tuple[str, str, str, dict[str, Any]]] = [
+        ("MaxPool", "x", "m y0", {**window, "storage_order": 1}),
+        ("LpPool", "x", "y1", {**window, "p": 3}),
+        ("Hardmax", "x", "y2", {"axis": 1}),
+        ("Sigmoid", "x", "z", {}),
+        *((op, "z", f"y{op}", {}) for op in functions),
+        ("Exp", "z", "e", {}),
+        ("Acosh", "e", "yAcosh", {}),
+    ]
+    assert "arg_max_pool" in families(model_of(nodes, {"x": [2, 3, 9, 8]}, {}))
