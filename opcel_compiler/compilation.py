@@ -13,6 +13,7 @@ from opcel_compiler.frontend.proto_types import DimValue
 from opcel_compiler.ir.analysis import flops
 from opcel_compiler.ir.dims import Dim, as_symbol, symbols_of
 from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.ops.control import BRANCHING
 from opcel_compiler.ir.program import Program
 from opcel_compiler.ir.types import TensorType
 from opcel_compiler.report.sketch import Sketch, graph_sketch
@@ -156,6 +157,10 @@ def place_for(graph: Graph, target: Target) -> list[Fallback]:
     constraints = (exists, *constraints_of(target), *limits)  # limits on shapes take it that there is a known rank
 
     def reason(node: Node) -> str | None:
+        if node.op in BRANCHING:
+            inside = (n for region in node.regions for n in region.walk() if n.op not in BRANCHING)
+            found = ((n, why) for n in inside if (why := reason(n)) is not None)
+            return next((f"inside it, {', '.join(n.origin[:2]) or n.op}: {why}" for n, why in found), None)
         inner = list(node.regions[0].nodes) if node.op == "fused" else [node]
         broken = (why for n in inner if n.op != "constant" for c in constraints for why in violations(n, (c,)))
         return next(broken, None)

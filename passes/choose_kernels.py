@@ -37,7 +37,11 @@ class ChooseKernels(Pass):
         if target is None or target.vector is None:
             return
         choosing = Choosing(program, target, ctx.precision)
-        program.steps = [s for step in program.steps for s in _choose(step, choosing, ctx)]
+        chosen: list[Step] = []
+        for step in program.steps:
+            chosen += _choose(step, choosing, ctx)
+            choosing.passed(step)
+        program.steps = chosen
         if ctx.tuned:
             winograd = not ctx.small and Numerics.REASSOCIATES not in ctx.forbidden
             ctx.overridden += override(program.kernels, ctx.tuned, choosing, winograd)

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from opcel_compiler.ir.dims import equal
 from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.ops.control import nested
 from opcel_compiler.ir.outline import move_into_region
 from opcel_compiler.ir.types import F32, TensorType
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
@@ -32,6 +33,10 @@ class Fuse(Pass):
     max_nodes: int = 32
 
     def run(self, graph: Graph, ctx: PassContext) -> None:
+        for part in nested(graph):
+            self._group(part, ctx)
+
+    def _group(self, graph: Graph, ctx: PassContext) -> None:
         taken: set[Node] = set()
         groups: list[list[Node]] = []
 

@@ -15,7 +15,7 @@ from opcel_compiler.ir.dims import product
 from opcel_compiler.ir.graph import Graph, Value
 from opcel_compiler.ir.layout import Layout
 from opcel_compiler.ir.parts import Parts, part_of
-from opcel_compiler.ir.program import Buffer, Kernel, Program, Step, View, whole
+from opcel_compiler.ir.program import Buffer, Control, Kernel, Program, Step, View, block_end, loops, whole
 from opcel_compiler.ir.types import F32, TensorType
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
 from opcel_compiler.schedule.choice.convolution import depthwise_tile
@@ -47,20 +47,40 @@ class _Relayout:
         """Row-major buffer → the blocked buffer that holds the same values."""
         self.steps: list[Step] = []
         self.names = {b.name for b in program.buffers}
+        self.made: set[Buffer] = set()
         self.parts = Parts(program, width)
 
     def run(self) -> None:
-        for step in self.program.steps:
-            if isinstance(step, Kernel) and self._takes_blocks(step):
+        around: list[dict[Buffer, Buffer]] = []
+        for i, step in enumerate(self.program.steps):
+            if isinstance(step, Control):
+                self._cross(i, step, around)
+                self.steps.append(step)
+            elif isinstance(step, Kernel) and self._takes_blocks(step):
                 self._convert(step)
             elif isinstance(step, Kernel) and step.family == "copy" and self._blocked_part(step) is not None:
                 self._copy_part(step)
             else:
                 self.steps.append(step)
+                for v in step.outputs:
+                    self.blocked.pop(v.buffer, None)
         self.program.steps = self.steps
         self._drop_dead()
         self._refresh()
         self.parts.join(self.program)
+
+    def _cross(self, at: int, mark: Control, around: list[dict[Buffer, Buffer]]) -> None:
+        """Forget at a mark of control flow which blocked copies hold no more: those made in another branch, and those
+        of what a block may write."""
+        steps = self.program.steps
+        if mark.kind in ("if", "loop"):
+            written = {v.buffer for s in steps[at : block_end(steps, at)[1]] for v in s.outputs}
+            self.blocked = {plain: b for plain, b in self.blocked.items() if plain not in written}
+            around.append(dict(self.blocked))
+        else:
+            self.blocked = dict(around[-1])
+            if mark.kind == "end":
+                around.pop()
 
     # -- which kernels ---------------------------------------------------------------------------------------------
 
@@ -166,7 +186,7 @@ class _Relayout:
     def _copy_part(self, kernel: Kernel) -> None:
         source, target = kernel.inputs[0], self.blocked[kernel.outputs[0].buffer]
         found = self.blocked.get(source.buffer)
-        if found is not None and found.type.shape == source.shape and source.is_contiguous:
+        if found is not None and found.type.shape == source.shape and source.is_contiguous and source.offset == 0:
             kernel.inputs[0] = whole(found)
             self.steps.append(kernel)
         else:
@@ -184,13 +204,15 @@ class _Relayout:
 
     def _to_blocked(self, view: View, halo: tuple[tuple[int, int], ...], origin: tuple[str, ...]) -> Buffer:
         found = self.blocked.get(view.buffer)
-        if found is not None and found.type.shape == view.shape:
+        dense = view.offset == 0 and view.is_contiguous
+        if found is not None and found.type.shape == view.shape and dense:
             found.layout = found.layout.with_halo(halo)
             return found
         layout = Layout(block_axis=1, block=self.width).with_halo(halo)
         found = self._buffer(view.buffer.name, TensorType(F32, view.shape), layout)
         self._emit_copy(view, whole(found), origin)
-        self.blocked[view.buffer] = found
+        if dense:
+            self.blocked[view.buffer] = found
         return found
 
     def _planar(self, kernel: Kernel, view: View) -> View:
@@ -250,12 +272,16 @@ class _Relayout:
         self.names.add(name)
         if like is not None:
             return Buffer(name, type, like.kind, layout, data=like.data)
-        return Buffer(name, type, layout=layout)
+        made = Buffer(name, type, layout=layout)
+        self.made.add(made)
+        return made
 
     # -- clean-up --------------------------------------------------------------------------------------------------
 
     def _drop_dead(self) -> None:
         live = set(self.program.outputs)
+        for begin, end in loops(self.program.steps):
+            live.update(v.buffer for s in self.program.steps[begin:end] for v in s.inputs)
         kept: list[Step] = []
         for step in reversed(self.program.steps):
             moves = isinstance(step, Kernel) and step.family in ("relayout", "copy")
@@ -267,7 +293,7 @@ class _Relayout:
 
     def _refresh(self) -> None:
         """Views of blocked buffers follow the halos that were joined after they were made."""
-        joined = set(self.blocked.values())
+        joined = self.made
         for step in self.program.steps:
             for views in (step.inputs, step.outputs):
                 for i, v in enumerate(views):

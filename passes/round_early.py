@@ -7,6 +7,7 @@ too, as by a residual connection, writes both.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,6 +42,7 @@ class RoundEarly(Pass):
             buffer.layout = buffer.layout.stored_as("bf16")
         same: dict[Buffer, View] = {}
         writers: dict[Buffer, Kernel] = {}
+        count = Counter(v.buffer for step in program.steps for v in step.outputs)
         steps: list[Step] = []
         for step in program.steps:
             if isinstance(step, Kernel) and step.family == "round":
@@ -48,7 +50,7 @@ class RoundEarly(Pass):
                 if x.buffer in stored:
                     same[y.buffer] = x
                     continue
-                if y.buffer.layout.block == 1 and x.is_whole and x.buffer in writers:
+                if y.buffer.layout.block == 1 and x.is_whole and x.buffer in writers and count[x.buffer] == 1:
                     _write_both(writers.pop(x.buffer), y.buffer)
                     continue
             elif isinstance(step, Kernel) and step.family in NORMS and _writes(step) and step.outputs[0].is_whole:

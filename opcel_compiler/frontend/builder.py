@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from opcel_compiler.frontend.limits import MAX_CONTENT
 from opcel_compiler.frontend.proto_types import Symbols
 from opcel_compiler.frontend.symbolic import Content
 from opcel_compiler.frontend.weights import Weights
-from opcel_compiler.ir.dims import Call, Dim, Expr, Symbol, as_symbol, equal
+from opcel_compiler.ir.dims import Call, Dim, Expr, Monomial, Symbol, as_symbol, bounds, equal, substitute, symbols_of
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.opdef import op_def
@@ -44,6 +45,8 @@ class Builder:
         """From a node's origin to its operator in the model, `domain::Name:opset` or `Name:opset`."""
         self.sizes: set[Dim] = set()
         """Dims that are some tensor's size, and so not negative whatever their bounds say."""
+        self.trips: dict[str, Dim] = {}
+        """Of each symbol that numbers iterations, how many there are at most."""
         self._contents: dict[Value, Content] = {}
 
     # -- undo ----------------------------------------------------------------------------------------------------
@@ -57,7 +60,20 @@ class Builder:
             node = self.log.pop()
             for value in node.results:
                 self._contents.pop(value, None)
-            self.graph.erase(node)
+            if node.graph is not None:
+                node.graph.erase(node)
+
+    @contextmanager
+    def inside(self, region: Graph) -> Iterator[None]:
+        """Emit into `region`, which is emptied when that fails."""
+        outer, self.graph = self.graph, region
+        try:
+            yield
+        except BaseException:
+            region.clear()
+            raise
+        finally:
+            self.graph = outer
 
     # -- contents ------------------------------------------------------------------------------------------------
 
@@ -85,6 +101,20 @@ class Builder:
         self._contents[value] = content
         return value
 
+    def in_range(self, index: Dim, size: Dim) -> bool:
+        """Whether 0 <= index < size for every value of the symbols and in every iteration, as far as that is known."""
+        low = high = index
+        for name, trip in self.trips.items():
+            if not isinstance(index, Expr) or all(s.name != name for s in symbols_of(index)):
+                continue
+            terms = [(mono, coeff) for mono, coeff in index.terms if any(s.name == name for s in _symbols(mono))]
+            if len(terms) > 1 or len(terms[0][0]) > 1 or isinstance(terms[0][0][0], Call):
+                return False
+            first, last = ({name: at} for at in ((0, trip - 1) if terms[0][1] > 0 else (trip - 1, 0)))
+            low, high = substitute(low, first), substitute(high, last)
+        edges = [bounds(low)[0], bounds(size - 1 - high)[0]]
+        return all(edge is not None and edge >= 0 for edge in edges)
+
     # -- emitting ------------------------------------------------------------------------------------------------
 
     def add(
@@ -93,9 +123,10 @@ class Builder:
         operands: Sequence[Value | None],
         attrs: Mapping[str, Any],
         origin: str,
-        types: Sequence[Type] | None = None,
+        types: Sequence[Type] | Callable[[Node], Sequence[Type]] | None = None,
+        regions: Callable[[Node], Sequence[Graph]] | None = None,
     ) -> Node:
-        node = self.graph.add(op, operands, attrs, origin=(origin,), types=types)
+        node = self.graph.add(op, operands, attrs, origin=(origin,), types=types, regions=regions)
         self.log.append(node)
         return node
 
@@ -159,6 +190,11 @@ class Builder:
                         found = as_symbol(a)
                         if found is not None:
                             raise Narrow(found, clamp[1])
+
+
+def _symbols(mono: Monomial) -> Iterator[Symbol]:
+    for atom in mono:
+        yield from [atom] if isinstance(atom, Symbol) else (*symbols_of(atom.a), *symbols_of(atom.b))
 
 
 def _clamp(d: Dim) -> tuple[Dim, int] | None:

@@ -16,7 +16,8 @@ from opcel_compiler.frontend.proto_types import plain_symbol, type_to
 from opcel_compiler.frontend.writer import Writer, inner_names, rename, value_info
 from opcel_compiler.ir.dims import Dim
 from opcel_compiler.ir.graph import Graph, Node, Value
-from opcel_compiler.ir.types import I64, UnknownType, tensor
+from opcel_compiler.ir.ops.control import BRANCHING
+from opcel_compiler.ir.types import BOOL, I64, UnknownType, tensor
 
 DEFAULT_OPSET = 20
 """The opset of the default domain for graphs without opaque nodes."""
@@ -126,9 +127,10 @@ def _write(
     for node in nodes:
         _write_node(w, node, final)
     out = []
+    made = {r for node in nodes for r in node.results}
     for value, name in zip(outputs, output_names, strict=True):
         have = w.name(value)
-        if (name and have != name) or (not name and (value in inputs or have in out or value.constant is not None)):
+        if (name and have != name) or (not name and (value not in made or have in out or value.constant is not None)):
             name = name or w.unique(value.name)
             w.nodes.append(helper.make_node("Identity", [have], [name]))
             have = name
@@ -146,6 +148,9 @@ def _write_node(w: Writer, node: Node, final: dict[Value, str]) -> None:
     xs = ["" if v is None else w.name(v) for v in node.operands]
     if node.op == "foreign":
         _write_foreign(w, node, xs, final)
+        return
+    if node.op in BRANCHING:
+        _write_control(w, node, xs, final)
         return
     export = EXPORTS.get(node.op)
     if export is None:
@@ -194,6 +199,54 @@ def _write_foreign(w: Writer, node: Node, xs: list[str], final: dict[Value, str]
     proto.domain = "" if proto.domain in DEFAULT_DOMAINS else proto.domain
     w.nodes.append(proto)
     w.label(len(w.nodes) - 1, node.origin)
+
+
+def _write_control(w: Writer, node: Node, xs: list[str], final: dict[Value, str]) -> None:
+    first = len(w.nodes)
+    names = [final.get(r) or w.unique(r.name) for r in node.results]
+    if node.op == "if_":
+        graphs = [_write_region(w.inner(), region) for region in node.regions]
+        w.nodes.append(helper.make_node("If", xs, names, then_branch=graphs[0], else_branch=graphs[1]))
+    else:
+        _write_loop(w, node, xs, names)
+    w.label(first, node.origin)
+    for result, name in zip(node.results, names, strict=True):
+        w.define(result, name)
+
+
+def _write_loop(w: Writer, node: Node, xs: list[str], names: list[str]) -> None:
+    (body,), attrs, count = node.regions, node.attrs, len(xs)
+    limit = w.dims(attrs["trip"]) if attrs["trip"] else ""
+    inner = w.inner()
+    at, goes_on = inner.unique("iteration"), inner.unique("goes_on")
+    given = [value_info(at, type_to(tensor(I64))), value_info(goes_on, type_to(tensor(BOOL)))]
+    inner.size(plain_symbol(attrs["iteration"][0]), inner.node("Reshape", [at, inner.ints([1])]))
+    carried, state = list(body.inputs), list(names[:count])
+    if attrs["conditional"]:
+        inner.define(carried.pop(), goes_on)
+        state.pop()
+    for v in carried:
+        inner.define(v, inner.unique(v.name))
+        given.append(value_info(inner.name(v), type_to(v.type, plain_symbol)))
+    graph = _write_region(inner, body, given)
+    if attrs["conditional"]:
+        more = graph.output.pop(count - 1)
+    else:
+        more = value_info(inner.node("Identity", [goes_on]), type_to(tensor(BOOL)))
+        graph.node.append(inner.nodes[-1])
+    rest = list(graph.output)
+    del graph.output[:]
+    graph.output.extend([more, *rest])
+    start = xs.pop() if attrs["conditional"] else ""
+    if attrs["conditional"] and node.results[count - 1].uses:
+        raise ExportError(f"{w.where}: the condition that ended a loop has no ONNX form")
+    w.nodes.append(helper.make_node("Loop", [limit, start, *xs], [*state, *names[count:]], body=graph))
+
+
+def _write_region(w: Writer, region: Graph, given: Sequence[onnx.ValueInfoProto] = ()) -> onnx.GraphProto:
+    names = _write(w, list(region.nodes), region.inputs, region.outputs, [""] * len(region.outputs))
+    results = [value_info(n, type_to(v.type, plain_symbol)) for v, n in zip(region.outputs, names, strict=True)]
+    return helper.make_graph(w.nodes, region.name, given, results, w.initializers)
 
 
 def _model(

@@ -255,6 +255,8 @@ def _sweep(graph: Graph) -> None:
     for node in reversed(list(graph.nodes)):
         if not any(v.uses for v in node.results):
             graph.erase(node)
+        for region in node.regions:
+            _sweep(region)
 
 
 __all__ = ["Imported", "import_model"]

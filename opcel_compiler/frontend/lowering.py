@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import AttributeProto, NodeProto
+from onnx import AttributeProto, GraphProto, NodeProto
 
 from opcel_compiler.frontend.limits import ModelError
 from opcel_compiler.frontend.proto_types import dtype_from
@@ -17,6 +17,7 @@ from opcel_compiler.ir.types import DType, TensorType
 
 if TYPE_CHECKING:
     from opcel_compiler.frontend.builder import Builder
+    from opcel_compiler.frontend.scope import Scope
 
 Results = "Value | Sequence[Value | None]"
 Lower = Callable[["Lowering"], Any]
@@ -53,6 +54,7 @@ class Lowering:
         inputs: Sequence[Value | None],
         origin: str,
         used: Container[str],
+        scope: Scope,
     ) -> None:
         self.builder = builder
         self.node = node
@@ -61,11 +63,12 @@ class Lowering:
         self.inputs = tuple(inputs)
         self.origin = origin
         self._used = used
+        self.scope = scope
         self._attrs = {a.name: a for a in node.attribute}
 
     def replaced(self, node: NodeProto, opset: int, inputs: Sequence[Value | None]) -> Lowering:
         """The same node written otherwise."""
-        return Lowering(self.builder, node, opset, inputs, self.origin, self._used)
+        return Lowering(self.builder, node, opset, inputs, self.origin, self._used, self.scope)
 
     # -- inputs --------------------------------------------------------------------------------------------------
 
@@ -133,6 +136,11 @@ class Lowering:
         if data is None or data.array.size != 1:
             raise Unsupported(f"{what} (%{value.name}) is not a constant scalar")
         return data.array.reshape(-1)[0]
+
+    def graph(self, name: str) -> GraphProto:
+        a = self._get(name, AttributeProto.GRAPH, ...)
+        assert a is not None
+        return a.g
 
     # -- attributes ----------------------------------------------------------------------------------------------
 

@@ -66,6 +66,7 @@ class Symbols:
         self.originals: dict[str, str] = {}
         self._by_original: dict[str, Dim] = {}
         self._fresh = 0
+        self._iterations = 0
 
     def _make(self, name: str, original: str = "") -> Dim:
         key = original if original in self.given else name
@@ -89,6 +90,15 @@ class Symbols:
             self.originals[name] = original
             self._by_original[original] = self._make(name, original)
         return self._by_original[original]
+
+    def iteration(self, last: int | None) -> Dim:
+        """A symbol for the number of a loop's iteration, from 0 to `last` where there is a limit."""
+        self._iterations += 1
+        name = f"i{self._iterations}"
+        while name in self.originals:
+            name += "_"
+        self.originals[name] = ""
+        return symbol(name, 0, last)
 
     def fresh(self) -> Dim:
         """A symbol for a dimension of which the file says nothing."""

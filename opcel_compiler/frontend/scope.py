@@ -89,7 +89,8 @@ def _domain(domain: str) -> str:
 
 
 class Scope:
-    """The values of a graph, or of one call of a function (`call`: the names of the calls that led here)."""
+    """The values of a graph, or of one call of a function (`call`: the names of the calls that led here). A graph in a
+    node's attribute sees the values of the scope around it, its `parent`, too."""
 
     def __init__(
         self,
@@ -99,8 +100,11 @@ class Scope:
         opsets: Mapping[str, int],
         ir_version: int,
         call: tuple[str, ...] = (),
+        parent: Scope | None = None,
     ) -> None:
         self.builder = builder
+        self.graph = builder.graph
+        self.parent = parent
         self.typing = typing
         self.functions = functions
         self.opsets = opsets
@@ -133,6 +137,9 @@ class Scope:
         self._values[name] = value
 
     def known(self, name: str) -> bool:
+        return self._own(name) or (self.parent is not None and self.parent.known(name))
+
+    def _own(self, name: str) -> bool:
         return name in self._values or name in self.initializers
 
     def value(self, name: str, user: str) -> Value:
@@ -140,12 +147,14 @@ class Scope:
         found = self._values.get(name)
         if found is None:
             t = self.initializers.get(name)
+            if t is None and self.parent is not None:
+                return self.parent.value(name, user)
             if t is None:
                 raise ModelError(f"the tensor {name!r}, used by {user}, is made by no node, input or initializer")
             where = f"initializer {name!r}"
             weights = self.builder.weights
             data = weights.sparse(t, where) if isinstance(t, SparseTensorProto) else weights.constant(t, where)
-            found = self.builder.graph.constant(data, origin=(name,), name=name)
+            found = self.graph.constant(data, origin=(name,), name=name)
             self._values[name] = found
         return found
 
@@ -167,7 +176,7 @@ class Scope:
         maker: dict[str, int] = {}
         for i, node in enumerate(nodes):
             for name in node.output:
-                if name and (name in maker or self.known(name)):
+                if name and (name in maker or self._own(name)):
                     raise ModelError(f"the tensor {name!r} is defined twice, the second time by node {_label(node, i)}")
                 if name:
                     maker[name] = i
@@ -247,7 +256,7 @@ class Scope:
             reason = f"{node.op_type} has no lowering"
         else:
             try:
-                lowering = Lowering(self.builder, node, version, inputs, origin, self._used)
+                lowering = Lowering(self.builder, node, version, inputs, origin, self._used, self)
                 out = entry[0](OLDER[0](lowering) if old else lowering)
                 return [out] if isinstance(out, Value) else list(out)
             except Unsupported as e:
@@ -262,8 +271,31 @@ class Scope:
                 return inner
             self.builder.undo(mark)
         if self.strict:
-            raise Unsupported(reason)
+            raise Unsupported(f"{origin}: {reason}" if self.parent is not None else reason)
         return self._foreign(node, inputs, origin, version, reason)
+
+    # -- graphs in attributes ------------------------------------------------------------------------------------
+
+    def inner(self, graph: GraphProto, inputs: Sequence[Value], origin: str) -> list[Value]:
+        """Lower a graph of a node's attribute where the builder is at: the values of its outputs. Raises Unsupported
+        for a graph in which something has no lowering."""
+        if len(self.call) >= MAX_FUNCTION_DEPTH:
+            raise ModelError(f"node {origin!r}: graphs nest more than {MAX_FUNCTION_DEPTH} deep")
+        own = origin.split("/")[-1] if self.call else origin
+        call = (*self.call, own)
+        inner = Scope(self.builder, self.typing, self.functions, self.opsets, self.ir_version, call, self)
+        inner.strict = True
+        inner.add_initializers(graph)
+        given = [v for v in graph.input if v.name not in inner.initializers]
+        if len(given) != len(inputs):
+            raise Unsupported(f"graph {graph.name!r} takes {len(given)} inputs, and is given {len(inputs)}")
+        for v, value in zip(given, inputs, strict=True):
+            inner.define(v.name, value, f"input {v.name!r}")
+        try:
+            inner.add_nodes(graph.node, [v.name for v in graph.output])
+            return [inner.value(v.name, f"the outputs of graph {graph.name!r}") for v in graph.output]
+        except ModelError as e:
+            raise Unsupported(str(e)) from None
 
     # -- functions -----------------------------------------------------------------------------------------------
 

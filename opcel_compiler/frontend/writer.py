@@ -38,8 +38,17 @@ class Writer:
         self._names: dict[Value, str] = {}
         self._sources: dict[str, tuple[str, int, int, int]] = {}
         self._dims: dict[Dim, str] = {}
+        self._known: dict[str, str] = {}
         self._constants: dict[tuple[object, ...], str] = {}
         self.where = ""
+
+    def inner(self) -> Writer:
+        """A writer of a graph inside this one, which sees its tensors."""
+        out = Writer(self.opset, ask=self._ask)
+        out.asked, out._taken, out._node_names, out.where = self.asked, self._taken, self._node_names, self.where
+        out._names, out._sources = dict(self._names), dict(self._sources)
+        out._dims, out._known, out._constants = dict(self._dims), dict(self._known), dict(self._constants)
+        return out
 
     # -- names ---------------------------------------------------------------------------------------------------
 
@@ -136,6 +145,10 @@ class Writer:
             self._dims[d] = self._sum(d)
         return self._dims[d]
 
+    def size(self, symbol: str, name: str) -> None:
+        """Say that the tensor `name`, an i64 vector of one element, holds the value of a symbol."""
+        self._known[symbol] = name
+
     def _sum(self, d: Expr) -> str:
         total = ""
         for mono, coeff in d.terms:
@@ -165,6 +178,8 @@ class Writer:
         return rest if call.fn == "%" else self.node("Div", [self.node("Sub", [a, rest]), b])
 
     def _symbol(self, symbol: Symbol) -> str:
+        if symbol.name in self._known:
+            return self._known[symbol.name]
         source = self._sources.get(symbol.name)
         if source is None:
             if not self._ask:

@@ -217,14 +217,15 @@ class Graph:
         before: Node | None = None,
         origin: Iterable[str] = (),
         names: Sequence[str] = (),
-        types: Sequence[Type] | None = None,
+        types: Sequence[Type] | Callable[[Node], Sequence[Type]] | None = None,
         regions: Callable[[Node], Sequence[Graph]] | None = None,
     ) -> Node:
         """Append a node (or insert it before `before`).
 
         Result types are inferred unless `types` is given (operators that cannot infer: `foreign`, `fused`, control
-        flow). `regions(node)` builds the node's regions. Raises InferenceError when attributes or operands break the
-        operator's definition; the graph is then unchanged.
+        flow), as such or as what gives them once there are regions. `regions(node)` builds the node's regions; it may
+        add to this graph. Raises InferenceError when attributes, operands or regions break the operator's definition;
+        the node is then not added.
         """
         d = op_def(op)
         d.check_operands(operands)
@@ -234,6 +235,13 @@ class Graph:
         node = Node(self, op, full, tuple(dict.fromkeys(origin)))
         if regions is not None:
             node.regions = tuple(regions(node))
+        if callable(types):
+            try:
+                types = types(node)
+            except InferenceError:
+                for region in node.regions:
+                    region.clear()
+                raise
         for i, value in enumerate(operands):
             node._operands.append(value)
             if value is not None:

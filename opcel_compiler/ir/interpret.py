@@ -9,7 +9,7 @@ import numpy as np
 
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.analysis import dependences
-from opcel_compiler.ir.dims import Dim, Symbol, evaluate, substitute, symbols_of
+from opcel_compiler.ir.dims import Dim, Symbol, as_symbol, evaluate, substitute, symbols_of
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.opdef import AttrDef, InferenceError
 from opcel_compiler.ir.ops.foreign import BODIES
@@ -152,11 +152,41 @@ class _Run:
             inner = {v: a for v, a in zip(body.inputs, operands, strict=True) if a is not None}
             self.graph(body, inner)
             return tuple(inner[v] for v in body.outputs)
+        if node.op == "if_":
+            taken = node.regions[0 if bool(env[node.operand(0)].reshape(())) else 1]
+            self.graph(taken, env)
+            return tuple(env[v] for v in taken.outputs)
+        if node.op == "loop":
+            return self.loop(node, env)
         if "opaque" in node.definition.traits:
             if self.foreign is None:
                 raise InterpretError(f"there is nothing to run the operator of another domain in\n  {print_node(node)}")
             return tuple(self.foreign(node, operands))
         return evaluate_node(node, operands, self.symbols)
+
+    def loop(self, node: Node, env: dict[Value, np.ndarray]) -> Sequence[np.ndarray]:
+        (body,), attrs = node.regions, node.attrs
+        iteration = as_symbol(attrs["iteration"][0])
+        assert iteration is not None
+        trip = max(0, evaluate(attrs["trip"][0], self.symbols)) if attrs["trip"] else None
+        carried = [env[v] for v in node.operands if v is not None]
+        count, rows = len(carried), [[] for _ in body.outputs[len(carried) :]]  # type: tuple[int, list[list[np.ndarray]]]
+        at = 0
+        while (trip is None or at < trip) and not (attrs["conditional"] and not carried[-1].reshape(())):
+            self.symbols[iteration.name] = at
+            env.update(zip(body.inputs, carried, strict=True))
+            self.graph(body, env)
+            carried = [env[v] for v in body.outputs[:count]]
+            for row, v in zip(rows, body.outputs[count:], strict=True):
+                row.append(env[v])
+            at += 1
+        stacked = []
+        for row, v in zip(rows, node.results[count:], strict=True):
+            out = np.zeros([evaluate(d, self.symbols) for d in v.tensor.dims], v.tensor.dtype.numpy)
+            for i, part in enumerate(row):
+                out[i] = part
+            stacked.append(out)
+        return [*carried, *stacked]
 
 
 __all__ = ["Foreign", "InterpretError", "Observe", "bind_attrs", "evaluate_node", "run"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from opcel_compiler.ir.analysis import dependences
 from opcel_compiler.ir.clone import regions_of
 from opcel_compiler.ir.dims import equal
 from opcel_compiler.ir.graph import Graph, Node, Value
@@ -16,8 +17,8 @@ def outside_values(nodes: Sequence[Node], literals: bool = True) -> list[Value]:
     own = {r for node in nodes for r in node.results}
     uses: dict[Value, bool] = {}
     for node in nodes:
-        for v in node.operands:
-            if v is not None and v not in own:
+        for v in dependences(node):
+            if v not in own:
                 uses[v] = uses.get(v, True) and "elementwise" in node.definition.traits
     return [v for v, elementwise in uses.items() if not (literals and elementwise and _one_element(v))]
 
@@ -34,8 +35,8 @@ def outline(
     body = Graph(name, parent)
     known: dict[Value, Value] = {v: body.add_input(v.name, v.type) for v in outside_values(nodes, literals)}
     for node in nodes:
-        for v in node.operands:
-            if v is not None and v not in known and v.constant is not None:
+        for v in dependences(node):
+            if v not in known and v.constant is not None:
                 known[v] = body.constant(v.constant, name=v.name)
         copy = body.add(
             node.op, [None if v is None else known[v] for v in node.operands], node.attrs, origin=node.origin,
@@ -58,11 +59,13 @@ def move_into_region(
         names=[v.name for v in outputs], types=[v.type for v in outputs],
         regions=lambda parent: [outline(nodes, outputs, literals, name=parent.op, parent=parent)],
     )  # fmt: skip
-    inside = set(nodes)
+    inside = {inner for n in nodes for inner in (n, *(i for region in n.regions for i in region.walk()))}
+    regions = {region for n in inside for region in n.regions}
     for old, new in zip(outputs, node.results, strict=True):
         for user, i in old.uses:
             if isinstance(user, Graph):
-                user.set_output(i, new)
+                if user not in regions:
+                    user.set_output(i, new)
             elif user not in inside:
                 user.set_operand(i, new)
     for old_node in reversed(nodes):

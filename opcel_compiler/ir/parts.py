@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from opcel_compiler.ir.dims import Dim, equal, evaluate, symbols_of
-from opcel_compiler.ir.program import Buffer, Kernel, Program, Region, View, whole
+from opcel_compiler.ir.program import Buffer, Kernel, Program, Step, View, blocks, whole
 from opcel_compiler.ir.types import F32
 
 STRIDED = frozenset(
@@ -72,10 +72,14 @@ class Parts:
 
     def __init__(self, program: Program, width: int) -> None:
         self.width = width
-        self._writers: dict[Buffer, list[Kernel | Region]] = {}
-        for step in program.steps:
+        self._writers: dict[Buffer, list[Step]] = {}
+        within: dict[Buffer, set[tuple[int, ...]]] = {}
+        for step, block in zip(program.steps, blocks(program.steps), strict=True):
             for v in step.outputs:
                 self._writers.setdefault(v.buffer, []).append(step)
+                within.setdefault(v.buffer, set()).add(block)
+        self._scattered = {b for b, places in within.items() if len(places) > 1}
+        """Buffers that steps of several branches or loops write."""
         self._left = {b: len(steps) for b, steps in self._writers.items()}
         self._places: dict[tuple[int, int], tuple[Buffer, Part]] = {}
         """(identity of a step's list of views, position) → what that view is a part of."""
@@ -84,7 +88,7 @@ class Parts:
         """Whether every kernel that writes `buffer` can write its part of a blocked one, and most of it comes from
         kernels and buffers that are blocked."""
         dims = buffer.type.dims
-        if buffer.kind != "temp" or buffer.type.dtype != F32 or len(dims) not in (3, 4):
+        if buffer.kind != "temp" or buffer.type.dtype != F32 or len(dims) not in (3, 4) or buffer in self._scattered:
             return False
         gain = 0
         for step in self._writers.get(buffer, []):

@@ -1,6 +1,7 @@
 """The lower level of the IR: kernels over buffers, what every backend lowers from.
 
-A Program is a list of steps in execution order. Buffers carry layouts and live in named memories; a kernel reads and
+A Program is a list of steps in execution order, with marks where control flow parts and joins.
+Buffers carry layouts and live in named memories; a kernel reads and
 writes them through strided views. What a kernel computes is its `body`, a small Graph whose inputs and outputs
 correspond to the kernel's views; its `anchor` is the one contraction, reduction, row operator or data movement in that
 body (None for a purely elementwise kernel), everything before it the prologue, everything after it the epilogue.
@@ -212,7 +213,63 @@ class Region:
         return (*self.inputs, *self.outputs)
 
 
-Step = Union[Kernel, Region]
+@dataclass(eq=False)
+class Control:
+    """Where control flow parts or joins; between its marks lie the steps that it governs.
+
+    `kind` "if": what follows runs where the only input, one bool, holds; "else": what follows runs where it does not;
+    "loop": what follows runs for `iteration` = 0, 1, … below `trip` (None: no limit), as long as the input, where there
+    is one, holds before an iteration; "end": the end of the innermost "if" or "loop".
+    """
+
+    kind: str
+    inputs: list[View] = field(default_factory=list)
+    iteration: Symbol | None = None
+    trip: Dim | None = None
+    origin: tuple[str, ...] = ()
+    outputs: list[View] = field(default_factory=list)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        return tuple(self.inputs)
+
+
+Step = Union[Kernel, Region, Control]
+
+
+def block_end(steps: Sequence[Step], at: int) -> tuple[int | None, int]:
+    """(index of the "else", if there is one, index of the "end") of the "if" or "loop" at index `at`. Raises ValueError
+    when it does not end."""
+    depth, middle = 0, None
+    for i in range(at, len(steps)):
+        step = steps[i]
+        if isinstance(step, Control):
+            depth += {"if": 1, "loop": 1, "end": -1}.get(step.kind, 0)
+            if step.kind == "else" and depth == 1:
+                middle = i
+            if depth == 0:
+                return middle, i
+    raise ValueError(f"step {at} opens a block that does not end")
+
+
+def blocks(steps: Sequence[Step]) -> list[tuple[int, ...]]:
+    """For each step the indices of the marks whose blocks it lies in, outermost first; a mark lies in no block of its
+    own."""
+    out: list[tuple[int, ...]] = []
+    stack: tuple[int, ...] = ()
+    for i, step in enumerate(steps):
+        if isinstance(step, Control) and step.kind in ("else", "end"):
+            stack = stack[:-1]
+        out.append(stack)
+        if isinstance(step, Control) and step.kind != "end":
+            stack = (*stack, i)
+    return out
+
+
+def loops(steps: Sequence[Step]) -> list[tuple[int, int]]:
+    """(first, last) index of each loop, those inside another before it."""
+    found = [(i, block_end(steps, i)[1]) for i, s in enumerate(steps) if isinstance(s, Control) and s.kind == "loop"]
+    return sorted(found, key=lambda span: span[1] - span[0])
 
 
 @dataclass(frozen=True)
@@ -249,11 +306,25 @@ class Program:
         return (s for s in self.steps if isinstance(s, Kernel))
 
     @property
+    def launches(self) -> list[Kernel | Region]:
+        """The steps that compute, in order."""
+        return [s for s in self.steps if isinstance(s, (Kernel, Region))]
+
+    @property
+    def iterations(self) -> dict[str, Symbol]:
+        """The symbols that number the iterations of loops, by name."""
+        found = (s.iteration for s in self.steps if isinstance(s, Control))
+        return {symbol.name: symbol for symbol in found if symbol is not None}
+
+    @property
     def symbols(self) -> dict[str, Symbol]:
-        """Every symbol that a buffer's shape mentions, in order of first appearance."""
+        """Every symbol that a buffer's shape or a trip count mentions, in order of first appearance, without those that
+        number iterations."""
         out: dict[str, Symbol] = {}
-        for b in self.buffers:
-            for d in b.type.dims:
-                for s in symbols_of(d):
-                    out.setdefault(s.name, s)
+        trips = [s.trip for s in self.steps if isinstance(s, Control) and s.trip is not None]
+        for d in (*(d for b in self.buffers for d in b.type.dims), *trips):
+            for s in symbols_of(d):
+                out.setdefault(s.name, s)
+        for name in self.iterations:
+            out.pop(name, None)
         return out

@@ -17,7 +17,18 @@ from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.access import ACCUMULATES, Access, Interval, TileBytes, analyze, domain_text
 from opcel_compiler.ir.dims import as_symbol, evaluate
 from opcel_compiler.ir.graph import InferenceError
-from opcel_compiler.ir.program import AccessMap, Buffer, Kernel, Program, Region, View, whole
+from opcel_compiler.ir.program import (
+    AccessMap,
+    Buffer,
+    Control,
+    Kernel,
+    Program,
+    Region,
+    Step,
+    View,
+    block_end,
+    whole,
+)
 from opcel_compiler.ir.tile_evaluate import Accumulator, Box, Tile, Uncovered, box_of
 from opcel_compiler.ir.types import BF16, F32
 
@@ -58,8 +69,7 @@ def run_program(
     state = _Run(program, sizes, target, run_region)
     for buffer in program.inputs:
         state.write(whole(buffer), None, np.asarray(feeds[buffer.name]))
-    for step in program.steps:
-        state.step(step)
+    state.block(program.steps)
     return {b.name: state.read(whole(b), None) for b in program.outputs}
 
 
@@ -152,6 +162,34 @@ class _Run:
         self.storage[view.buffer][self._places(view, box)] = data
 
     # -- steps -------------------------------------------------------------------------------------------------------
+
+    def block(self, steps: Sequence[Step]) -> None:
+        at = 0
+        while at < len(steps):
+            step = steps[at]
+            if not isinstance(step, Control):
+                self.step(step)
+                at += 1
+                continue
+            middle, end = block_end(steps, at)
+            if step.kind == "loop":
+                self.loop(step, steps[at + 1 : end])
+            elif self._holds(step):
+                self.block(steps[at + 1 : middle if middle is not None else end])
+            elif middle is not None:
+                self.block(steps[middle + 1 : end])
+            at = end + 1
+
+    def loop(self, mark: Control, steps: Sequence[Step]) -> None:
+        assert mark.iteration is not None
+        at = 0
+        while (mark.trip is None or at < self.evaluate(mark.trip)) and self._holds(mark):
+            self.sizes[mark.iteration.name] = at
+            self.block(steps)
+            at += 1
+
+    def _holds(self, mark: Control) -> bool:
+        return all(bool(self.read(v, None).all()) for v in mark.inputs)
 
     def step(self, step: Kernel | Region) -> None:
         if isinstance(step, Kernel):

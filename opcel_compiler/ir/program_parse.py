@@ -6,12 +6,24 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from opcel_compiler.ir.dims import Expr, Symbol
+from opcel_compiler.ir.dims import Dim, Expr, Symbol, parse_dim
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node
 from opcel_compiler.ir.layout import PLAIN, Layout
 from opcel_compiler.ir.parse import _Parser
-from opcel_compiler.ir.program import BUFFER_KINDS, AccessMap, Axis, Buffer, Index, Kernel, Program, Region, View, whole
+from opcel_compiler.ir.program import (
+    BUFFER_KINDS,
+    AccessMap,
+    Axis,
+    Buffer,
+    Control,
+    Index,
+    Kernel,
+    Program,
+    Region,
+    View,
+    whole,
+)
 from opcel_compiler.ir.types import DTYPES
 
 
@@ -53,18 +65,32 @@ class _ProgramParser(_Parser):
         self.expect("->")
         outputs = self.items("(", ")", self.name)
         self.expect("{")
-        while not self.sign("}"):
+        depth = 0
+        while True:
+            if self.sign("}"):
+                if depth == 0:
+                    break
+                if self.word("else"):
+                    self.expect("{")
+                    program.steps.append(Control("else"))
+                    continue
+                depth -= 1
+                program.steps.append(Control("end"))
+                continue
             self.skip()
             start = self.at
-            word = self.identifier("a buffer, a kernel or a region")
+            word = self.identifier("a buffer or a step")
             if word in BUFFER_KINDS:
                 self.buffer(word)
             elif word == "kernel":
                 program.steps.append(self.kernel())
             elif word == "region":
                 program.steps.append(self.region())
+            elif word in ("if", "loop"):
+                depth += 1
+                program.steps.append(self.control(word))
             else:
-                self.fail(f"{word!r} is none of kernel, region, {', '.join(BUFFER_KINDS)}", start)
+                self.fail(f"{word!r} is none of kernel, region, if, loop, {', '.join(BUFFER_KINDS)}", start)
         for names, buffers in ((inputs, program.inputs), (outputs, program.outputs)):
             for name in names:
                 if name not in self.buffers:
@@ -188,6 +214,31 @@ class _ProgramParser(_Parser):
         inputs, outputs = self.views("reads"), self.views("writes")
         self.expect("}")
         return Region(index, self.nodes.get(index, ()), inputs, outputs, reason, origin)
+
+    def control(self, kind: str) -> Control:
+        out = Control(kind)
+        if kind == "loop":
+            name = self.identifier("the symbol of the iterations")
+            out.iteration = self.symbols.get(name) or Symbol(name)
+            if self.word("below"):
+                out.trip = self.limit()
+        if kind == "if" or self.word("while"):
+            out.inputs.append(self.view())
+        out.origin = self.origins()
+        self.expect("{")
+        return out
+
+    def limit(self) -> Dim:
+        """A dim that ends before a word of a loop's head or its brace."""
+        self.skip()
+        found = re.compile(r"(.*?)(?=\s(?:while|from)\s|\s?\{)").match(self.text, self.at)
+        if found is None:
+            self.fail("expected a trip count")
+        start, self.at = self.at, found.end()
+        try:
+            return parse_dim(found[1], self.symbols)
+        except ValueError as e:
+            self.fail(str(e), start)
 
     def axis(self) -> Axis:
         kind = "reduce" if self.word("reduce") else "parallel"

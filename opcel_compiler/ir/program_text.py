@@ -22,11 +22,17 @@
         reads @y
         writes @t
       }
+      loop i below n while @c {
+        if @d {
+        } else {
+        }
+      }
     }
 
 A view is its buffer's name alone when it is the whole buffer, else name[shape]:[strides]:[offset]. In a map `*` reads
 an axis whole. `anchor` counts the nodes of the body. Bodies are written as `text` writes graphs. The nodes of a region
-belong to the graph that it was cut from and are not written.
+belong to the graph that it was cut from and are not written. A loop's limit and its condition are written where there
+are any.
 """
 
 from __future__ import annotations
@@ -42,7 +48,7 @@ from opcel_compiler.ir.analysis import graph_symbols, symbols_in
 from opcel_compiler.ir.dims import Expr, Symbol
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.parse import ParseError
-from opcel_compiler.ir.program import Axis, Buffer, Index, Kernel, Program, Region, View, whole
+from opcel_compiler.ir.program import Axis, Buffer, Control, Index, Kernel, Program, Region, Step, View, whole
 from opcel_compiler.ir.program_parse import parse_program
 from opcel_compiler.ir.text import MAX_ELEMENTS, _Printer
 from opcel_compiler.ir.types import DType
@@ -71,6 +77,8 @@ def program_symbols(program: Program) -> dict[str, Symbol]:
     out = dict(program.symbols)
     for step in program.steps:
         items: list[Any] = [(v.shape, v.strides, v.offset) for v in step.views]
+        if isinstance(step, Control) and step.iteration is not None:
+            out.setdefault(step.iteration.name, step.iteration)
         if isinstance(step, Kernel):
             items += [tuple(a.extent for a in step.axes), *step.tiles.values(), *map(_as_tuple, step.params.values())]
         for s in symbols_in(tuple(items)):
@@ -110,11 +118,10 @@ def index_text(index: Index, axes: Sequence[Axis]) -> str:
     return " + ".join([*terms, *([str(index.base)] if index.base or not terms else [])])
 
 
-def step_text(step: Kernel | Region) -> str:
+def step_text(step: Step) -> str:
     """The head of a step and the views that it reads and writes, for messages."""
     printer = _ProgramPrinter(None, MAX_ELEMENTS)
-    lines = printer.kernel(step) if isinstance(step, Kernel) else printer.region(step)
-    return "\n".join(islice(lines, 3))
+    return "\n".join(islice(printer.step(step), 3))
 
 
 class _ProgramPrinter(_Printer):
@@ -127,10 +134,32 @@ class _ProgramPrinter(_Printer):
         yield f"program {name}({inputs}) -> ({outputs}) {{"
         for buffer in program.buffers:
             yield "  " + self.buffer(buffer)
+        margin = "  "
         for step in program.steps:
-            lines = self.kernel(step) if isinstance(step, Kernel) else self.region(step)
-            yield from ("  " + line for line in lines)
+            if isinstance(step, Control) and step.kind in ("else", "end"):
+                margin = margin[:-2]
+            yield from (margin + line for line in self.step(step))
+            if isinstance(step, Control) and step.kind != "end":
+                margin += "  "
         yield "}"
+
+    def step(self, step: Step) -> Iterator[str]:
+        if isinstance(step, Kernel):
+            return self.kernel(step)
+        return self.region(step) if isinstance(step, Region) else self.control(step)
+
+    def control(self, c: Control) -> Iterator[str]:
+        if c.kind == "end":
+            yield "}"
+        elif c.kind == "else":
+            yield "} else {"
+        else:
+            head = f"loop {c.iteration}" if c.kind == "loop" else "if"
+            if c.trip is not None:
+                head += f" below {c.trip}"
+            if c.inputs:
+                head += (" while " if c.kind == "loop" else " ") + ", ".join(map(view_text, c.inputs))
+            yield head + self.origin(c.origin) + " {"
 
     def buffer(self, b: Buffer) -> str:
         out = f"{b.kind} {_name(b)}: {b.type}"
@@ -223,13 +252,16 @@ def _buffer_difference(x: Buffer, y: Buffer) -> str | None:
     return None
 
 
-def _step_difference(s: Kernel | Region, t: Kernel | Region, match: dict[Buffer, Buffer]) -> str | None:
+def _step_difference(s: Step, t: Step, match: dict[Buffer, Buffer]) -> str | None:
     for what, views, others in (("read", s.inputs, t.inputs), ("written", s.outputs, t.outputs)):
         moved = [View(match[v.buffer], v.shape, v.strides, v.offset) for v in views]
         if moved != others:
             return f"the views {what} are {', '.join(map(view_text, views))}, not {', '.join(map(view_text, others))}"
     if s.origin != t.origin:
         return f"origin {s.origin}, not {t.origin}"
+    if isinstance(s, Control) or isinstance(t, Control):
+        marks = [isinstance(c, Control) and (c.kind, c.iteration, c.trip) for c in (s, t)]
+        return None if marks[0] == marks[1] else "the marks of control flow differ"
     if isinstance(s, Region) or isinstance(t, Region):
         same = isinstance(s, Region) and isinstance(t, Region) and (s.index, s.reason) == (t.index, t.reason)
         return None if same else "the regions differ"

@@ -14,13 +14,16 @@
 10. Domains: axes have distinct names; there are no maps, or one for each view with an index for each of its axes, whose
     terms are axes of the kernel, each once.
 11. Tiles: an extent for each axis, positive and no larger than that of the level outside it or the axis.
-12. Order: what a step reads is an input, a weight, or written by an earlier step.
+12. Order: what a step reads is an input, a weight, or written by an earlier step; by one in each branch, where those
+    are in branches. A loop counts as run.
 13. Writes: no step writes an input or a weight.
 14. Outputs: every output is written.
 15. Aliases: what a step writes overlaps neither what it reads nor its other writes; an elementwise kernel may write
     just what it reads.
 16. Regions: they are numbered 0, 1, … in order, and each has a reason.
 17. Symbols: a symbol has the same range wherever it stands.
+18. Control flow: each `if` and `loop` ends and only an `if` has an `else`; a condition is one bool, an `if` has one; a
+    loop's symbol numbers no loop around it, and stands only inside the loop.
 """
 
 from __future__ import annotations
@@ -32,11 +35,11 @@ import numpy as np
 
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.analysis import symbol_places, symbols_in
-from opcel_compiler.ir.dims import Symbol, equal
+from opcel_compiler.ir.dims import Symbol, equal, product
 from opcel_compiler.ir.layout import STORAGES
-from opcel_compiler.ir.program import Buffer, Kernel, Program, Region, View
+from opcel_compiler.ir.program import Buffer, Control, Kernel, Program, Step, View
 from opcel_compiler.ir.program_text import step_text
-from opcel_compiler.ir.types import F32, TensorType
+from opcel_compiler.ir.types import BOOL, F32, TensorType
 from opcel_compiler.ir.verify import VerifyError, compatible, verify
 
 EXACT_OVERLAP = 1 << 16
@@ -46,7 +49,7 @@ EXACT_OVERLAP = 1 << 16
 class ProgramVerifyError(OpcelError):
     """A Program breaks an invariant: its number is `invariant`; the message shows the step."""
 
-    def __init__(self, invariant: int, message: str, step: Kernel | Region | None = None) -> None:
+    def __init__(self, invariant: int, message: str, step: Step | None = None) -> None:
         where = "" if step is None else f"\n{step_text(step)}"
         super().__init__(f"the program breaks invariant {invariant}: {message}{where}")
         self.invariant = invariant
@@ -59,12 +62,16 @@ def verify_program(program: Program) -> None:
     _symbols(program)
     for buffer in program.buffers:
         _buffer(buffer)
+    _control(program)
     written: set[Buffer] = set()
+    branches: list[tuple[set[Buffer], set[Buffer] | None]] = []
     regions = 0
     for step in program.steps:
         for view in step.views:
             _view(view, step)
-        if isinstance(step, Kernel):
+        if isinstance(step, Control):
+            written = _joined(step, written, branches)
+        elif isinstance(step, Kernel):
             _body(step)
             _domain(step)
         else:
@@ -148,7 +155,53 @@ def _buffer(b: Buffer) -> None:
         raise ProgramVerifyError(5, f"{b!r}: {layout.pad_value} is no {b.type.dtype}")
 
 
-def _view(v: View, step: Kernel | Region) -> None:
+def _joined(
+    mark: Control, written: set[Buffer], branches: list[tuple[set[Buffer], set[Buffer] | None]]
+) -> set[Buffer]:  # fmt: skip
+    """What is written for sure after a mark; `branches` holds, for each open block, what was before and what its other
+    branch wrote (None for a loop)."""
+    if mark.kind == "if":
+        branches.append((set(written), set(written)))
+    elif mark.kind == "loop":
+        branches.append((set(written), None))
+    elif mark.kind == "else":
+        before, _ = branches.pop()
+        branches.append((before, set(written)))
+        return set(before)
+    else:
+        _, other = branches.pop()
+        return written if other is None else written & other
+    return written
+
+
+def _control(program: Program) -> None:
+    numbers = set(program.iterations)
+    open_: list[Control] = []
+    for step in program.steps:
+        inside = {c.iteration.name for c in open_ if c.iteration is not None}
+        used = {s.name for v in step.views for s in symbols_in((v.shape, v.strides, v.offset))} & numbers
+        if used - inside:
+            raise ProgramVerifyError(18, f"{min(used - inside)} stands outside its loop", step)
+        if not isinstance(step, Control):
+            continue
+        bools = all(v.dtype == BOOL and product(v.shape) == 1 for v in step.inputs)
+        if not bools or len(step.inputs) > 1 or (step.kind == "if") > len(step.inputs):
+            raise ProgramVerifyError(18, "a condition is one bool", step)
+        if step.kind == "else" and not (open_ and open_[-1].kind == "if"):
+            raise ProgramVerifyError(18, "an else without its if", step)
+        if step.kind in ("else", "end"):
+            if not open_:
+                raise ProgramVerifyError(18, "an end of nothing", step)
+            open_.pop()
+        if step.kind == "loop" and (step.iteration is None or step.iteration.name in inside):
+            raise ProgramVerifyError(18, "a loop has a symbol that no loop around it has", step)
+        if step.kind != "end":
+            open_.append(step)
+    if open_:
+        raise ProgramVerifyError(18, "a block does not end", open_[-1])
+
+
+def _view(v: View, step: Step) -> None:
     blocked = v.buffer.layout.block > 1
     if len(v.shape) != len(v.strides) or (blocked and len(v.shape) != len(v.buffer.type.dims)):
         raise ProgramVerifyError(6, f"a view of {v.buffer!r} has shape {v.shape} and strides {v.strides}", step)
@@ -221,7 +274,7 @@ def _domain(k: Kernel) -> None:
         outer = tile
 
 
-def _aliases(step: Kernel | Region) -> None:
+def _aliases(step: Step) -> None:
     elementwise = isinstance(step, Kernel) and step.anchor is None
     for i, out in enumerate(step.outputs):
         for other in step.inputs:

@@ -11,7 +11,7 @@
  9. Symbols: a symbol has the same range wherever it stands.
 10. Constants: data has the NumPy dtype of its element type, and its encoding fits its shape and holds.
 11. Regions: only operators of the trait `control` have them, each knows its node; `fused` and `external` have one,
-    which takes the operands, returns the results and uses nothing else.
+    which takes the operands, returns the results and uses nothing else; those of `if_` and `loop` fit the node.
 12. Outputs: each has a name, and no two the same.
 13. Unknown types: only an opaque node takes or makes a value of unknown type.
 """
@@ -28,6 +28,7 @@ from opcel_compiler.ir.dims import Symbol, equal
 from opcel_compiler.ir.encodings import Constant, Grouped, Sparse
 from opcel_compiler.ir.graph import Graph, Node, Use, Value
 from opcel_compiler.ir.opdef import InferenceError, OpDef, op_def
+from opcel_compiler.ir.ops.control import BRANCHING, fault
 from opcel_compiler.ir.ops.foreign import BODIES
 from opcel_compiler.ir.text import context
 from opcel_compiler.ir.types import MapType, OptionalType, SequenceType, TensorType, Type, UnknownType
@@ -168,7 +169,7 @@ class _Verifier:
         for at in (*node.operands, *node.results):
             if at is not None and isinstance(at.type, UnknownType) and not opaque and not node.regions:
                 self.fail(13, f"%{at.name} is of unknown type, {node.op} is not opaque", node)
-        if node.regions or node.op in BODIES:
+        if node.regions or node.op in BODIES or node.op in BRANCHING:
             self.regions(node, definition, known)
         elif not opaque and "control" not in definition.traits:
             self.types(node, definition)
@@ -212,6 +213,8 @@ class _Verifier:
             for value in captured(node):
                 if value in known:
                     self.fail(11, f"the body uses %{value.name} from outside", node)
+        if node.op in BRANCHING and (reason := fault(node)) is not None:
+            self.fail(11, reason, node)
         for region in node.regions:
             self.graph(region, known)
 

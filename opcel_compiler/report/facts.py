@@ -78,7 +78,7 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
     """What was compiled, what fell back and why, kernel by kernel; FLOPs count a multiply-add as two."""
     assert work.program is not None
     kernels = []
-    for i, step in enumerate(work.program.steps):
+    for i, step in enumerate(work.program.launches):
         if isinstance(step, Kernel):
             kernels.append({
                 "step": i,
@@ -108,7 +108,7 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
         "kernels": kernels,
         "regions": [
             {"step": i, "origin": list(s.origin), "reason": s.reason}
-            for i, s in enumerate(work.program.steps) if isinstance(s, Region)
+            for i, s in enumerate(work.program.launches) if isinstance(s, Region)
         ],
         "coverage": {
             **coverage_facts(work.coverage),

@@ -9,7 +9,7 @@ from typing import Any
 from opcel_compiler.ir.analysis import dependences
 from opcel_compiler.ir.graph import Graph, Node
 from opcel_compiler.ir.opdef import op_def
-from opcel_compiler.ir.program import Buffer, Kernel, Program, Step
+from opcel_compiler.ir.program import Buffer, Kernel, Program, Region
 
 KINDS = ("contraction", "row", "reduction", "elementwise", "movement", "fallback", "port")
 """What a box stands for; `port` is an input or output."""
@@ -46,7 +46,7 @@ def program_sketch(program: Program, input_names: tuple[str, ...], output_names:
     nodes: list[list[str]] = [["port", name, "input"] for name in input_names]
     writers: dict[Buffer, list[int]] = {b: [i] for i, b in enumerate(program.inputs)}
     edges: dict[tuple[int, int], None] = {}
-    for step in program.steps:
+    for step in program.launches:
         at = len(nodes)
         nodes.append(_step(step))
         for view in step.inputs:
@@ -59,7 +59,7 @@ def program_sketch(program: Program, input_names: tuple[str, ...], output_names:
     return {"nodes": nodes, "edges": [list(e) for e in edges if e[0] != e[1]]}
 
 
-def _step(step: Step) -> list[str]:
+def _step(step: Kernel | Region) -> list[str]:
     if not isinstance(step, Kernel):
         return ["fallback", "ONNX Runtime", ", ".join(_counted(_title(n) for n in step.nodes))]
     inner = [n for n in step.body.nodes if n.op not in HIDDEN]

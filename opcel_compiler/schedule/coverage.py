@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from opcel_compiler.ir.dims import Dim, evaluate, product
 from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.ops.control import BRANCHING, trip_count
 from opcel_compiler.ir.types import TensorType
 from opcel_compiler.schedule.cost import GATHERS, nominal, peak
 from opcel_compiler.targets.schema import Target
@@ -30,6 +31,10 @@ class Work:
 
     def __add__(self, other: Work) -> Work:
         return Work(self.nodes + other.nodes, self.macs + other.macs, self.seconds + other.seconds)
+
+    def times(self, count: int) -> Work:
+        """The same nodes, run `count` times."""
+        return Work(self.nodes, self.macs * count, self.seconds * count)
 
 
 NOTHING = Work()
@@ -69,7 +74,12 @@ def native_work(graph: Graph, target: Target) -> Work:
 
 
 def node_work(node: Node, target: Target) -> Work:
-    """One node, a fused one included. What has no known shape counts as nothing."""
+    """One node, a fused one included, or control flow: all branches, and a loop without a limit once. What has no known
+    shape counts as nothing."""
+    if node.op in BRANCHING:
+        trip = trip_count(node) if node.op == "loop" else None
+        inside = sum((node_work(n, target) for g in node.regions for n in g.nodes if n.op != "constant"), NOTHING)
+        return inside.times(_size(trip)) if trip is not None else inside
     inner = list(node.regions[0].nodes) if node.op == "fused" else [node]
     macs = sum(node_macs(n) for n in inner)
     operations = 2 * macs + sum(_size(_flops(n)) for n in inner if "contraction" not in n.definition.traits)

@@ -17,6 +17,7 @@ from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.outline import outline, outside_values
 from opcel_compiler.ir.program import Buffer, Kernel, Program, Region, View, whole
 from opcel_compiler.ir.types import F32, DType, TensorType
+from opcel_compiler.schedule.control import lower_if, lower_loop
 from opcel_compiler.schedule.domain import set_domains
 from opcel_compiler.schedule.recurrent import lower_recurrent
 from opcel_compiler.schedule.transposed import phases
@@ -58,13 +59,16 @@ class Lowering:
             buffer = Buffer(self.name(value.name), self._type(value), "input")
             self.program.inputs.append(buffer)
             self.views[value] = whole(buffer)
-        for node in self.graph.nodes:
-            self._origin = node.origin
-            self._node(node)
+        self.nodes(self.graph)
         for value, name in zip(self.graph.outputs, self.graph.output_names, strict=True):
             self._origin = value.producer.origin if value.producer is not None else ()
             self._output(value, name)
         return self.program
+
+    def nodes(self, graph: Graph) -> None:
+        for node in graph.nodes:
+            self._origin = node.origin
+            self._node(node)
 
     # -- values, buffers, views ----------------------------------------------------------------------------------
 
@@ -310,6 +314,12 @@ class Lowering:
 
     _lower_lstm = _lower_gru = _lower_rnn = _lower_recurrent
 
+    def _lower_if_(self, node: Node) -> None:
+        lower_if(self, node)
+
+    def _lower_loop(self, node: Node) -> None:
+        lower_loop(self, node)
+
     def _lower_concat(self, node: Node) -> None:
         out = self._result(node.result, None)
         axis: int = node.attrs["axis"]
@@ -337,7 +347,8 @@ class Lowering:
 
     def _zero(self, node: Node) -> Value:
         t = self._type(node.result)
-        return self.graph.constant(Constant(np.zeros((), t.dtype.numpy), t.dtype), before=node)
+        assert node.graph is not None
+        return node.graph.constant(Constant(np.zeros((), t.dtype.numpy), t.dtype), before=node)
 
     def _output(self, value: Value, name: str) -> None:
         """Make `value` graph output `name`: its own buffer where it has one to itself, else a copy."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from opcel_compiler.ir.dims import Dim, ceildiv, dim_max
-from opcel_compiler.ir.program import Buffer, Program
+from opcel_compiler.ir.program import Buffer, Program, loops
 
 ALIGNMENT = 64
 """Bytes: a cache line, and one AVX-512 vector."""
@@ -32,12 +32,17 @@ def buffer_bytes(buffer: Buffer) -> Dim:
 
 
 def lifetimes(program: Program, used: Sequence[Iterable[Buffer]] = ()) -> dict[Buffer, tuple[int, int]]:
-    """(first, last) step index of each temporary buffer; `used[i]` are buffers of step i beyond those it views."""
+    """(first, last) step index of each temporary buffer; `used[i]` are buffers of step i beyond those it views. What a
+    loop and the steps around it use lives through all of the loop."""
     lives: dict[Buffer, tuple[int, int]] = {}
     for i, step in enumerate(program.steps):
         for b in (*(v.buffer for v in step.views), *(used[i] if used else ())):
             if b.kind == "temp":
                 lives[b] = (lives.get(b, (i, i))[0], i)
+    for begin, end in loops(program.steps):
+        for b, (first, last) in lives.items():
+            if first <= end and last >= begin and not (begin < first and last < end):
+                lives[b] = min(first, begin), max(last, end)
     return lives
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.analysis import dependences
+from opcel_compiler.ir.graph import Graph, Node
 from opcel_compiler.ir.outline import move_into_region
 from opcel_compiler.schedule.coverage import NOTHING, Work
 
@@ -31,8 +32,8 @@ def place(graph: Graph, reason: Reason, work: Callable[[Node], Work] = lambda no
     reasons = {node: why for node in graph.nodes if (why := reason(node)) is not None}
     depth: dict[Node, int] = {}
     for node in graph.nodes:
-        before = [depth[v.producer] for v in _operands(node) if v.producer is not None]
-        sources = [v.producer for v in _operands(node) if v.producer is not None]
+        sources = [v.producer for v in dependences(node) if v.producer is not None and v.graph is graph]
+        before = [depth[source] for source in sources]
         level = 0
         for source, d in zip(sources, before, strict=True):
             crossing = (source in reasons) != (node in reasons)
@@ -56,16 +57,23 @@ def _label(node: Node) -> str:
     return str(node.attrs["op_type"]) if node.op == "foreign" else node.op
 
 
-def _operands(node: Node) -> list[Value]:
-    return [v for v in node.operands if v is not None]
-
-
 def _wrap(graph: Graph, group: Sequence[Node], reason: str) -> None:
     """Replace `group` by one `external` node placed after everything it needs; later users move behind it."""
     inside = set(group)
-    outputs = [r for n in group for r in n.results if any(u not in inside for u, _ in r.uses)]
+    outputs = [r for n in group for r in n.results if any(_holder(u, graph) not in inside for u, _ in r.uses)]
     move_into_region(graph, "external", group, outputs, {"reason": reason}, literals=False)
     _sort(graph)
+
+
+def _holder(user: Node | Graph, graph: Graph) -> Node | Graph:
+    """The node of `graph` that is `user` or holds it in a region; `graph` itself for its outputs."""
+    while user is not graph:
+        around = user if isinstance(user, Graph) else user.graph
+        if isinstance(user, Node) and around is graph:
+            return user
+        assert around is not None and around.parent is not None
+        user = around.parent
+    return user
 
 
 def _sort(graph: Graph) -> None:
@@ -76,10 +84,7 @@ def _sort(graph: Graph) -> None:
     while pending:
         later = []
         for node in pending:
-            ready = all(
-                v.producer is None or v.producer in done or v.producer.graph is not graph for v in _operands(node)
-            )
-            if ready:
+            if all(v.producer is None or v.producer in done or v.graph is not graph for v in dependences(node)):
                 done.add(node)
                 order.append(node)
             else:

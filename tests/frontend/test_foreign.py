@@ -51,12 +51,12 @@ def test_sizes_that_depend_on_data_are_fresh_symbols() -> None:
 
 def test_branches_with_captured_values() -> None:
     then = helper.make_graph([node("Add", "a w", "t")], "then", [], [info("t")])
-    other = helper.make_graph([node("Mul", "a b", "e")], "else", [], [info("e")])
+    inner = [node("Mul", "a b", "m"), node("ReduceMax", "m", "e", keepdims=0)]
+    other = helper.make_graph(inner, "else", [], [info("e", shape=())])  # another rank, so there is no type for both
     nodes = [
         node("Neg", "x", "a"),
         node("Abs", "x", "b"),
-        helper.make_node("If", ["c"], ["r"], then_branch=then, else_branch=other),
-        node("Relu", "r", "y"),
+        helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=other),
     ]
     for c in (True, False):
         feeds = {"x": floats(2, 3), "c": np.array(c)}
@@ -64,7 +64,7 @@ def test_branches_with_captured_values() -> None:
         (kept,) = imported.foreign
         assert kept.attrs["captured"] == ("a", "b", "w")
         assert len(kept.operands) == 4
-        assert str(kept.results[0].type) == "f32[2, 3]"
+        assert str(kept.results[0].type) == "f32[*]"
 
 
 def test_loop_whose_inner_names_hide_outer_ones() -> None:
@@ -78,8 +78,7 @@ def test_loop_whose_inner_names_hide_outer_ones() -> None:
     nodes = [node("Neg", "x", "step"), helper.make_node("Loop", ["count", "", "x"], ["last", "y"], body=body)]
     feeds = {"x": floats(2, 3)}
     model = model_of(nodes, feeds, 13, {"count": np.array(4)}, ["last", "y"])
-    imported = check(model, feeds, foreign=["Loop"])
-    assert imported.foreign[0].operands[1] is None
+    check(model, feeds)
 
 
 def test_nested_captures() -> None:
@@ -90,8 +89,7 @@ def test_nested_captures() -> None:
     )
     nodes = [node("Abs", "x", "outer"), helper.make_node("If", ["c"], ["y"], then_branch=middle, else_branch=flat)]
     feeds = {"x": floats(2, 3), "c": np.array(True)}
-    imported = check(model_of(nodes, feeds, 13), feeds, foreign=["If"])
-    assert imported.foreign[0].attrs["captured"] == ("outer", "c", "x")
+    check(model_of(nodes, feeds, 13), feeds)
 
 
 def test_unknown_domain_takes_its_declared_types() -> None:
@@ -158,7 +156,7 @@ def test_functions_called_from_branches() -> None:
         node("Cast", "m", "c", to=TensorProto.BOOL),
         helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch),
     ]
-    check(function_model(nodes, [scaled()]), {"x": floats(2, 3)}, foreign=["If"])
+    check(function_model(nodes, [scaled()]), {"x": floats(2, 3)})
 
 
 # -- regions ---------------------------------------------------------------------------------------------------------

@@ -108,14 +108,17 @@ def test_cut_files_are_no_messages(cut: int) -> None:
 def test_data_inside_nested_graphs_and_attributes_is_found() -> None:
     inner = helper.make_graph([helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(W))], "inner", [],
                               [helper.make_tensor_value_info("c", TensorProto.FLOAT, W.shape)])  # fmt: skip
-    node = helper.make_node("If", ["b"], ["y"], then_branch=inner, else_branch=inner)
+    scalar = helper.make_graph([helper.make_node("Constant", [], ["s"], value_float=1.0)], "scalar", [],
+                               [helper.make_tensor_value_info("s", TensorProto.FLOAT, [])])  # fmt: skip
+    node = helper.make_node("If", ["b"], ["y"], then_branch=inner, else_branch=scalar)
     b = helper.make_tensor_value_info("b", TensorProto.BOOL, [])
-    graph = helper.make_graph([node], "g", [b], [helper.make_tensor_value_info("y", TensorProto.FLOAT, W.shape)])
+    graph = helper.make_graph([node], "g", [b], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     imported = import_model(model.SerializeToString())
     (foreign,) = imported.foreign
     kept = onnx.NodeProto.FromString(foreign.attrs["node"])
-    assert kept.attribute[0].g.node[0].attribute[0].t.raw_data == W.tobytes()
+    (branch,) = [a.g for a in kept.attribute if a.name == "then_branch"]
+    assert branch.node[0].attribute[0].t.raw_data == W.tobytes()
 
 
 # -- external data ---------------------------------------------------------------------------------------------------

@@ -12,10 +12,10 @@ from hand_programs import kernel, residual, single, weight
 from kernel_cases import CASES
 
 from opcel_compiler.ir import program_verify as module
-from opcel_compiler.ir.dims import symbol
+from opcel_compiler.ir.dims import as_symbol, symbol
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.layout import Layout
-from opcel_compiler.ir.program import Buffer, Index, Kernel, Program, Region, View, whole
+from opcel_compiler.ir.program import Buffer, Control, Index, Kernel, Program, Region, View, whole
 from opcel_compiler.ir.program_verify import ProgramVerifyError, verify_program
 from opcel_compiler.ir.types import tensor
 
@@ -119,6 +119,33 @@ breaks(17, "symbol n has the ranges 1.. and 2..")(
     lambda p, b, k: p.steps.append(
         Region(0, (), [View(b["x"], (symbol("n", 1),), (0,)), View(b["x"], (symbol("n", 2),), (0,))], [], "why")
     )
+)
+
+
+def _mark(*marks: Control) -> Change:
+    return lambda p, b, k: p.steps.__setitem__(slice(0, 0), marks)
+
+
+def _flag() -> View:
+    return whole(Buffer("flag", tensor("bool", 1), "weight", data=Constant(np.array([True]))))
+
+
+I = symbol("i")  # noqa: E741
+breaks(18, "a block does not end")(_mark(Control("if", [_flag()])))
+breaks(18, "an end of nothing")(_mark(Control("end")))
+breaks(18, "an else without its if")(
+    _mark(Control("loop", iteration=as_symbol(I), trip=2), Control("else"), Control("end"))
+)
+breaks(18, "a condition is one bool")(_mark(Control("if"), Control("end")))
+breaks(18, "that no loop around it has")(_mark(Control("loop", trip=3), Control("end")))
+breaks(18, "i stands outside its loop")(
+    lambda p, b, k: (
+        k[0].inputs.__setitem__(0, replace(k[0].inputs[0], offset=I)),
+        p.steps.extend((Control("loop", iteration=as_symbol(I), trip=1), Control("end"))),
+    )
+)
+breaks(12, "is read before anything writes it")(
+    lambda p, b, k: p.steps.__setitem__(slice(0, 1), [Control("if", [_flag()]), p.steps[0], Control("end")])
 )
 
 

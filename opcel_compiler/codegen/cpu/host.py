@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from opcel_compiler.codegen.cpu.expressions import c_dim
 from opcel_compiler.codegen.cpu.unit import KernelUnit
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.ir.dims import Dim, as_symbol, bounds
-from opcel_compiler.ir.program import Buffer, Program, Region, View
+from opcel_compiler.ir.dims import Dim, as_symbol, bounds, symbols_of
+from opcel_compiler.ir.program import Buffer, Control, Program, Region, View
 from opcel_compiler.schedule.memory import MemoryPlan
 
 
@@ -45,7 +45,8 @@ def unbound_symbols(program: Program) -> list[str]:
 
 
 class HostWriter:
-    """Writes the one translation unit that knows the network. `units[i]` are the calls of the program's i-th step."""
+    """Writes the one translation unit that knows the network. `units[i]` are the calls of the program's i-th step. The
+    steps that compute are numbered as `Program.launches`, for profiles."""
 
     def __init__(
         self, program: Program, units: Sequence[Sequence[KernelUnit]], memory: MemoryPlan, weights: Weights,
@@ -54,6 +55,7 @@ class HostWriter:
         self.program, self.units, self.memory, self.weights = program, units, memory, weights
         self.names, self.features = names, features
         self.symbols = {name: f"s[{i}]" for i, name in enumerate(program.symbols)}
+        self.iterations = {name: f"at_{name}" for name in program.iterations}
         self.place: dict[Buffer, str] = {}
         for i, b in enumerate(program.inputs):
             self.place[b] = f"static_cast<char*>(r->in[{i}])"
@@ -61,7 +63,7 @@ class HostWriter:
             self.place[b] = f"static_cast<char*>(r->out[{i}])"
 
     def dim(self, value: Dim) -> str:
-        return c_dim(value, {**self.symbols, "opcel_threads": "int64_t{r->threads}"})
+        return c_dim(value, {**self.symbols, **self.iterations, "opcel_threads": "int64_t{r->threads}"})
 
     def text(self) -> str:
         kernels = sorted({u.name for calls in self.units for u in calls})
@@ -169,7 +171,8 @@ class HostWriter:
             for view in step.outputs:
                 for dim in view.buffer.type.dims:
                     low = bounds(dim)[0]
-                    if isinstance(dim, int) or (low is not None and low >= 0):
+                    inside = any(s.name in self.iterations for s in symbols_of(dim))
+                    if inside or isinstance(dim, int) or (low is not None and low >= 0):
                         continue
                     where = ", ".join(step.origin[:2]) or view.buffer.name
                     what = f"{where}: its result would have a size of {dim} = ".replace("%", "%%")
@@ -200,13 +203,29 @@ class HostWriter:
         ]  # fmt: skip
         if any(u.fallible for calls in self.units for u in calls):
             lines.append("  int32_t bad = 0;")
-        for i, (step, calls) in enumerate(zip(self.program.steps, self.units, strict=True)):
+        mark = 0
+        for step, calls in zip(self.program.steps, self.units, strict=True):
+            if isinstance(step, Control):
+                lines.append(self._control(step))
+                continue
             if isinstance(step, Region):
                 lines += self._region(step)
             for unit in calls:
                 lines += self._call(unit, step.origin)
-            lines.append(f"  opcel_mark(r, {i});")
+            lines.append(f"  opcel_mark(r, {mark});")
+            mark += 1
         return "\n".join([*lines, "  return OPCEL_OK;", "}", ""])
+
+    def _control(self, mark: Control) -> str:
+        tests = [f"*reinterpret_cast<const bool*>({self.address(v)})" for v in mark.inputs]
+        if mark.kind == "if":
+            return f"  if ({tests[0]}) {{"
+        if mark.kind == "loop":
+            assert mark.iteration is not None
+            at = self.iterations[mark.iteration.name]
+            limit = [] if mark.trip is None else [f"{at} < {self.dim(mark.trip)}"]
+            return f"  for (int64_t {at} = 0; {' && '.join([*limit, *tests])}; ++{at}) {{"
+        return "  } else {" if mark.kind == "else" else "  }"
 
     def _call(self, unit: KernelUnit, origin: Sequence[str]) -> list[str]:
         pointers = [self.address(v) for v in unit.pointers]
@@ -260,6 +279,6 @@ class HostWriter:
             "OPCEL_PROGRAM_VERSION", str(len(self.program.inputs)), str(len(self.program.outputs)),
             str(len(self.symbols)), str(regions), "inputs", "outputs", "symbols", f"UINT64_C({self.weights.size})",
             f"UINT64_C({self.weights.check})", "bind", "output_shapes", "arena_bytes", "run", features,
-            str(len(self.program.steps)), str(len(self.program.states)), "states",
+            str(len(self.program.launches)), str(len(self.program.states)), "states",
         ]  # fmt: skip
         return f'extern "C" OPCEL_HIDDEN const OpcelProgram opcel_program = {{\n    {", ".join(fields)}}};\n'

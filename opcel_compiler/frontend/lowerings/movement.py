@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from opcel_compiler.frontend.limits import ModelError
 from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers, nonnegative
-from opcel_compiler.ir.dims import Dim, bounds, ceildiv, dim_max, dim_min
+from opcel_compiler.ir.dims import Dim, Expr, bounds, ceildiv, dim_max, dim_min
 from opcel_compiler.ir.graph import Value
 
 
@@ -111,8 +111,13 @@ def split(c: Lowering) -> list[Value]:
 
 @lowers("Gather")
 def gather(c: Lowering) -> Value:
-    x = c.x()
-    return c.emit("gather", x, c.x(1), axis=c.axis(c.attr_int("axis", 0), c.rank(x)))
+    x, at = c.x(), c.builder.content(c.x(1))
+    axis = c.axis(c.attr_int("axis", 0), c.rank(x))
+    if at is not None and at.size == 1 and c.builder.content(x) is None:
+        index, shape = at.reshape(-1)[0], c.shape(x)
+        if isinstance(index, Expr) and c.builder.in_range(index, shape[axis]):
+            return c.reshape(c.slice(x, axis, index, 1), (*shape[:axis], *at.shape, *shape[axis + 1 :]))
+    return c.emit("gather", x, c.x(1), axis=axis)
 
 
 @lowers("GatherElements", first=11)

@@ -8,6 +8,7 @@ rounded once, contractions run in the operands' precision, reductions and norms 
 
 from opcel_compiler.ir.ops import (
     contraction,
+    control,
     elementwise,
     foreign,
     movement,
@@ -21,6 +22,7 @@ from opcel_compiler.ir.ops import (
 
 __all__ = [
     "contraction",
+    "control",
     "elementwise",
     "foreign",
     "movement",

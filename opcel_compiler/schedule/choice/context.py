@@ -10,7 +10,7 @@ from opcel_compiler.ir.dims import Dim
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph
 from opcel_compiler.ir.layout import Layout
-from opcel_compiler.ir.program import Buffer, Kernel, Program, Step, View, whole
+from opcel_compiler.ir.program import Buffer, Control, Kernel, Program, Step, View, whole
 from opcel_compiler.ir.program_split import split_epilogue
 from opcel_compiler.ir.types import F32, TensorType
 
@@ -58,6 +58,12 @@ class Choosing:
                 packing=packing,
             )  # fmt: skip
         return self.packed[key]
+
+    def passed(self, step: Step) -> None:
+        """After `step` has been decided: forget what it makes untrue."""
+        written = {v.buffer for v in step.outputs}
+        every = isinstance(step, Control)
+        self.rounded = {v: r for v, r in self.rounded.items() if not every and v.buffer not in written}
 
     def reference(self, kernel: Kernel, family: str) -> list[Step]:
         """`kernel` in its operator's reference family, its epilogue in a kernel of its own."""
