@@ -1,10 +1,10 @@
 """The lower level of the IR: kernels over buffers, what every backend lowers from.
 
-A Program is a list of steps in execution order, with marks where control flow parts and joins.
-Buffers carry layouts and live in named memories; a kernel reads and
-writes them through strided views. What a kernel computes is its `body`, a small Graph whose inputs and outputs
-correspond to the kernel's views; its `anchor` is the one contraction, reduction, row operator or data movement in that
-body (None for a purely elementwise kernel), everything before it the prologue, everything after it the epilogue.
+A Program is a list of steps in execution order, with marks where control flow parts and joins. Buffers carry layouts
+and live in named memories; a kernel reads and writes them through strided views. What a kernel computes is its `body`,
+a small Graph whose inputs and outputs correspond to the kernel's views; its `anchor` is the one contraction, reduction,
+row operator or data movement in that body (None for a purely elementwise kernel), everything before it the prologue,
+everything after it the epilogue.
 """
 
 from __future__ import annotations

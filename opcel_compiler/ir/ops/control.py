@@ -30,10 +30,10 @@ define(
 
 define(
     "loop",
-    "A region run again and again: it takes the carried values and gives their next ones, then rows. `iteration` is the "
-    "symbol that numbers the iterations from 0, `trip` their number, or nothing for no limit. If `conditional`, the last "
-    "carried value is a bool tested before each iteration. Results: the last carried values, then the rows, stacked "
-    "along a new first axis of `trip` places, those not reached undefined",
+    "A region run again and again: it takes the carried values and gives their next ones, then rows. `iteration` is "
+    "the symbol that numbers the iterations from 0, `trip` their number, or nothing for no limit. If `conditional`, "
+    "the last carried value is a bool tested before each iteration. Results: the last carried values, then the rows, "
+    "stacked along a new first axis of `trip` places, those not reached undefined",
     "carried*",
     _given,
     attrs=(AttrDef("iteration", "dims"), AttrDef("trip", "dims", ()), AttrDef("conditional", "bool", False)),
