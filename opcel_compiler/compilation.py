@@ -10,7 +10,7 @@ from opcel_compiler.errors import OpcelError
 from opcel_compiler.frontend.importer import Imported, import_model
 from opcel_compiler.frontend.limits import ModelError
 from opcel_compiler.frontend.proto_types import DimValue
-from opcel_compiler.ir.analysis import flops
+from opcel_compiler.ir.analysis import flops, made_symbols
 from opcel_compiler.ir.dims import Dim, as_symbol, symbols_of
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.ops.control import BRANCHING
@@ -133,12 +133,14 @@ def check_precision(target: Target, precision: str) -> None:
 
 
 def check_bound(graph: Graph) -> None:
-    """Raises ModelError for a size that no input's shape tells, and that memory is therefore not planned for."""
+    """Raises ModelError for a size that neither an input's shape nor a `read_dims` tells, and that memory is therefore
+    not planned for."""
 
     def shape(value: Value) -> tuple[Dim, ...]:
         return (value.type.shape if isinstance(value.type, TensorType) else None) or ()
 
     read = {s.name for v in graph.inputs for d in shape(v) if (s := as_symbol(d)) is not None}
+    read.update(s.name for node in graph.walk() for s in made_symbols(node))
     for node in graph.nodes:
         for value in node.results:
             for symbol in (s for d in shape(value) for s in symbols_of(d)):

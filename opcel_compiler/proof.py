@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -136,15 +137,51 @@ def sample_inputs(
 def candidates(
     graph: Graph, names: Sequence[str], seed: int = 0, sizes: Mapping[str, int] | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Sample inputs, the best first; later ones, for models that fail on the earlier, have other sizes, then zeros and
-    ones for all integers."""
+    """Sample inputs, the best first; later ones, for models that fail on the earlier, have other sizes, then other
+    values for integers that become sizes, axes and the like, then zeros and ones for all integers."""
     tables = [_bind(graph, extents, sizes or {}) for extents in SIZES]
     distinct = [t for i, t in enumerate(tables) if t not in tables[:i]]
-    limits = index_limits(graph)
+    limits, read = index_limits(graph), read_inputs(graph)
     for limit in (limits, {}) if limits else ({},):
-        for chosen in sorted(distinct, key=lambda t: not _possible(graph, t)):
-            rng = np.random.default_rng(seed)
-            yield {n: _sample(v, rng, chosen, limit.get(v)) for n, v in zip(names, graph.inputs, strict=True)}
+        for fill in READ_VALUES if read else READ_VALUES[:1]:
+            for chosen in sorted(distinct, key=lambda t: not _possible(graph, t)):
+                rng = np.random.default_rng(seed)
+                feeds = {v: _sample(v, rng, chosen, limit.get(v)) for v in graph.inputs}
+                for v in read - set(limit):
+                    feeds[v] = fill(feeds[v].size).reshape(feeds[v].shape).astype(feeds[v].dtype)
+                yield {n: feeds[v] for n, v in zip(names, graph.inputs, strict=True)}
+
+
+READ_VALUES: tuple[Callable[[int], np.ndarray], ...] = (
+    lambda n: np.ones(n, np.int64),
+    lambda n: np.where(np.arange(n) == 0, -1, 1),
+    lambda n: np.arange(n),
+    lambda n: np.full(n, 2),
+    lambda n: np.zeros(n, np.int64),
+)
+"""Values for n integers that a model reads as sizes, axes, starts or counts, likely ones first: a valid size of most
+things, a shape that fits any tensor, distinct axes, another size, the first axis or an empty thing."""
+
+
+def read_inputs(graph: Graph) -> set[Value]:
+    """The integer inputs from which elements reach a `read_dims`, by operators on few elements."""
+    out: set[Value] = set()
+    stack = [v for node in graph.nodes if node.op == "read_dims" for v in node.operands if v is not None]
+    seen: set[Value] = set(stack)
+    while stack:
+        v = stack.pop()
+        if v.producer is None:
+            out.add(v)
+        else:
+            new = [u for u in v.producer.operands if u is not None and u not in seen and _few_integers(u)]
+            seen.update(new)
+            stack += new
+    return out & {v for v in graph.inputs if _few_integers(v)}
+
+
+def _few_integers(value: Value) -> bool:
+    t = value.type
+    return isinstance(t, TensorType) and t.dtype.kind in "iub" and t.is_static and math.prod(t.static_shape) <= 64
 
 
 def _bind(graph: Graph, extents: Sequence[int], sizes: Mapping[str, int]) -> dict[str, int]:

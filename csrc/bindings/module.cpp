@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -256,6 +257,7 @@ class Model {
     const int32_t status = loaded->api->run(call.context, call.inputs.data(), call.outputs.data());
     PyEval_RestoreThread(released);
     if (status != OPCEL_OK) raise_for_run(status, loaded->api->last_error(call.context));
+    take_results(*loaded, &call);
     py::dict result;
     for (size_t i = 0; i < loaded->outputs.size(); ++i)
       if (PyDict_SetItem(result.ptr(), loaded->outputs[i].name.ptr(), call.arrays[loaded->inputs.size() + i].ptr()) < 0)
@@ -347,6 +349,13 @@ class Model {
       py::object& array = call->arrays[loaded.inputs.size() + i];
       PyObject* own = given.is_none() ? nullptr : PyDict_GetItemWithError(given.ptr(), value.name.ptr());
       if (!own && PyErr_Occurred()) throw py::error_already_set();
+      const bool open = !own && std::any_of(call->shapes[i], call->shapes[i] + value.rank(), [](int64_t n) { return n < 0; });
+      if (open) {  // its shape depends on data; take_results makes it
+        array = py::object();
+        call->outputs[i] = {nullptr, nullptr, nullptr, value.code, value.rank()};
+        strides += value.rank();
+        continue;
+      }
       array = own ? checked_array(own, value, "output") : call->results[i].array(value, call->shapes[i]);
       const bool is_state = past_of(loaded, i) >= 0;
       if (is_state && !own)
@@ -368,10 +377,24 @@ class Model {
     }
   }
 
+  /// Copies the outputs whose shapes the run told.
+  static void take_results(const Loaded& loaded, Call* call) {
+    for (size_t i = 0; i < loaded.outputs.size(); ++i) {
+      py::object& array = call->arrays[loaded.inputs.size() + i];
+      if (array) continue;
+      opcel_tensor made;
+      loaded.api->result(call->context, static_cast<int32_t>(i), &made);
+      array = call->results[i].array(loaded.outputs[i], made.shape);
+      size_t bytes = static_cast<size_t>(loaded.outputs[i].item);
+      for (int32_t axis = 0; axis < made.rank; ++axis) bytes *= static_cast<size_t>(made.shape[axis]);
+      if (bytes) memcpy(py::detail::array_proxy(array.ptr())->data, made.data, bytes);
+    }
+  }
+
   static void check_apart(const Loaded& loaded, const Call& call, size_t output, const Value& other,
                           const opcel_tensor& tensor) {
     const Value& value = loaded.outputs[output];
-    if (overlap(call.outputs[output], tensor, value.item, other.item))
+    if (call.outputs[output].data && tensor.data && overlap(call.outputs[output], tensor, value.item, other.item))
       raise("FeedError", "output '" + text_of(value.name) + "' shares memory with '" + text_of(other.name) + "'");
   }
 

@@ -43,7 +43,7 @@ enum {
 /* Element types are the codes of ONNX TensorProto.DataType (1 = float, 7 = int64, 9 = bool, ...).
  * Types narrower than 8 bits take one byte per element at this interface. Strings cannot cross it. */
 typedef struct opcel_tensor {
-  void *data;             /* may be NULL only when the tensor has no elements */
+  void *data;             /* may be NULL only when the tensor has no elements, or see run */
   const int64_t *shape;   /* rank extents */
   const int64_t *strides; /* in elements; NULL: dense, row-major. Outputs must be dense. */
   int32_t dtype;
@@ -148,12 +148,14 @@ typedef struct opcel_api {
   int32_t (*create_context)(opcel_model *model, opcel_context **context, char *error, size_t error_bytes);
   void (*destroy_context)(opcel_context *context);
 
-  /* Writes the extents of output i for these inputs to shapes[i] (room for its rank). Reads no data. */
+  /* Writes the extents of output i for these inputs to shapes[i] (room for its rank). Reads no data: an extent that
+   * depends on data, and so is known only when the model has run, is -1. */
   int32_t (*output_shapes)(opcel_context *context, const opcel_tensor *inputs, int64_t *const *shapes);
   /* Inputs and outputs in the order of the description. Dense inputs are read in place, others are copied
    * first. No output may overlap an input or another output,
-   * but for those of opcel_state. Allocates only when a shape needs more memory
-   * than any before it in this context. */
+   * but for those of opcel_state. An output with neither data nor shape is kept by the context, and result gives it;
+   * so is best handed in one whose shape depends on data, as memory for it must have just its shape. Allocates only
+   * when a shape needs more memory than any before it in this context. */
   int32_t (*run)(opcel_context *context, const opcel_tensor *inputs, const opcel_tensor *outputs);
   /* Why the last call on this context failed. */
   const char *(*last_error)(const opcel_context *context);
@@ -169,6 +171,10 @@ typedef struct opcel_api {
    * from the CPU's counter, a few nanoseconds a step. */
   int32_t (*profile)(opcel_context *context, const opcel_tensor *inputs, const opcel_tensor *outputs, int32_t runs,
                      double *seconds);
+
+  /* Absent in older artifacts. Output i of the last run on this context, which must have succeeded: data and shape,
+   * dense. The shape, and data that the context keeps, are valid until its next call of run or profile. */
+  void (*result)(const opcel_context *context, int32_t i, opcel_tensor *tensor);
 } opcel_api;
 
 /* Whether a struct that carries its size reaches as far as a member. */

@@ -21,7 +21,7 @@ using OpcelKernel = opcel_kernel;
 /// One run, as the generated code sees it. Pointers of inputs and outputs are dense and row-major, in the
 /// order of the program's signature.
 struct OpcelRun {
-  const int64_t* sym;   // n_symbols values
+  int64_t* sym;         // n_symbols values; those that no input's shape tells are set while running
   char* arena;          // arena_bytes(sym) bytes, 64-byte aligned, contents undefined
   const char* weights;  // weights_bytes bytes, 64-byte aligned
   void* const* in;
@@ -53,7 +53,7 @@ struct OpcelProgram {
   /// that each dim which is a plain symbol equals it is checked after. Other relations are for this function.
   /// Returns 0, or non-zero with the reason in error.
   int32_t (*bind)(const opcel_tensor* inputs, int64_t* symbols, char* error, size_t error_bytes);
-  /// Writes the extents of output i to shapes[i].
+  /// Writes the extents of output i to shapes[i]; -1 for one that run tells opcel_output.
   void (*output_shapes)(const int64_t* symbols, int64_t* const* shapes);
   /// Bytes of working memory that a run with these symbols needs.
   size_t (*arena_bytes)(const int64_t* symbols);
@@ -68,6 +68,8 @@ struct OpcelProgram {
 
   int32_t n_states;
   const opcel_state* states;
+
+  int32_t n_blocks;  // of opcel_block
 };
 
 extern "C" OPCEL_HIDDEN const OpcelProgram opcel_program;
@@ -134,6 +136,21 @@ OPCEL_HIDDEN int32_t opcel_region(OpcelRun* run, int32_t index, const opcel_tens
 /// belongs to the context, one block for each slot in [0, 16), and lasts until the slot is asked for more.
 /// Null, with the reason in run->error, when there is none; the program then returns OPCEL_MEMORY.
 OPCEL_HIDDEN void* opcel_scratch(OpcelRun* run, int32_t slot, size_t bytes);
+
+/// Memory whose size depends on data: at least `bytes` of block `index` of n_blocks, 64-byte aligned. Its contents last
+/// until it is asked for more. Null, with the reason in run->error, when there is none or `estimate`, the size computed
+/// in floating point, is beyond any memory; the program then returns OPCEL_MEMORY.
+OPCEL_HIDDEN char* opcel_block(OpcelRun* run, int32_t index, double estimate, int64_t bytes);
+
+/// Gives the extents of output `index`, some of which depend on data; from then on run->out holds its memory. Returns
+/// OPCEL_OK, or what the program then returns.
+OPCEL_HIDDEN int32_t opcel_output(OpcelRun* run, int32_t index, const int64_t* shape);
+
+/// Fails the run as `what` is `value`, which is not `allowed`.
+inline int32_t opcel_outside(OpcelRun* run, const char* what, int64_t value, const char* allowed) {
+  snprintf(run->error, run->error_bytes, "%s is %lld, and must be %s", what, static_cast<long long>(value), allowed);
+  return OPCEL_FAILED;
+}
 
 /// Sets the text of a failed run and returns OPCEL_FAILED.
 inline int32_t opcel_fail(OpcelRun* run, const char* message) {

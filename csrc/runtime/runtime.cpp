@@ -40,6 +40,9 @@ struct opcel_context {
   void** in;
   void** out;
   Block* staging;
+  Block* owned;   // of the outputs that the caller leaves to the context
+  Block* blocks;  // of opcel_block
+  const opcel_tensor* given;  // the caller's outputs, while a run lasts
   Block arena;
   Block scratch[kScratchSlots];
   char error[512];
@@ -222,7 +225,8 @@ int32_t create_context(opcel_model* model, opcel_context** context, char* error,
   int64_t extents = 0;
   for (int32_t i = 0; i < program.n_outputs; ++i) extents += program.outputs[i].rank;
   const size_t words = program.n_symbols + extents + 2 * size_t(program.n_outputs) + program.n_inputs;
-  const size_t bytes = sizeof(opcel_context) + words * sizeof(int64_t) + program.n_inputs * sizeof(Block);
+  const size_t n_blocks = size_t(program.n_inputs) + program.n_outputs + program.n_blocks;
+  const size_t bytes = sizeof(opcel_context) + words * sizeof(int64_t) + n_blocks * sizeof(Block);
   char* memory = static_cast<char*>(calloc(1, bytes));
   *context = reinterpret_cast<opcel_context*>(memory);
   if (!memory) {
@@ -232,7 +236,9 @@ int32_t create_context(opcel_model* model, opcel_context** context, char* error,
   opcel_context* made = *context;
   made->model = model;
   made->staging = reinterpret_cast<Block*>(made + 1);
-  made->symbols = reinterpret_cast<int64_t*>(made->staging + program.n_inputs);
+  made->owned = made->staging + program.n_inputs;
+  made->blocks = made->owned + program.n_outputs;
+  made->symbols = reinterpret_cast<int64_t*>(made->blocks + program.n_blocks);
   made->output_extents = made->symbols + program.n_symbols;
   made->output_shapes = reinterpret_cast<int64_t**>(made->output_extents + extents);
   made->in = reinterpret_cast<void**>(made->output_shapes + program.n_outputs);
@@ -246,6 +252,8 @@ void destroy_context(opcel_context* context) {
   if (!context) return;
   const opcel_host& host = context->model->host;
   for (int32_t i = 0; i < program.n_inputs; ++i) host_free(host, context->staging[i]);
+  for (int32_t i = 0; i < program.n_outputs; ++i) host_free(host, context->owned[i]);
+  for (int32_t i = 0; i < program.n_blocks; ++i) host_free(host, context->blocks[i]);
   for (const Block& block : context->scratch) host_free(host, block);
   host_free(host, context->arena);
   ::free(context);
@@ -345,12 +353,32 @@ int32_t place_inputs(opcel_context* context, const opcel_tensor* inputs) {
   return OPCEL_OK;
 }
 
+/// Memory of the context for output i, whose extents are known.
+int32_t own_output(opcel_context* context, int32_t i) {
+  const opcel_value& value = program.outputs[i];
+  size_t bytes = opcel::element_bytes(value.dtype);
+  for (int32_t axis = 0; axis < value.rank; ++axis)
+    if (__builtin_mul_overflow(bytes, static_cast<size_t>(context->output_shapes[i][axis]), &bytes)) bytes = SIZE_MAX / 2;
+  if (!grow(context->model->host, &context->owned[i], bytes)) return no_memory(context, "a result", bytes);
+  context->out[i] = context->owned[i].data;
+  return OPCEL_OK;
+}
+
 int32_t place_outputs(opcel_context* context, const opcel_tensor* outputs) {
   program.output_shapes(context->symbols, context->output_shapes);
+  context->given = outputs;
   for (int32_t i = 0; i < program.n_outputs; ++i) {
     const opcel_tensor& tensor = outputs[i];
+    bool known = true;
+    for (int32_t axis = 0; axis < program.outputs[i].rank; ++axis) known = known && context->output_shapes[i][axis] >= 0;
+    if (!tensor.data && !tensor.shape && !(program.n_states && state_of(&opcel_state::output, i))) {
+      context->out[i] = nullptr;
+      const int32_t status = known ? own_output(context, i) : OPCEL_OK;
+      if (status != OPCEL_OK) return status;
+      continue;
+    }
     const opcel_value expected = {program.outputs[i].name, program.outputs[i].dtype, program.outputs[i].rank,
-                                  context->output_shapes[i]};
+                                  known ? context->output_shapes[i] : program.outputs[i].dims};
     Text text(context->error, sizeof context->error);
     if (!opcel::fits(tensor, expected)) {
       opcel::explain_misfit(tensor, expected, "output", program.symbols, &text);
@@ -419,11 +447,16 @@ int32_t profile(opcel_context* context, const opcel_tensor* inputs, const opcel_
   return status;
 }
 
+void result(const opcel_context* context, int32_t i, opcel_tensor* tensor) {
+  const opcel_value& value = program.outputs[i];
+  *tensor = {context->out[i], context->output_shapes[i], nullptr, value.dtype, value.rank};
+}
+
 const char* last_error(const opcel_context* context) { return context->error; }
 
 const opcel_api kApi = {OPCEL_ABI_VERSION, sizeof(opcel_api), open_model, close_model, describe,    create_context,
                         destroy_context,   output_shapes,     run,        last_error,  create_pool, destroy_pool,
-                        profile};
+                        profile,           result};
 
 }  // namespace
 
@@ -444,6 +477,27 @@ void* opcel_scratch(OpcelRun* run, int32_t slot, size_t bytes) {
   if (grow(*run->host, block, bytes ? bytes : 1)) return block->data;
   no_memory(run->context, "working memory", bytes);
   return nullptr;
+}
+
+char* opcel_block(OpcelRun* run, int32_t index, double estimate, int64_t bytes) {
+  Block* block = &run->context->blocks[index];
+  const bool fits = estimate < 0x1p62 && bytes >= 0;
+  if (fits && grow(*run->host, block, bytes ? static_cast<size_t>(bytes) : 1)) return static_cast<char*>(block->data);
+  no_memory(run->context, "working memory", fits ? static_cast<size_t>(bytes) : SIZE_MAX);
+  return nullptr;
+}
+
+int32_t opcel_output(OpcelRun* run, int32_t index, const int64_t* shape) {
+  opcel_context* context = run->context;
+  const opcel_value& value = program.outputs[index];
+  const opcel_tensor& given = context->given[index];
+  memcpy(context->output_shapes[index], shape, static_cast<size_t>(value.rank) * sizeof *shape);
+  if (!given.shape) return own_output(context, index);
+  if (memcmp(given.shape, shape, static_cast<size_t>(value.rank) * sizeof *shape) == 0) return OPCEL_OK;
+  Text text(context->error, sizeof context->error);
+  const opcel_value expected = {value.name, value.dtype, value.rank, shape};
+  opcel::explain_misfit(given, expected, "output", program.symbols, &text);
+  return OPCEL_ARGUMENT;
 }
 
 extern "C" __attribute__((visibility("default"))) const opcel_api* opcel_artifact_api(void) { return &kApi; }

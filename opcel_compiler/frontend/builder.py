@@ -13,6 +13,7 @@ from opcel_compiler.frontend.limits import MAX_CONTENT
 from opcel_compiler.frontend.proto_types import Symbols
 from opcel_compiler.frontend.symbolic import Content
 from opcel_compiler.frontend.weights import Weights
+from opcel_compiler.ir.analysis import made_symbols, symbols_in
 from opcel_compiler.ir.dims import Call, Dim, Expr, Monomial, Symbol, as_symbol, bounds, equal, substitute, symbols_of
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
@@ -31,6 +32,10 @@ class Narrow(Exception):
 
 _INTEGRAL = frozenset("cast add sub mul div floor ceil reshape".split())
 """Operators whose content is followed through floating-point tensors too, as long as it stays integral."""
+
+
+_CARRIES = frozenset({"concat", "reshape", "cast"})
+"""Operators whose results hold the values of their operands, so that each of them can be read alone."""
 
 
 class Builder:
@@ -60,6 +65,10 @@ class Builder:
             node = self.log.pop()
             for value in node.results:
                 self._contents.pop(value, None)
+            if made := set(made_symbols(node)):
+                named = [v for v, c in self._contents.items() if any(s in made for d in c.flat for s in symbols_in(d))]
+                for value in named:
+                    del self._contents[value]
             if node.graph is not None:
                 node.graph.erase(node)
 
@@ -84,6 +93,29 @@ class Builder:
             found = symbolic.content_of(data)
             if found is not None:
                 self._contents[value] = found
+        return found
+
+    def read(self, value: Value, origin: str, lo: int, hi: int | None = None) -> Content | None:
+        """The content of an integer tensor, of which what is computed from data is read when the model runs: symbols
+        from `lo` to `hi` stand for it. None when the tensor has no constant number of at most MAX_CONTENT elements."""
+        found = self.content(value)
+        t, maker = value.type, value.producer
+        small = isinstance(t, TensorType) and t.is_static and int(np.prod(t.static_shape)) <= MAX_CONTENT
+        if found is not None or not small or not isinstance(t, TensorType) or not t.dtype.is_integer:
+            return found
+        if maker is not None and maker.op in _CARRIES and all(v is not None for v in maker.operands):
+            parts = [self.read(v, origin, lo, hi) for v in maker.operands if v is not None]
+            first = maker.operand(0).tensor.dtype
+            found = symbolic.evaluate(maker.op, parts, first, maker.attrs)
+        if found is None:
+            count = int(np.prod(t.static_shape))
+            names = [value.name] if count == 1 else [f"{value.name}_{i}" for i in range(count)]
+            symbols = [self.symbols.late(name, lo, hi) for name in names]
+            self.add("read_dims", (value,), {"symbols": tuple(symbols)}, origin)
+            found = np.empty(count, object)
+            found[:] = symbols
+            found = found.reshape(t.static_shape)
+        self._contents[value] = found
         return found
 
     def materialise(self, content: Content, dtype: DType | None, origin: str) -> Value:

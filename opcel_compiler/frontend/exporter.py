@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from pkgutil import iter_modules
 
 import onnx
 from onnx import ModelProto, NodeProto, helper
 
-from opcel_compiler.frontend import export_sequence, export_vision  # noqa: F401  they register their entries
+from opcel_compiler import frontend
 from opcel_compiler.frontend.export_ops import EXPORTS
 from opcel_compiler.frontend.importer import Imported
 from opcel_compiler.frontend.limits import DEFAULT_DOMAINS, ExportError
@@ -18,6 +20,10 @@ from opcel_compiler.ir.dims import Dim
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.ops.control import BRANCHING
 from opcel_compiler.ir.types import BOOL, I64, UnknownType, tensor
+
+for _module in iter_modules(frontend.__path__):
+    if _module.name.startswith("export_"):
+        import_module(f"{frontend.__name__}.{_module.name}")  # registers its entries of EXPORTS
 
 DEFAULT_OPSET = 20
 """The opset of the default domain for graphs without opaque nodes."""

@@ -20,6 +20,7 @@ from opcel_compiler.frontend.proto_types import DimValue, Symbols, file_shape, t
 from opcel_compiler.frontend.scope import Functions, Scope, check_calls, fill_defaults
 from opcel_compiler.frontend.weights import Weights, map_file
 from opcel_compiler.frontend.wire import Buffer, WireError, without_weights
+from opcel_compiler.ir.analysis import dead_nodes
 from opcel_compiler.ir.dims import Symbol, bounds, product, symbols_of
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.types import TensorType, Type
@@ -252,9 +253,9 @@ def _input_type(v: ValueInfoProto, symbols: Symbols) -> Type:
 
 def _sweep(graph: Graph) -> None:
     """Erase nodes that nothing uses: shape arithmetic that became attributes, constants that were folded."""
-    for node in reversed(list(graph.nodes)):
-        if not any(v.uses for v in node.results):
-            graph.erase(node)
+    for node in dead_nodes(list(graph.nodes)):
+        graph.erase(node)
+    for node in graph.nodes:
         for region in node.regions:
             _sweep(region)
 

@@ -10,6 +10,7 @@ from onnx import AttributeProto, GraphProto, NodeProto
 
 from opcel_compiler.frontend.limits import ModelError
 from opcel_compiler.frontend.proto_types import dtype_from
+from opcel_compiler.frontend.symbolic import as_dims
 from opcel_compiler.ir.dims import Dim, bounds
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Value
@@ -118,7 +119,26 @@ class Lowering:
         content = self.builder.content(value)
         if content is None:
             raise Unsupported(f"{what} (%{value.name}) is computed from data")
-        return tuple(int(v) if isinstance(v, (bool, int)) else v for v in content.reshape(-1).tolist())
+        return as_dims(content)
+
+    def sizes(self, value: Value, what: str, lo: int = 0, hi: int | None = None) -> tuple[Dim, ...]:
+        """Like `dims`; what is computed from data becomes symbols from `lo` to `hi`, whose values are read when the
+        model runs. Unsupported when the number of elements is not constant, or too large."""
+        content = self.builder.read(value, self.origin, lo, hi)
+        if content is None:
+            raise Unsupported(f"{what} (%{value.name}) is computed from data, and is no small tensor of constant size")
+        return as_dims(content)
+
+    def size(self, value: Value, what: str, lo: int = 0, hi: int | None = None) -> Dim:
+        """`sizes` of a tensor of one element."""
+        found = self.sizes(value, what, lo, hi)
+        if len(found) != 1:
+            raise ModelError(f"node {self.origin!r} ({self.op_type}): {what} must have one element, not {len(found)}")
+        return found[0]
+
+    def is_known(self, *values: Value | None) -> bool:
+        """Whether the contents of all these tensors are known, perhaps as symbols; absent ones are."""
+        return all(v is None or self.builder.content(v) is not None for v in values)
 
     def known_ints(self, value: Value, what: str) -> tuple[int, ...]:
         """Like `dims`, for content that must not be symbolic."""

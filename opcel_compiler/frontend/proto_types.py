@@ -100,6 +100,18 @@ class Symbols:
         self.originals[name] = ""
         return symbol(name, 0, last)
 
+    def late(self, base: str, lo: int, hi: int | None) -> Dim:
+        """A symbol in [lo, hi] whose value is read from data, named after `base`."""
+        clean = "".join(c if c.isascii() and c.isalnum() else "_" for c in base)
+        if not clean.isidentifier() or keyword.iskeyword(clean) or clean in ("min", "max"):
+            clean = f"d_{clean}"
+        name, n = clean, 1
+        while name in self.originals:
+            n += 1
+            name = f"{clean}_{n}"
+        self.originals[name] = ""
+        return symbol(name, lo, hi)
+
     def fresh(self) -> Dim:
         """A symbol for a dimension of which the file says nothing."""
         while True:

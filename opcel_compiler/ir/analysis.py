@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import networkx as nx
@@ -51,6 +51,44 @@ def symbol_places(graph: Graph) -> Iterator[tuple[Node | None, Any]]:
                 yield inner or node, item
 
 
+def named_symbols(node: Node) -> Iterator[Symbol]:
+    """The symbols that must have values before `node` runs: those that its attributes, the types of its results and its
+    regions name, less those that it or a node of its regions makes; with repetitions."""
+    made = set(made_symbols(node))
+    for region in node.regions:
+        for inner in region.walk():
+            made.update(made_symbols(inner))
+    items: list[Any] = [*node.attrs.values(), *(v.type for v in node.results)]
+    for region in node.regions:
+        items += [item for _, item in symbol_places(region)]
+    return (s for item in items for s in symbols_in(item) if s not in made)
+
+
+def made_symbols(node: Node) -> tuple[Symbol, ...]:
+    """The symbols that `node` gives values."""
+    if node.op != "read_dims":
+        return ()
+    return tuple(symbols_in(node.attrs["symbols"]))
+
+
+def symbol_makers(graph: Graph) -> dict[Symbol, Node]:
+    """The `read_dims` of each symbol, of those in `graph` itself."""
+    return {s: node for node in graph.nodes for s in made_symbols(node)}
+
+
+def dead_nodes(nodes: Sequence[Node]) -> Iterator[Node]:
+    """Those of `nodes`, given in order, that have no used result and make no symbol that a living node names; users
+    come before what they use. The caller erases a node when it gets it, else it counts as living."""
+    named: set[Symbol] | None = set() if any(made_symbols(n) for n in nodes) else None
+    for node in reversed(nodes):
+        if node.graph is None:
+            continue
+        if not any(v.uses for v in node.results) and not (named and not named.isdisjoint(made_symbols(node))):
+            yield node
+        if named is not None and node.graph is not None:
+            named.update(named_symbols(node))
+
+
 def captured(node: Node) -> Iterator[Value]:
     """The values from outside that the regions of `node` use, with repetitions."""
     inside = set(node.regions)
@@ -74,10 +112,12 @@ def dependences(node: Node) -> Iterator[Value]:
 
 def as_networkx(graph: Graph) -> nx.DiGraph:
     """The nodes of `graph` (not those of regions) as vertices, in order; an edge from each node to every node that
-    depends on it."""
+    depends on it, also by a symbol."""
     view = nx.DiGraph()
+    makers = symbol_makers(graph)
     for node in graph.nodes:
         view.add_node(node)
+        view.add_edges_from((makers[s], node) for s in named_symbols(node) if s in makers)
         for value in dependences(node):
             if value.producer is not None and value.graph is graph:
                 view.add_edge(value.producer, node)

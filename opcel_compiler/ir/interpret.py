@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.ir.analysis import dependences
+from opcel_compiler.ir.analysis import dependences, made_symbols
 from opcel_compiler.ir.dims import Dim, Symbol, as_symbol, evaluate, substitute, symbols_of
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.opdef import AttrDef, InferenceError
@@ -29,9 +29,9 @@ def run(
 ) -> dict[str, np.ndarray]:
     """The outputs of `graph`, by output name, for `feeds` by input name.
 
-    Symbols take their values from the shapes of the feeds; a value is dropped after its last use. An output may share
-    the memory of a feed or a constant. `observe` sees each node, also those of regions, with its results.
-    `foreign(node, operands)` computes the nodes of operator `foreign`; without it they are refused. Raises
+    Symbols take their values from the shapes of the feeds and from `read_dims`; a value is dropped after its last use.
+    An output may share the memory of a feed or a constant. `observe` sees each node, also those of regions, with its
+    results. `foreign(node, operands)` computes the nodes of operator `foreign`; without it they are refused. Raises
     InterpretError for a feed that is missing, unknown or of another type, for a shape that contradicts the graph's
     types, and for what NumPy refuses.
     """
@@ -79,6 +79,10 @@ def evaluate_node(
         raise InterpretError(f"{e}, in\n  {print_node(node)}") from e
 
 
+def _high(symbol: Symbol) -> str:
+    return "" if symbol.hi is None else str(symbol.hi)
+
+
 def _solve(dim: Dim, value: int, symbols: Mapping[str, int]) -> tuple[Symbol, int] | None:
     """(symbol, its value) when `dim` == `value` leaves one symbol unknown and is linear in it."""
     rest = substitute(dim, symbols)
@@ -109,8 +113,8 @@ def _bind(value: Value, array: np.ndarray, symbols: dict[str, int], what: str, f
         if solved := _solve(dim, size, symbols):
             symbol, v = solved
             if v < symbol.lo or (symbol.hi is not None and v > symbol.hi):
-                high = "" if symbol.hi is None else symbol.hi
-                raise InterpretError(f"{what}: axis {i} makes {symbol} = {v}, which is not in {symbol.lo}..{high}")
+                span = f"{symbol.lo}..{_high(symbol)}"
+                raise InterpretError(f"{what}: axis {i} makes {symbol} = {v}, which is not in {span}")
             symbols[symbol.name] = v
         expected = substitute(dim, symbols)
         if isinstance(expected, int) and expected != size:
@@ -162,6 +166,9 @@ class _Run:
             if self.foreign is None:
                 raise InterpretError(f"there is nothing to run the operator of another domain in\n  {print_node(node)}")
             return tuple(self.foreign(node, operands))
+        if node.op == "read_dims":
+            self.read(node, operands)
+            return ()
         return evaluate_node(node, operands, self.symbols)
 
     def loop(self, node: Node, env: dict[Value, np.ndarray]) -> Sequence[np.ndarray]:
@@ -187,6 +194,16 @@ class _Run:
                 out[i] = part
             stacked.append(out)
         return [*carried, *stacked]
+
+    def read(self, node: Node, operands: Sequence[np.ndarray | None]) -> None:
+        """Give the symbols of a `read_dims` their values."""
+        (x,) = operands
+        assert x is not None
+        for symbol, v in zip(made_symbols(node), np.asarray(x).reshape(-1).tolist(), strict=True):
+            if not symbol.lo <= v <= (v if symbol.hi is None else symbol.hi):
+                where = ", ".join(node.origin) or print_node(node)
+                raise InterpretError(f"{where}: {symbol} is {v}, and must be in {symbol.lo}..{_high(symbol)}")
+            self.symbols[symbol.name] = v
 
 
 __all__ = ["Foreign", "InterpretError", "Observe", "bind_attrs", "evaluate_node", "run"]

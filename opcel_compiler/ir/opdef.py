@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.ir.dims import Dim, Expr, product
+from opcel_compiler.ir.dims import Dim, Expr, as_symbol, product
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.types import DType, MapType, OptionalType, SequenceType, TensorType, Type, UnknownType
 
@@ -28,7 +28,8 @@ class InferenceError(OpcelError):
 
 @dataclass(frozen=True)
 class AttrDef:
-    """An attribute. `kind` is int, float, bool, str, bytes, dtype, type, constant, ints, floats, strs, dims, types."""
+    """An attribute. `kind` is int, float, bool, str, bytes, dtype, type, constant, ints, floats, strs, dims, types,
+    symbols (plain symbols that the node itself makes)."""
 
     name: str
     kind: str
@@ -68,6 +69,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "floats": _all(lambda v: type(v) in (int, float)),
     "strs": _all(lambda v: isinstance(v, str)),
     "dims": _all(_is_dim),
+    "symbols": _all(lambda v: isinstance(v, Expr) and as_symbol(v) is not None),
     "types": _all(_is_type),
 }
 

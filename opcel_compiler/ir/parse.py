@@ -192,7 +192,7 @@ class _Parser(Scanner):
             return None
         if kind == "constant":
             return self.constant()
-        if kind in ("dims", "ints"):
+        if kind in ("dims", "ints", "symbols"):
             return tuple(self.items("[", "]", self.dim))
         if kind in ("type", "types", "dtype"):
             return self.untyped() if kind == "types" else self.type() if kind == "type" else self.dtype()

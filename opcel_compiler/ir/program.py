@@ -234,7 +234,22 @@ class Control:
         return tuple(self.inputs)
 
 
-Step = Union[Kernel, Region, Control]
+@dataclass(eq=False)
+class Read:
+    """Gives `symbols` the values of the elements of its one input, a dense view of integers, in order. The run fails
+    where a value is outside its symbol's range. Steps and buffers that name the symbols come into being after it."""
+
+    inputs: list[View]
+    symbols: tuple[Symbol, ...]
+    origin: tuple[str, ...] = ()
+    outputs: list[View] = field(default_factory=list)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        return tuple(self.inputs)
+
+
+Step = Union[Kernel, Region, Control, Read]
 
 
 def block_end(steps: Sequence[Step], at: int) -> tuple[int | None, int]:
@@ -283,6 +298,20 @@ class State:
     capacity: int
 
 
+@dataclass(frozen=True)
+class Requirement:
+    """What must hold of sizes for the Program to be right: `left` equals `right` where `exact`, else is at least
+    `right`. A run checks it as soon as it knows both, and otherwise fails."""
+
+    left: Dim
+    right: Dim
+    exact: bool
+    origin: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.left} {'==' if self.exact else '>='} {self.right}"
+
+
 @dataclass(eq=False)
 class Program:
     """Steps over buffers; `inputs` and `outputs` in the order of the graph's."""
@@ -292,6 +321,7 @@ class Program:
     outputs: list[Buffer] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
+    requirements: list[Requirement] = field(default_factory=list)
 
     @property
     def buffers(self) -> list[Buffer]:
@@ -311,6 +341,10 @@ class Program:
         return [s for s in self.steps if isinstance(s, (Kernel, Region))]
 
     @property
+    def reads(self) -> Iterator[Read]:
+        return (s for s in self.steps if isinstance(s, Read))
+
+    @property
     def iterations(self) -> dict[str, Symbol]:
         """The symbols that number the iterations of loops, by name."""
         found = (s.iteration for s in self.steps if isinstance(s, Control))
@@ -318,12 +352,15 @@ class Program:
 
     @property
     def symbols(self) -> dict[str, Symbol]:
-        """Every symbol that a buffer's shape or a trip count mentions, in order of first appearance, without those that
-        number iterations."""
+        """Every symbol that a buffer's shape or a trip count mentions, in order of first appearance, then what only a
+        step reads; without those that number iterations."""
         out: dict[str, Symbol] = {}
         trips = [s.trip for s in self.steps if isinstance(s, Control) and s.trip is not None]
         for d in (*(d for b in self.buffers for d in b.type.dims), *trips):
             for s in symbols_of(d):
+                out.setdefault(s.name, s)
+        for read in self.reads:
+            for s in read.symbols:
                 out.setdefault(s.name, s)
         for name in self.iterations:
             out.pop(name, None)

@@ -15,7 +15,7 @@ import numpy as np
 
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.access import ACCUMULATES, Access, Interval, TileBytes, analyze, domain_text
-from opcel_compiler.ir.dims import as_symbol, evaluate
+from opcel_compiler.ir.dims import as_symbol, evaluate, symbols_of
 from opcel_compiler.ir.graph import InferenceError
 from opcel_compiler.ir.program import (
     AccessMap,
@@ -23,6 +23,7 @@ from opcel_compiler.ir.program import (
     Control,
     Kernel,
     Program,
+    Read,
     Region,
     Step,
     View,
@@ -67,6 +68,7 @@ def run_program(
     """
     sizes = bind_symbols(program, feeds)
     state = _Run(program, sizes, target, run_region)
+    state.check(set(sizes))
     for buffer in program.inputs:
         state.write(whole(buffer), None, np.asarray(feeds[buffer.name]))
     state.block(program.steps)
@@ -109,18 +111,22 @@ class _Run:
     def __init__(
         self, program: Program, sizes: dict[str, int], target: Machine | None, run_region: RunRegion | None
     ) -> None:
-        self.sizes, self.target, self.run_region = sizes, target, run_region
+        self.program, self.sizes, self.target, self.run_region = program, sizes, target, run_region
         self.storage: dict[Buffer, np.ndarray] = {}
-        for buffer in program.buffers:
+
+    # -- storage -----------------------------------------------------------------------------------------------------
+
+    def memory(self, buffer: Buffer) -> np.ndarray:
+        """Flat storage, made when it is first needed: pads and halo hold the pad value, the logical elements their data
+        or a pattern that shows when it is read."""
+        if buffer not in self.storage:
             self._allocate(buffer)
             if buffer.data is not None:
                 view = whole(buffer)
                 self.write(view, None, buffer.data.array.reshape(self.shape(view)))
-
-    # -- storage -----------------------------------------------------------------------------------------------------
+        return self.storage[buffer]
 
     def _allocate(self, buffer: Buffer) -> None:
-        """Flat storage: pads and halo hold the pad value, the logical elements a pattern that shows when it is read."""
         dtype, layout = buffer.type.dtype, buffer.layout
         self.storage[buffer] = np.empty(self.evaluate(buffer.elements), dtype.numpy)
         if dtype.kind != "s":
@@ -154,12 +160,12 @@ class _Run:
         return flat
 
     def read(self, view: View, box: Box | None) -> np.ndarray:
-        return np.asarray(self.storage[view.buffer][self._places(view, box)])
+        return np.asarray(self.memory(view.buffer)[self._places(view, box)])
 
     def write(self, view: View, box: Box | None, data: np.ndarray) -> None:
         if view.buffer.layout.storage == "bf16":
             data = data.astype(BF16.numpy).astype(F32.numpy)
-        self.storage[view.buffer][self._places(view, box)] = data
+        self.memory(view.buffer)[self._places(view, box)] = data
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
@@ -191,7 +197,10 @@ class _Run:
     def _holds(self, mark: Control) -> bool:
         return all(bool(self.read(v, None).all()) for v in mark.inputs)
 
-    def step(self, step: Kernel | Region) -> None:
+    def step(self, step: Kernel | Region | Read) -> None:
+        if isinstance(step, Read):
+            self.read_symbols(step)
+            return
         if isinstance(step, Kernel):
             try:
                 self.kernel(step)
@@ -203,6 +212,29 @@ class _Run:
         results = self.run_region(step, [self.read(v, None) for v in step.inputs])
         for view, data in zip(step.outputs, results, strict=True):
             self.write(view, None, data)
+
+    def read_symbols(self, step: Read) -> None:
+        for symbol, value in zip(step.symbols, self.read(step.inputs[0], None).reshape(-1).tolist(), strict=True):
+            if value < symbol.lo or (symbol.hi is not None and value > symbol.hi):
+                high = "" if symbol.hi is None else symbol.hi
+                where = ", ".join(step.origin) or "a read"
+                raise ProgramError(f"{where}: {symbol} is {value}, and must be in {symbol.lo}..{high}")
+            self.sizes[symbol.name] = value
+        names = {s.name for s in step.symbols}
+        self.check(names)
+        for buffer in list(self.storage):
+            if any(s.name in names for d in buffer.type.dims for s in symbols_of(d)):
+                del self.storage[buffer]
+
+    def check(self, new: set[str]) -> None:
+        """Raise ProgramError for a requirement that names one of the symbols `new`, all others known, and fails."""
+        for r in self.program.requirements:
+            named = {s.name for d in (r.left, r.right) for s in symbols_of(d)}
+            if not named & new or not named <= set(self.sizes):
+                continue
+            left, right = self.evaluate(r.left), self.evaluate(r.right)
+            if not (left == right if r.exact else left >= right):
+                raise ProgramError(f"{', '.join(r.origin)}: {r} does not hold: {left} and {right}")
 
     def kernel(self, kernel: Kernel) -> None:
         self._check_capacity(kernel)

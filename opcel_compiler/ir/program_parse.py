@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from opcel_compiler.ir.dims import Dim, Expr, Symbol, parse_dim
+from opcel_compiler.ir.dims import Dim, Expr, Symbol, as_symbol, parse_dim
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node
 from opcel_compiler.ir.layout import PLAIN, Layout
@@ -20,7 +20,9 @@ from opcel_compiler.ir.program import (
     Index,
     Kernel,
     Program,
+    Read,
     Region,
+    Requirement,
     View,
     whole,
 )
@@ -86,11 +88,17 @@ class _ProgramParser(_Parser):
                 program.steps.append(self.kernel())
             elif word == "region":
                 program.steps.append(self.region())
+            elif word == "require":
+                program.requirements.append(self.requirement())
+            elif word == "read":
+                program.steps.append(self.read())
             elif word in ("if", "loop"):
                 depth += 1
                 program.steps.append(self.control(word))
             else:
-                self.fail(f"{word!r} is none of kernel, region, if, loop, {', '.join(BUFFER_KINDS)}", start)
+                self.fail(
+                    f"{word!r} is none of kernel, region, read, require, if, loop, {', '.join(BUFFER_KINDS)}", start
+                )
         for names, buffers in ((inputs, program.inputs), (outputs, program.outputs)):
             for name in names:
                 if name not in self.buffers:
@@ -239,6 +247,29 @@ class _ProgramParser(_Parser):
             return parse_dim(found[1], self.symbols)
         except ValueError as e:
             self.fail(str(e), start)
+
+    def read(self) -> Read:
+        self.skip()
+        start = self.at
+        symbols = [as_symbol(d) for d in self.items("[", "]", self.dim)]
+        origin = self.origins()
+        self.expect("{")
+        inputs = self.views("reads")
+        self.expect("}")
+        if None in symbols or len(inputs) != 1:
+            self.fail("a read gives symbols the values of one view", start)
+        return Read(inputs, tuple(s for s in symbols if s is not None), origin)
+
+    def requirement(self) -> Requirement:
+        self.skip()
+        start = self.at
+        exact = self.word("equal")
+        if not exact and not self.word("least"):
+            self.fail("expected 'equal' or 'least'")
+        dims = self.items("[", "]", self.dim)
+        if len(dims) != 2:
+            self.fail("two dims are compared", start)
+        return Requirement(dims[0], dims[1], exact, self.origins())
 
     def axis(self) -> Axis:
         kind = "reduce" if self.word("reduce") else "parallel"

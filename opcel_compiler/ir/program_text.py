@@ -5,6 +5,8 @@
       input @x: f32[n, 8]
       output @y: f32[n, 4]
       weight @w: f32[8, 4] packing "panels" = f32[8, 4] #5b1f0c9a7d3e2468
+      require equal[n, 2*m] from "Add_1"
+      require least[n - 3, 0] from "Slice_2"
       temp @t: f32[n, 10, 6, 6] layout<block=8@1, halo=0-0.0-0.1-1.1-1> in sram
       kernel matmul{rows=[8, 4, 1]} from "Gemm_0" {
         reads @x, @w[8, 4]:[4, 1]:[0]
@@ -27,6 +29,9 @@
         } else {
         }
       }
+      read [rows, columns] from "Reshape_4" {
+        reads @sizes
+      }
     }
 
 A view is its buffer's name alone when it is the whole buffer, else name[shape]:[strides]:[offset]. In a map `*` reads
@@ -48,7 +53,7 @@ from opcel_compiler.ir.analysis import graph_symbols, symbols_in
 from opcel_compiler.ir.dims import Expr, Symbol
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.parse import ParseError
-from opcel_compiler.ir.program import Axis, Buffer, Control, Index, Kernel, Program, Region, Step, View, whole
+from opcel_compiler.ir.program import Axis, Buffer, Control, Index, Kernel, Program, Read, Region, Step, View, whole
 from opcel_compiler.ir.program_parse import parse_program
 from opcel_compiler.ir.text import MAX_ELEMENTS, _Printer
 from opcel_compiler.ir.types import DType
@@ -75,6 +80,8 @@ def print_program(
 def program_symbols(program: Program) -> dict[str, Symbol]:
     """Every symbol of the buffers, views, domains, tiles and bodies, by name, in order of first appearance."""
     out = dict(program.symbols)
+    for s in symbols_in(tuple((r.left, r.right) for r in program.requirements)):
+        out.setdefault(s.name, s)
     for step in program.steps:
         items: list[Any] = [(v.shape, v.strides, v.offset) for v in step.views]
         if isinstance(step, Control) and step.iteration is not None:
@@ -85,6 +92,9 @@ def program_symbols(program: Program) -> dict[str, Symbol]:
             out.setdefault(s.name, s)
         if isinstance(step, Kernel):
             for s in graph_symbols(step.body).values():
+                out.setdefault(s.name, s)
+        if isinstance(step, Read):
+            for s in step.symbols:
                 out.setdefault(s.name, s)
     return out
 
@@ -134,6 +144,8 @@ class _ProgramPrinter(_Printer):
         yield f"program {name}({inputs}) -> ({outputs}) {{"
         for buffer in program.buffers:
             yield "  " + self.buffer(buffer)
+        for r in program.requirements:
+            yield f"  require {'equal' if r.exact else 'least'}[{r.left}, {r.right}]" + self.origin(r.origin)
         margin = "  "
         for step in program.steps:
             if isinstance(step, Control) and step.kind in ("else", "end"):
@@ -146,7 +158,9 @@ class _ProgramPrinter(_Printer):
     def step(self, step: Step) -> Iterator[str]:
         if isinstance(step, Kernel):
             return self.kernel(step)
-        return self.region(step) if isinstance(step, Region) else self.control(step)
+        if isinstance(step, Region):
+            return self.region(step)
+        return self.control(step) if isinstance(step, Control) else self.read(step)
 
     def control(self, c: Control) -> Iterator[str]:
         if c.kind == "end":
@@ -176,7 +190,7 @@ class _ProgramPrinter(_Printer):
         return f" from {', '.join(map(json.dumps, origin))}" if origin else ""
 
     @staticmethod
-    def views(step: Kernel | Region) -> Iterator[str]:
+    def views(step: Step) -> Iterator[str]:
         for word, views in (("reads", step.inputs), ("writes", step.outputs)):
             if views:
                 yield f"  {word} {', '.join(map(view_text, views))}"
@@ -202,6 +216,11 @@ class _ProgramPrinter(_Printer):
 
     def region(self, r: Region) -> Iterator[str]:
         yield f"region {r.index} {json.dumps(r.reason)}" + self.origin(r.origin) + " {"
+        yield from self.views(r)
+        yield "}"
+
+    def read(self, r: Read) -> Iterator[str]:
+        yield f"read [{', '.join(s.name for s in r.symbols)}]" + self.origin(r.origin) + " {"
         yield from self.views(r)
         yield "}"
 
@@ -235,6 +254,8 @@ def equal_programs(a: Program, b: Program) -> str | None:
     for word, bs, others in (("inputs", a.inputs, b.inputs), ("outputs", a.outputs, b.outputs)):
         if [match[x] for x in bs] != others or [x.name for x in bs] != [y.name for y in others]:
             return f"the {word} are {', '.join(x.name for x in bs)}, not {', '.join(y.name for y in others)}"
+    if a.requirements != b.requirements:
+        return f"it requires {', '.join(map(str, a.requirements))}, not {', '.join(map(str, b.requirements))}"
     if len(a.steps) != len(b.steps):
         return f"{len(a.steps)} steps, not {len(b.steps)}"
     for i, (s, t) in enumerate(zip(a.steps, b.steps, strict=True)):
@@ -262,6 +283,9 @@ def _step_difference(s: Step, t: Step, match: dict[Buffer, Buffer]) -> str | Non
     if isinstance(s, Control) or isinstance(t, Control):
         marks = [isinstance(c, Control) and (c.kind, c.iteration, c.trip) for c in (s, t)]
         return None if marks[0] == marks[1] else "the marks of control flow differ"
+    if isinstance(s, Read) or isinstance(t, Read):
+        same = isinstance(s, Read) and isinstance(t, Read) and s.symbols == t.symbols
+        return None if same else "the symbols read differ"
     if isinstance(s, Region) or isinstance(t, Region):
         same = isinstance(s, Region) and isinstance(t, Region) and (s.index, s.reason) == (t.index, t.reason)
         return None if same else "the regions differ"

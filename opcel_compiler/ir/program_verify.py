@@ -24,6 +24,9 @@
 17. Symbols: a symbol has the same range wherever it stands.
 18. Control flow: each `if` and `loop` ends and only an `if` has an `else`; a condition is one bool, an `if` has one; a
     loop's symbol numbers no loop around it, and stands only inside the loop.
+19. Reads: one step reads a symbol, from a dense view with as many integers as it has symbols, and only later steps
+    name it, in their views, domains, bodies and buffers.
+20. Requirements: they name symbols of the Program, with their ranges.
 """
 
 from __future__ import annotations
@@ -35,9 +38,9 @@ import numpy as np
 
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.analysis import symbol_places, symbols_in
-from opcel_compiler.ir.dims import Symbol, equal, product
+from opcel_compiler.ir.dims import Expr, Symbol, equal, product
 from opcel_compiler.ir.layout import STORAGES
-from opcel_compiler.ir.program import Buffer, Control, Kernel, Program, Step, View
+from opcel_compiler.ir.program import Buffer, Control, Kernel, Program, Read, Step, View
 from opcel_compiler.ir.program_text import step_text
 from opcel_compiler.ir.types import BOOL, F32, TensorType
 from opcel_compiler.ir.verify import VerifyError, compatible, verify
@@ -60,20 +63,29 @@ def verify_program(program: Program) -> None:
     """Raise ProgramVerifyError for the first broken invariant. The numbers are those of this module's text."""
     _interface(program)
     _symbols(program)
+    known = program.symbols
+    for r in program.requirements:
+        if found := next((s for s in symbols_in((r.left, r.right)) if known.get(s.name) != s), None):
+            raise ProgramVerifyError(20, f"{r} names {found}, which the program does not have")
     for buffer in program.buffers:
         _buffer(buffer)
     _control(program)
     written: set[Buffer] = set()
     branches: list[tuple[set[Buffer], set[Buffer] | None]] = []
     regions = 0
+    unread = _read_symbols(program)
     for step in program.steps:
         for view in step.views:
             _view(view, step)
+        if unread and (named := next((s for s in _named(step) if s in unread), None)):
+            raise ProgramVerifyError(19, f"{named} is named before it is read", step)
         if isinstance(step, Control):
             written = _joined(step, written, branches)
         elif isinstance(step, Kernel):
             _body(step)
             _domain(step)
+        elif isinstance(step, Read):
+            unread.difference_update(step.symbols)
         else:
             if step.index != regions or not step.reason:
                 raise ProgramVerifyError(16, f"region {step.index} is the one numbered {regions}, with a reason", step)
@@ -106,17 +118,44 @@ def _interface(program: Program) -> None:
         seen.add(b.name)
 
 
+def _read_symbols(program: Program) -> set[Symbol]:
+    """The symbols that the steps read."""
+    found: set[Symbol] = set()
+    for step in program.reads:
+        if any(s in found for s in step.symbols) or len(set(step.symbols)) != len(step.symbols):
+            raise ProgramVerifyError(19, f"{', '.join(map(str, step.symbols))} are not read just once", step)
+        found.update(step.symbols)
+        (view,) = step.inputs
+        dense = view.is_contiguous and view.buffer.type.dtype.kind in "iu"
+        if not dense or equal(product(view.shape), len(step.symbols)) is not True:
+            raise ProgramVerifyError(19, f"{len(step.symbols)} symbols are read of {view.buffer!r}", step)
+    if named := next((s for b in program.inputs for s in symbols_in(b.type) if s in found), None):
+        raise ProgramVerifyError(19, f"an input names {named}, which a step reads")
+    return found
+
+
+def _named(step: Step) -> Iterator[Symbol]:
+    return symbols_in(tuple(_places(step)))
+
+
+def _places(step: Step) -> Iterator[Any]:
+    """All of a step that may name symbols, but for those that it reads."""
+    for v in step.views:
+        yield (v.shape, v.strides, v.offset, v.buffer.type)
+    if isinstance(step, Kernel):
+        yield tuple(a.extent for a in step.axes)
+        yield from step.tiles.values()
+        yield from (item for _, item in symbol_places(step.body))
+
+
 def _symbols(program: Program) -> None:
     def places() -> Iterator[Any]:
         for b in program.buffers:
             yield b.type
         for step in program.steps:
-            for v in step.views:
-                yield (v.shape, v.strides, v.offset)
-            if isinstance(step, Kernel):
-                yield tuple(a.extent for a in step.axes)
-                yield from step.tiles.values()
-                yield from (item for _, item in symbol_places(step.body))
+            yield from _places(step)
+            if isinstance(step, Read):
+                yield tuple(Expr((((s,), 1),)) for s in step.symbols)
 
     known: dict[str, Symbol] = {}
     for item in places():

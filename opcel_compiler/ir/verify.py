@@ -14,6 +14,8 @@
     which takes the operands, returns the results and uses nothing else; those of `if_` and `loop` fit the node.
 12. Outputs: each has a name, and no two the same.
 13. Unknown types: only an opaque node takes or makes a value of unknown type.
+14. Sizes from data: one `read_dims` makes a symbol, and what names the symbol comes after it, in the same graph or in
+    a region of a later node.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import re
 import numpy as np
 
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.ir.analysis import captured, symbol_places, symbols_in
+from opcel_compiler.ir.analysis import captured, made_symbols, named_symbols, symbol_places, symbols_in
 from opcel_compiler.ir.dims import Symbol, equal
 from opcel_compiler.ir.encodings import Constant, Grouped, Sparse
 from opcel_compiler.ir.graph import Graph, Node, Use, Value
@@ -92,6 +94,26 @@ class _Verifier:
                 if ranges.setdefault(s.name, s) != s:
                     one, two = ranges[s.name], s
                     self.fail(9, f"{s.name} is in {one.lo}..{one.hi} and in {two.lo}..{two.hi}", node)
+        makers: dict[Symbol, Node] = {}
+        for node in graph.walk():
+            for s in made_symbols(node):
+                if makers.setdefault(s, node) is not node:
+                    self.fail(14, f"{s} is made a second time", node)
+        if makers:
+            self.made_before(graph, set(makers))
+
+    def made_before(self, graph: Graph, missing: set[Symbol]) -> None:
+        """`missing`: the symbols of `read_dims` that are not made before `graph`."""
+        for value in graph.inputs:
+            if found := next((s for s in symbols_in(value.type) if s in missing), None):
+                self.fail(14, f"%{value.name} names {found}, which is not made before", graph.parent)
+        missing = set(missing)
+        for node in graph.nodes:
+            if found := next((s for s in named_symbols(node) if s in missing), None):
+                self.fail(14, f"{node.op} names {found}, which is not made before", node)
+            for region in node.regions:
+                self.made_before(region, missing)
+            missing.difference_update(made_symbols(node))
 
     def fail(self, invariant: int, message: str, node: Node | None) -> None:
         raise VerifyError(invariant, message, node)

@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from opcel_compiler.errors import OpcelError
+from opcel_compiler.ir.analysis import made_symbols
 from opcel_compiler.ir.dims import Dim
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.outline import outline, outside_values
-from opcel_compiler.ir.program import Buffer, Kernel, Program, Region, View, whole
+from opcel_compiler.ir.program import Buffer, Kernel, Program, Read, Region, Requirement, View, whole
 from opcel_compiler.ir.types import F32, DType, TensorType
+from opcel_compiler.schedule.assumed import assumed
 from opcel_compiler.schedule.control import lower_if, lower_loop
 from opcel_compiler.schedule.domain import set_domains
 from opcel_compiler.schedule.recurrent import lower_recurrent
@@ -53,6 +55,7 @@ class Lowering:
         self.views: dict[Value, View] = {}
         self._names: dict[str, int] = {}
         self._origin: tuple[str, ...] = ()
+        self._required: dict[tuple[Dim, bool], Requirement] = {}
 
     def run(self) -> Program:
         for value in self.graph.inputs:
@@ -69,6 +72,16 @@ class Lowering:
         for node in graph.nodes:
             self._origin = node.origin
             self._node(node)
+            self._require(node)
+
+    def _require(self, node: Node) -> None:
+        """Note what the types of a node, or of those that it fuses, take for granted."""
+        for inner in node.regions[0].nodes if node.op == "fused" else (node,):
+            for a in assumed(inner):
+                made = Requirement(a.left, a.right, a.exact, node.origin[:2])
+                key = (a.left - a.right, a.exact)
+                if self._required.setdefault(key, made) is made:
+                    self.program.requirements.append(made)
 
     # -- values, buffers, views ----------------------------------------------------------------------------------
 
@@ -231,6 +244,10 @@ class Lowering:
         region = Region(index, nodes, inputs, outputs, node.attrs["reason"], node.origin)
         self.program.steps.append(region)
         self.views.update(zip(node.results, outputs, strict=True))
+
+    def _lower_read_dims(self, node: Node) -> None:
+        source = self.contiguous(self.view(node.operand(0)))
+        self.program.steps.append(Read([source], made_symbols(node), node.origin))
 
     def _lower_softmax(self, node: Node) -> None:
         """Kernels take the last axis: another one is moved there and back."""

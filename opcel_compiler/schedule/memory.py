@@ -2,15 +2,16 @@
 
 Sizes known at compile time: buffers in order of size, each at the lowest offset free during its life. Symbolic sizes:
 buffers share slots as registers do, a slot is as large as its largest tenant, and slots lie one after another, so that
-offsets are expressions of the symbols.
+offsets are expressions of the symbols. Buffers whose sizes depend on data lie in blocks of their own, one for each step
+that reads symbols, which are allocated after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from opcel_compiler.ir.dims import Dim, ceildiv, dim_max
+from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, symbols_of
 from opcel_compiler.ir.program import Buffer, Program, loops
 
 ALIGNMENT = 64
@@ -19,10 +20,16 @@ ALIGNMENT = 64
 
 @dataclass
 class MemoryPlan:
-    """Offsets in bytes of every temporary buffer, and the arena's size in bytes."""
+    """Offsets in bytes of every temporary buffer, and the arena's size in bytes.
+
+    `block` says which of a Program's `Read` steps, counted from 0, a buffer waits for; it then lies in the block of
+    that number, whose size in bytes is `blocks[number]`, and otherwise in the arena.
+    """
 
     offsets: dict[Buffer, Dim] = field(default_factory=dict)
     arena: Dim = 0
+    block: dict[Buffer, int] = field(default_factory=dict)
+    blocks: dict[int, Dim] = field(default_factory=dict)
 
 
 def buffer_bytes(buffer: Buffer) -> Dim:
@@ -50,6 +57,27 @@ def plan_memory(program: Program, used: Sequence[Iterable[Buffer]] = ()) -> Memo
     """The arena plan of a program; `used` is that of `lifetimes`."""
     lives = lifetimes(program, used)
     sizes = {b: buffer_bytes(b) for b in lives}
+    waits = _waits(program, lives)
+    plan = _plan({b: life for b, life in lives.items() if b not in waits}, sizes)
+    plan.block = waits
+    for block in sorted(set(waits.values())):
+        part = _plan({b: life for b, life in lives.items() if waits.get(b) == block}, sizes)
+        plan.offsets |= part.offsets
+        plan.blocks[block] = part.arena
+    return plan
+
+
+def _waits(program: Program, buffers: Iterable[Buffer]) -> dict[Buffer, int]:
+    """The last `Read` step, counted from 0, that tells the size of a buffer, for those that wait for one."""
+    read = {s: i for i, step in enumerate(program.reads) for s in step.symbols}
+    if not read:
+        return {}
+    named = {b: [read[s] for d in b.type.dims for s in symbols_of(d) if s in read] for b in buffers}
+    return {b: max(found) for b, found in named.items() if found}
+
+
+def _plan(lives: dict[Buffer, tuple[int, int]], known: Mapping[Buffer, Dim]) -> MemoryPlan:
+    sizes = {b: known[b] for b in lives}
     if all(isinstance(s, int) for s in sizes.values()):
         return _static(lives, {b: s for b, s in sizes.items() if isinstance(s, int)})
     return _slots(lives, sizes)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from opcel_compiler.ir.analysis import dependences
+from opcel_compiler.ir.analysis import dependences, named_symbols, symbol_makers
+from opcel_compiler.ir.dims import Symbol
 from opcel_compiler.ir.graph import Graph, Node
 from opcel_compiler.ir.outline import move_into_region
 from opcel_compiler.schedule.coverage import NOTHING, Work
@@ -31,13 +32,12 @@ def place(graph: Graph, reason: Reason, work: Callable[[Node], Work] = lambda no
     """
     reasons = {node: why for node in graph.nodes if (why := reason(node)) is not None}
     depth: dict[Node, int] = {}
+    makers = symbol_makers(graph)
     for node in graph.nodes:
-        sources = [v.producer for v in dependences(node) if v.producer is not None and v.graph is graph]
-        before = [depth[source] for source in sources]
         level = 0
-        for source, d in zip(sources, before, strict=True):
+        for source in _sources(node, makers):
             crossing = (source in reasons) != (node in reasons)
-            level = max(level, d + 1 if crossing else d)
+            level = max(level, depth[source] + crossing)
         if node in reasons and level % 2 == 0:
             level += 1
         if node not in reasons and level % 2 == 1:
@@ -55,6 +55,14 @@ def place(graph: Graph, reason: Reason, work: Callable[[Node], Work] = lambda no
 
 def _label(node: Node) -> str:
     return str(node.attrs["op_type"]) if node.op == "foreign" else node.op
+
+
+def _sources(node: Node, makers: Mapping[Symbol, Node]) -> set[Node]:
+    """The nodes of its graph that must run before `node`."""
+    made = {v.producer for v in dependences(node) if v.producer is not None and v.graph is node.graph}
+    if makers:
+        made |= {makers[s] for s in named_symbols(node) if s in makers}
+    return made
 
 
 def _wrap(graph: Graph, group: Sequence[Node], reason: str) -> None:
@@ -81,10 +89,12 @@ def _sort(graph: Graph) -> None:
     done: set[Node] = set()
     order: list[Node] = []
     pending = list(graph.nodes)
+    makers = symbol_makers(graph)
+    needs = {node: _sources(node, makers) for node in pending}
     while pending:
         later = []
         for node in pending:
-            if all(v.producer is None or v.producer in done or v.graph is not graph for v in dependences(node)):
+            if needs[node] <= done:
                 done.add(node)
                 order.append(node)
             else:

@@ -89,14 +89,14 @@ def test_a_target_without_code_is_refused(opcel: Opcel, models: Path) -> None:
 
 
 def test_a_size_no_input_gives_is_refused_at_its_node(opcel: Opcel, tmp_path: Path) -> None:
-    node = helper.make_node("NonZero", ["x"], ["y"], "nonzero_0")
-    x, y = helper.make_tensor_value_info("x", 1, [4]), helper.make_tensor_value_info("y", 7, [1, None])
+    node = helper.make_node("Unique", ["x"], ["y"], "unique_0")
+    x, y = helper.make_tensor_value_info("x", 1, [4]), helper.make_tensor_value_info("y", 1, [None])
     graph = helper.make_graph([node], "g", [x], [y])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "nonzero.onnx")
-    result = opcel("check", "nonzero.onnx")
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "unique.onnx")
+    result = opcel("check", "unique.onnx")
     assert result.code == 1
-    assert "refused     nonzero_0 (NonZero of opset 17): the size " in result.out
-    assert opcel("compile", "nonzero.onnx", "--fallback=allow").code == 1
+    assert "refused     unique_0 (Unique of opset 17): the size " in result.out
+    assert opcel("compile", "unique.onnx", "--fallback=allow").code == 1
 
 
 @pytest.mark.parametrize("name", ["none.onnx", "noise.onnx"])

@@ -29,9 +29,11 @@ def test_reshape_of_nothing() -> None:
     check(one_node("Reshape", {"x": x}, 14, constants={"s": np.array([-1, 3])}), {"x": x})
 
 
-def test_reshape_to_a_computed_shape_stays_opaque() -> None:
-    feeds = {"x": X, "s": np.array([4, 6])}
-    check(one_node("Reshape", feeds, 13), feeds, foreign=["Reshape"])
+@pytest.mark.parametrize("shape", [[4, 6], [-1, 2], [0, -1], [0, 0, -1], [1, 24, 1]])
+def test_reshape_to_a_computed_shape(shape: list[int]) -> None:
+    feeds = {"x": X, "s": np.array(shape)}
+    imported = check(one_node("Reshape", feeds, 13), feeds)
+    assert "read_dims" in [n.op for n in imported.graph.nodes]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, 3, -1])

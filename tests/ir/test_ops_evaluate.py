@@ -295,7 +295,12 @@ def numpy_only() -> list[tuple[str, Arrays, dict[str, Any], np.ndarray]]:
     ]  # fmt: skip
 
 
-NUMPY_ONLY = numpy_only()
+def dynamic() -> list[tuple[str, Arrays, dict[str, Any], np.ndarray]]:
+    x = np.array([[1, 0, 2], [0, np.nan, -0.0]], np.float32)
+    return [("nonzero", [x], {"count": (3,)}, np.stack(np.nonzero(x)))]
+
+
+NUMPY_ONLY = [*numpy_only(), *dynamic()]
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,25 @@ def _(g: Graph, n: dict[str, Node]) -> None:
     n["a"].result.type = UnknownType()
 
 
+@breaks(14, "reshape names s, which is not made before")
+def _(g: Graph, n: dict[str, Node]) -> None:
+    late = g.add("reshape", [n["a"].result], {"shape": (symbol("s"), 4)})
+    g.add("read_dims", [g.constant(Constant(np.array([3])), before=late)], {"symbols": (symbol("s"),)})
+
+
+@breaks(14, "s is made a second time")
+def _(g: Graph, n: dict[str, Node]) -> None:
+    size = g.constant(Constant(np.array([3])))
+    for _ in range(2):
+        g.add("read_dims", [size], {"symbols": (symbol("s"),)})
+
+
+@breaks(14, "fused names s, which is not made before")
+def _(g: Graph, n: dict[str, Node]) -> None:
+    n["q"].result.type = n["f"].result.type = tensor(F32, symbol("s"), 4)
+    g.add("read_dims", [g.constant(Constant(np.array([3])))], {"symbols": (symbol("s"),)})
+
+
 @pytest.mark.parametrize(("invariant", "message", "change"), BROKEN, ids=[f"{i}-{m[:40]}" for i, m, _ in BROKEN])
 def test_broken_graph(invariant: int, message: str, change: Callable[[Graph, dict[str, Node]], object]) -> None:
     graph = parse_graph(TEXT)

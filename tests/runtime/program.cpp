@@ -75,4 +75,4 @@ constexpr int32_t kRegions = 0;
 
 const OpcelProgram opcel_program = {
     OPCEL_PROGRAM_VERSION, 2, 2 + kRegions, 1, kRegions, inputs, outputs, symbols, WEIGHTS, 0, bind, output_shapes,
-    arena_bytes, run, FEATURES, 3, 0, nullptr};
+    arena_bytes, run, FEATURES, 3, 0, nullptr, 0};

@@ -100,7 +100,11 @@ def test_what_the_text_shows() -> None:
         ("anchor 0", "anchor 7", "the body has no node 7"),
         ("(d0, k)", "(d0, k*k)", "is not affine in the axes"),
         ("(d0, k)", "(d0, j)", "j is not affine in the axes d0, d1, k"),
-        ("kernel k", "kernal k", "'kernal' is none of kernel, region, if, loop, input, output, weight, temp"),
+        (
+            "kernel k",
+            "kernal k",
+            "'kernal' is none of kernel, region, read, require, if, loop, input, output, weight, temp",
+        ),
         ("body(", "bodi(", "expected 'body'"),
         ("output @y: f32[n, 7]", "output @y: f32[n, 7] layout<blok=8>", "expected <order="),
         ("output @y: f32[n, 7]", "output @y: f33[n, 7]", "'f33' is no element type"),

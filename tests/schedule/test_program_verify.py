@@ -12,10 +12,10 @@ from hand_programs import kernel, residual, single, weight
 from kernel_cases import CASES
 
 from opcel_compiler.ir import program_verify as module
-from opcel_compiler.ir.dims import as_symbol, symbol
+from opcel_compiler.ir.dims import Symbol, as_symbol, symbol
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.layout import Layout
-from opcel_compiler.ir.program import Buffer, Control, Index, Kernel, Program, Region, View, whole
+from opcel_compiler.ir.program import Buffer, Control, Index, Kernel, Program, Read, Region, Requirement, View, whole
 from opcel_compiler.ir.program_verify import ProgramVerifyError, verify_program
 from opcel_compiler.ir.types import tensor
 
@@ -146,6 +146,25 @@ breaks(18, "i stands outside its loop")(
 )
 breaks(12, "is read before anything writes it")(
     lambda p, b, k: p.steps.__setitem__(slice(0, 1), [Control("if", [_flag()]), p.steps[0], Control("end")])
+)
+
+
+def _read(p: Program, *names: str) -> None:
+    size = Buffer("size", tensor("i64", 1), "input")
+    p.inputs.append(size)
+    p.steps.append(Read([whole(size)], tuple(Symbol(n) for n in names)))
+
+
+@breaks(19, "s is named before it is read")
+def _(p: Program, b: dict[str, Buffer], k: list[Kernel]) -> None:
+    p.steps.append(Region(0, (), [View(b["x"], (symbol("s"),), (0,))], [], "why"))
+    _read(p, "s")
+
+
+breaks(19, "s, s are not read just once")(lambda p, b, k: _read(p, "s", "s"))
+breaks(19, "2 symbols are read of @size")(lambda p, b, k: _read(p, "s", "t"))
+breaks(20, "m == 3 names m, which the program does not have")(
+    lambda p, b, k: p.requirements.append(Requirement(symbol("m"), 3, True))
 )
 
 

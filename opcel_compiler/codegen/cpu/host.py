@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from opcel_compiler.codegen.cpu.expressions import c_dim
+from opcel_compiler.codegen.cpu.expressions import CTYPES, c_dim
 from opcel_compiler.codegen.cpu.unit import KernelUnit
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.ir.dims import Dim, as_symbol, bounds, symbols_of
-from opcel_compiler.ir.program import Buffer, Control, Program, Region, View
+from opcel_compiler.ir.dims import Dim, Symbol, as_symbol, bounds, symbols_of
+from opcel_compiler.ir.program import Buffer, Control, Program, Read, Region, View
 from opcel_compiler.schedule.memory import MemoryPlan
 
 
@@ -38,10 +38,15 @@ def c_string(text: str) -> str:
 
 
 def unbound_symbols(program: Program) -> list[str]:
-    """The symbols that are no input's dimension by themselves; a program that has some cannot be generated."""
+    """The symbols that are no input's dimension by themselves, nor read by a step; a program that has some cannot be
+    generated."""
     dims = [as_symbol(d) for b in program.inputs for d in b.type.dims]
-    given = {s.name for s in dims if s is not None}
+    given = {s.name for s in dims if s is not None} | {s.name for step in program.reads for s in step.symbols}
     return [name for name in program.symbols if name not in given]
+
+
+Check = tuple[str, str, Sequence[str]]
+"""(the C++ condition of what must not be, a format of printf, the values that it prints)"""
 
 
 class HostWriter:
@@ -56,6 +61,7 @@ class HostWriter:
         self.names, self.features = names, features
         self.symbols = {name: f"s[{i}]" for i, name in enumerate(program.symbols)}
         self.iterations = {name: f"at_{name}" for name in program.iterations}
+        self.read = {s.name: i for i, step in enumerate(program.reads) for s in step.symbols}
         self.place: dict[Buffer, str] = {}
         for i, b in enumerate(program.inputs):
             self.place[b] = f"static_cast<char*>(r->in[{i}])"
@@ -136,7 +142,8 @@ class HostWriter:
                 f"the size {missing[0]} cannot be read from any input's shape, so code for it cannot be generated; "
                 "fix that dimension in the model or give it a value"
             )
-        body = "\n".join([*lines, *self._too_small()])
+        checks = [self._check(*c, "return snprintf(error, bytes, {}), 1;") for c in self._checks()]
+        body = "\n".join([*lines, *checks])
         return (
             "int32_t bind(const opcel_tensor* in, int64_t* s, char* error, size_t bytes) {\n"
             f"  (void)in, (void)s, (void)error, (void)bytes;\n{body}\n  return 0;\n}}\n\n"
@@ -144,7 +151,7 @@ class HostWriter:
 
     def _output_shapes(self) -> str:
         lines = [
-            f"  shapes[{i}][{axis}] = {self.dim(dim)};"
+            f"  shapes[{i}][{axis}] = {self.dim(dim) if self._known_after(dim) < 0 else -1};"
             for i, b in enumerate(self.program.outputs)
             for axis, dim in enumerate(b.type.dims)
         ]
@@ -164,23 +171,45 @@ class HostWriter:
             f"  return static_cast<size_t>({self.dim(arena)});\n}}\n\n"
         )
 
-    def _too_small(self) -> list[str]:
-        """Checks of each size that might be negative, as a window on too small an image has."""
-        lines: dict[str, str] = {}
+    def _known_after(self, *dims: Dim) -> int:
+        """The last `Read` step, counted from 0, that tells one of the symbols; -1 when the inputs' shapes tell them."""
+        return max((self.read.get(s.name, -1) for d in dims for s in symbols_of(d)), default=-1)
+
+    def _checks(self, after: int = -1) -> list[Check]:
+        """What must not be, once the `Read` step `after` has told its sizes."""
+        checks = self._too_small(after)
+        for r in self.program.requirements:
+            if self._known_after(r.left, r.right) == after:
+                left, right = self.dim(r.left), self.dim(r.right)
+                texts = [str(d).replace("%", "%%") for d in (r.left, r.right)]
+                where = ", ".join(r.origin) or "the model"
+                text = f"{where}: {texts[0]} is %lld, and must be {'' if r.exact else 'at least '}"
+                text += "%lld" if isinstance(r.right, int) else f"{texts[1]} = %lld"
+                checks.append((f"{left} {'!=' if r.exact else '<'} {right}", text, (left, right)))
+        return checks
+
+    def _too_small(self, after: int) -> list[Check]:
+        """Checks of each size that might be negative, as a window on too small an image has, and is
+        known after the `Read` step `after`."""
+        checks: dict[str, Check] = {}
         for step in self.program.steps:
             for view in step.outputs:
                 for dim in view.buffer.type.dims:
                     low = bounds(dim)[0]
                     inside = any(s.name in self.iterations for s in symbols_of(dim))
-                    if inside or isinstance(dim, int) or (low is not None and low >= 0):
+                    known = isinstance(dim, int) or (low is not None and low >= 0)
+                    if inside or known or self._known_after(dim) != after:
                         continue
                     where = ", ".join(step.origin[:2]) or view.buffer.name
                     what = f"{where}: its result would have a size of {dim} = ".replace("%", "%%")
-                    text = f"{what}%lld; an input is too small"
                     value = self.dim(dim)
-                    fail = f"snprintf(error, bytes, {c_string(text)}, static_cast<long long>({value}))"
-                    lines.setdefault(value, f"  if ({value} < 0) return {fail}, 1;")
-        return list(lines.values())
+                    checks.setdefault(value, (f"{value} < 0", f"{what}%lld; an input is too small", (value,)))
+        return list(checks.values())
+
+    @staticmethod
+    def _check(condition: str, text: str, values: Sequence[str], fail: str) -> str:
+        arguments = [c_string(text), *(f"static_cast<long long>({v})" for v in values)]
+        return f"  if ({condition}) {fail.format(', '.join(arguments))}"
 
     # -- the run ---------------------------------------------------------------------------------------------------
 
@@ -192,15 +221,18 @@ class HostWriter:
         elif b.kind == "weight":
             base = f"weights + {self.weights.offsets[b]}"
         else:
-            base = f"arena + {self.dim(self.memory.offsets[b])}"
+            at = self.memory.block.get(b)
+            base = f"{'arena' if at is None else f'block{at}'} + {self.dim(self.memory.offsets[b])}"
         offset = view.offset * b.element_bytes
         return base if offset == 0 else f"{base} + {self.dim(offset)}"
 
     def _run(self) -> str:
         lines = [
-            "int32_t run(OpcelRun* r) {", "  const int64_t* const s = r->sym;", "  char* const arena = r->arena;",
+            "int32_t run(OpcelRun* r) {", "  int64_t* const s = r->sym;", "  char* const arena = r->arena;",
             "  char* const weights = const_cast<char*>(r->weights);", "  (void)s, (void)arena, (void)weights;",
+            *(f"  char* block{i} = nullptr;" for i in self.memory.blocks),
         ]  # fmt: skip
+        reads = {step: i for i, step in enumerate(self.program.reads)}
         if any(u.fallible for calls in self.units for u in calls):
             lines.append("  int32_t bad = 0;")
         mark = 0
@@ -210,6 +242,9 @@ class HostWriter:
                 continue
             if isinstance(step, Region):
                 lines += self._region(step)
+            if isinstance(step, Read):
+                lines += self._read(step, reads[step])
+                continue
             for unit in calls:
                 lines += self._call(unit, step.origin)
             lines.append(f"  opcel_mark(r, {mark});")
@@ -250,6 +285,36 @@ class HostWriter:
             lines.append(f"    if (bad) return opcel_fail(r, {c_string(text)});")
         return [*lines, "  }"]
 
+    def _read(self, step: Read, number: int) -> list[str]:
+        """Set the symbols, check them, and place what they tell the size of."""
+        (view,) = step.inputs
+        ctype = CTYPES[view.dtype]
+        lines = ["  {", f"    const {ctype}* const x = reinterpret_cast<const {ctype}*>({self.address(view)});"]
+        for i, symbol in enumerate(step.symbols):
+            lines.append(f"    {self.symbols[symbol.name]} = static_cast<int64_t>(x[{i}]);")
+            lines += self._in_range(symbol, ", ".join(step.origin[:2]))
+        fail = "return snprintf(r->error, r->error_bytes, {}), OPCEL_FAILED;"
+        lines += ["  " + self._check(*check, fail) for check in self._checks(number)]
+        if number in self.memory.blocks:
+            size = self.memory.blocks[number]
+            wide = c_dim(size, {n: f"static_cast<double>({s})" for n, s in self.symbols.items()}, "double")
+            lines.append(f"    block{number} = opcel_block(r, {list(self.memory.blocks).index(number)}, {wide},")
+            lines.append(f"                          {wide} < 0x1p62 ? {self.dim(size)} : 0);")
+            lines.append(f"    if (!block{number}) return OPCEL_MEMORY;")
+        for i, b in enumerate(self.program.outputs):
+            if self._known_after(*b.type.dims) == number:
+                lines.append(f"    const int64_t shape{i}[] = {{{', '.join(map(self.dim, b.type.dims))}}};")
+                lines.append(f"    if (const int32_t status = opcel_output(r, {i}, shape{i})) return status;")
+        return [*lines, "  }"]
+
+    def _in_range(self, symbol: Symbol, where: str) -> list[str]:
+        value, lo, hi = self.symbols[symbol.name], symbol.lo, symbol.hi
+        allowed = f"{lo} to {hi}" if hi is not None else f"at least {lo}"
+        high = f" || {value} > INT64_C({hi})" if hi is not None else ""
+        what = c_string(f"{where}: {symbol}" if where else str(symbol))
+        text = f"return opcel_outside(r, {what}, {value}, {c_string(allowed)});"
+        return [f"    if ({value} < INT64_C({lo}){high}) {text}"]
+
     def _region(self, region: Region) -> list[str]:
         lines = ["  {"]
 
@@ -279,6 +344,6 @@ class HostWriter:
             "OPCEL_PROGRAM_VERSION", str(len(self.program.inputs)), str(len(self.program.outputs)),
             str(len(self.symbols)), str(regions), "inputs", "outputs", "symbols", f"UINT64_C({self.weights.size})",
             f"UINT64_C({self.weights.check})", "bind", "output_shapes", "arena_bytes", "run", features,
-            str(len(self.program.launches)), str(len(self.program.states)), "states",
+            str(len(self.program.launches)), str(len(self.program.states)), "states", str(len(self.memory.blocks)),
         ]  # fmt: skip
         return f'extern "C" OPCEL_HIDDEN const OpcelProgram opcel_program = {{\n    {", ".join(fields)}}};\n'

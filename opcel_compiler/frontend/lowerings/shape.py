@@ -9,6 +9,7 @@ import numpy as np
 
 from opcel_compiler.frontend.limits import ModelError
 from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers, nonnegative
+from opcel_compiler.frontend.lowerings import late
 from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, equal, floordiv, product
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Value
@@ -132,9 +133,13 @@ def target_shape(c: Lowering, source: tuple[Dim, ...], wanted: Sequence[Dim], al
 
 @lowers("Reshape")
 def reshape(c: Lowering) -> Value:
-    x = c.x()
-    wanted = c.dims(c.x(1), "the target shape")
-    return c.reshape(x, target_shape(c, c.shape(x), wanted, bool(c.attr_int("allowzero", 0))))
+    x, allow_zero = c.x(), bool(c.attr_int("allowzero", 0))
+    if c.is_known(c.x(1)):
+        try:
+            return c.reshape(x, target_shape(c, c.shape(x), c.dims(c.x(1), "the target shape"), allow_zero))
+        except Unsupported:  # a symbol may be -1 when the model runs
+            pass
+    return c.reshape(x, late.reshaped(c, x, c.x(1), allow_zero))
 
 
 @lowers("Flatten")

@@ -1,4 +1,4 @@
-"""The operators of the IR. Importing this package registers every definition.
+"""The operators of the IR. Importing this package registers the definitions of all its modules.
 
 Two conventions hold in all of them. `infer` gives an unknown-rank result for an unknown-rank operand wherever the
 shape matters, and raises InferenceError only for what is provably wrong: dims that may be equal are taken as equal.
@@ -6,30 +6,8 @@ shape matters, and raises InferenceError only for what is provably wrong: dims t
 rounded once, contractions run in the operands' precision, reductions and norms of float32 accumulate in float64.
 """
 
-from opcel_compiler.ir.ops import (
-    contraction,
-    control,
-    elementwise,
-    foreign,
-    movement,
-    norm,
-    quant,
-    recurrent,
-    reduction,
-    sampling,
-    scatter,
-)
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = [
-    "contraction",
-    "control",
-    "elementwise",
-    "foreign",
-    "movement",
-    "norm",
-    "quant",
-    "recurrent",
-    "reduction",
-    "sampling",
-    "scatter",
-]
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

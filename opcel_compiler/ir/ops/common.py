@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import wraps
 
 import numpy as np
@@ -58,9 +61,42 @@ def same_dtype(types: Sequence[TensorType]) -> DType:
     return types[0].dtype
 
 
+@dataclass(frozen=True)
+class Assumption:
+    """What inference took for granted of sizes that it could not compare: `left` equals `right` where `exact`, else is
+    at least `right`."""
+
+    left: Dim
+    right: Dim
+    exact: bool
+
+
+_assumptions: ContextVar[list[Assumption] | None] = ContextVar("assumptions", default=None)
+
+
+@contextmanager
+def assumptions() -> Iterator[list[Assumption]]:
+    """The list that gathers what inference assumes meanwhile."""
+    out: list[Assumption] = []
+    token = _assumptions.set(out)
+    try:
+        yield out
+    finally:
+        _assumptions.reset(token)
+
+
+def may_equal(a: Dim, b: Dim) -> bool:
+    """Whether `a` and `b` are not provably different; that they are the same is then assumed."""
+    answer = equal(a, b)
+    known = _assumptions.get()
+    if answer is None and known is not None:
+        known.append(Assumption(a, b, True))
+    return answer is not False
+
+
 def unify(a: Dim, b: Dim, what: str) -> Dim:
     """The dim that `a` and `b` both are; the constant one if there is one. Provably different dims are an error."""
-    if equal(a, b) is False:
+    if not may_equal(a, b):
         raise InferenceError(f"{what}: {a} is not {b}")
     return b if isinstance(b, int) else a
 
@@ -80,6 +116,7 @@ def broadcast_dims(a: Dim, b: Dim) -> Dim:
         if _may_be_one(a) != _may_be_one(b):
             return b if _may_be_one(a) else a
         raise InferenceError(f"sizes {a} and {b} do not broadcast")
+    may_equal(a, b)
     return b if isinstance(b, int) else a
 
 
@@ -107,10 +144,13 @@ def check_axis(axis: int, rank: int) -> None:
 
 
 def at_least(d: Dim, low: int, what: str) -> None:
-    """Raises InferenceError when `d` is provably below `low`."""
-    _, hi = bounds(d)
+    """Raises InferenceError when `d` is provably below `low`; otherwise it is assumed not to be."""
+    lo, hi = bounds(d)
     if hi is not None and hi < low:
         raise InferenceError(f"{what} is {d}, below {low}")
+    known = _assumptions.get()
+    if known is not None and (lo is None or lo < low):
+        known.append(Assumption(d, low, False))
 
 
 def ints(attrs: Attrs, name: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from opcel_compiler.ir.dims import Dim, bounds, equal, product
+from opcel_compiler.ir.dims import Dim, bounds, product
 from opcel_compiler.ir.opdef import Arrays, AttrDef, Attrs, InferenceError, Operands, define
 from opcel_compiler.ir.ops.common import (
     array_at,
@@ -14,6 +14,7 @@ from opcel_compiler.ir.ops.common import (
     broadcasts_to,
     check_axis,
     ints,
+    may_equal,
     optional_array,
     optional_tensor,
     present,
@@ -36,7 +37,7 @@ def _check_sizes(name: str, sizes: tuple[Dim, ...]) -> None:
 def _infer_reshape(operands: Operands, attrs: Attrs) -> tuple[Type, ...]:
     x, shape = tensor_of(operands, 0), attrs["shape"]
     _check_sizes("shape", shape)
-    if x.shape is not None and equal(product(x.shape), product(shape)) is False:
+    if x.shape is not None and not may_equal(product(x.shape), product(shape)):
         raise InferenceError(f"{x} has {product(x.shape)} elements, shape={shape} has {product(shape)}")
     return (TensorType(x.dtype, shape),)
 
