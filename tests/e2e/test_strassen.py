@@ -53,3 +53,19 @@ def test_small(tmp_path: Path) -> None:
         added = memory["weights_bytes"] - small.report["memory"]["weights_bytes"]
     assert 0.74 < memory["transformed_bytes"] / (4 * 2 * 512 * 2030) < 0.79
     assert abs(added - memory["transformed_bytes"]) < 1 << 20
+
+
+def test_one_artifact_is_plain_for_few_rows(tmp_path: Path) -> None:
+    isa = load_target("x86-64-avx512").isa
+    assert isa is not None
+    if missing := set(isa.features) - _cpu_features():
+        pytest.skip(f"this CPU lacks {', '.join(sorted(missing))}")
+    net = Net("rows", 5)
+    x, w = net.input("x", "rows", 512), net.weight(512, 520)
+    net.output("y", net("Relu", net("MatMul", x, w)))
+    with oc.compile(net.model(), "x86-64-avx512", tmp_path / "net.opcel") as model:
+        assert [k["family"] for k in model.report["kernels"]] == ["gemm.strassen"]
+        for rows in (0, 1, 3, 95, 96, 97, 128, 131, 400):
+            given = np.random.default_rng(rows).normal(size=(rows, 512)).astype(np.float32)
+            want = np.maximum(given.astype(np.float64) @ w, 0)
+            np.testing.assert_allclose(model.run({"x": given})["y"], want, rtol=1e-4, atol=1e-4)

@@ -25,7 +25,7 @@ struct Epi {  // gelu(c + bias[col]) + residual[row][col]
   void prefetch(int64_t, int64_t row, int64_t col) const { __builtin_prefetch(residual + row * step + col); }
 };
 extern "C" void product(void* const* p, const int64_t* d, int64_t begin, int64_t end) {
-  StrassenArgs a{(float*)p[0], d[0], (float*)p[1], (float*)p[2], d[1], d[2], d[3], d[4], d[5], d[6], d[7]};
+  StrassenArgs a{(float*)p[0], d[0], (float*)p[1], (float*)p[2], d[1], d[2], d[3], d[4], d[5], d[6], d[7], d[8]};
   strassen_tasks<2, TALL, DEPTH, PAIRS, ROWS>(a, Epi{(float*)p[3], (float*)p[4], d[1]}, begin, end);
 }
 """
@@ -33,11 +33,11 @@ extern "C" void product(void* const* p, const int64_t* d, int64_t begin, int64_t
 
 def run(
     isa: str, m: int, n: int, k: int, *, rows: int = 0, blocks: int = 1, parts: int = 1, heights: str = "",
-    tasks_apart: bool = False,
+    tasks_apart: bool = False, plain: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """(what the kernel computes, the same in float64) for an epilogue with bias, GELU and residual."""
     erf = np.vectorize(math.erf)
-    panel, upper = 2 * WIDTH[isa], -(-m // 2)
+    panel, upper = 2 * WIDTH[isa], m if plain else -(-m // 2)
     rows, pairs = rows or upper, -(-n // (2 * panel))
     text = SOURCE.replace("TALL", str(rows)).replace("DEPTH", str(-(-k // 2 // blocks)))
     text = text.replace("PAIRS", str(-(-pairs // parts) if blocks > 1 else 1)).replace("ROWS", heights or ROWS[isa])
@@ -51,7 +51,7 @@ def run(
     c = np.full((m + 1, n + 1), np.nan, np.float32)
     packed = strassen_panels(b, blocks, panel)
     p, tasks = pointers(a, packed, c, bias, residual), parts * -(-upper // rows)
-    d = integers(k + 3, n + 1, m, n, k, rows, parts, blocks)
+    d = integers(k + 3, n + 1, m, n, k, rows, parts, blocks, int(plain))
     for first, last in [(t, t + 1) for t in reversed(range(tasks))] if tasks_apart else [(0, tasks)]:
         library.product(p, d, *integers(first, last))
     assert np.isnan(c[m]).all() and np.isnan(c[:, n]).all(), "wrote past the last row or column"
@@ -70,8 +70,13 @@ def error(got: np.ndarray, want: np.ndarray) -> float:
     [
         (28, 128, 64, {}), (29, 70, 66, {}), (1, 65, 2, {}), (2, 1, 6, {}), (57, 130, 46, {"blocks": 2}),
         (31, 200, 70, {"blocks": 3, "parts": 2, "rows": 14}), (60, 300, 34, {"parts": 3, "rows": 12}),
+        (1, 130, 64, {"plain": True}), (29, 70, 66, {"plain": True, "rows": 12}),
+        (31, 200, 70, {"plain": True, "blocks": 3, "parts": 2, "rows": 14}),
     ],
-    ids=["even", "odd", "one-row", "one-column", "blocks", "blocks-parts", "parts"],
+    ids=[
+        "even", "odd", "one-row", "one-column", "blocks", "blocks-parts", "parts", "plain-row", "plain-rows",
+        "plain-blocks",
+    ],
 )  # fmt: skip
 def test_shapes(isa: str, m: int, n: int, k: int, options: dict[str, int]) -> None:
     got, want = run(isa, m, n, k, **options)  # type: ignore[arg-type]

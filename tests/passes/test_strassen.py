@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from opcel_compiler.codegen.cpu.pack import packed
+from opcel_compiler.ir.dims import Dim, evaluate, symbol
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph
 from opcel_compiler.ir.program import Kernel
@@ -17,13 +18,13 @@ from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.pipeline import PassManager, Pipeline
 from opcel_compiler.rewrite.rule import Numerics
 from opcel_compiler.schedule.choice.candidates import candidates, covers
-from opcel_compiler.schedule.choice.strassen import STACK, combined_bytes
+from opcel_compiler.schedule.choice.strassen import LEAST, STACK, combined_bytes
 from opcel_compiler.schedule.lower import lower
 from opcel_compiler.targets import load_target
 
 
 def chosen(
-    m: int = 128, k: int = 768, n: int = 768, *, constant: bool = True, target: str = "x86-64-avx512", **context: Any
+    m: Dim = 128, k: int = 768, n: int = 768, *, constant: bool = True, target: str = "x86-64-avx512", **context: Any
 ) -> tuple[Kernel, PassContext]:
     """The kernel of one product, and what was reported."""
     graph = Graph("main")
@@ -78,3 +79,29 @@ def test_forbidden_class_is_reported() -> None:
     assert [r.reason for r in ctx.report.refusals() if r.rule == "strassen"] == [
         "it reassociates, and the pipeline forbids that"
     ]
+
+
+def test_unknown_rows_are_plain_where_there_are_few() -> None:
+    kernel, _ = chosen(symbol("rows", 0, None), 768, 768)
+    assert kernel.family == "gemm.strassen" and kernel.params["rows"][-1] == 1
+    assert LEAST[0] <= kernel.params["fewest"] <= 256
+    few, _ = chosen(symbol("rows", 0, LEAST[0] - 1), 768, 768)
+    assert few.family == "gemm"
+
+
+def test_tasks_of_unknown_rows_are_as_many_as_of_known_ones() -> None:
+    """Each size's own number of tasks, and a task for no rows at all."""
+    rows = symbol("rows", 0, None)
+    kernel, _ = chosen(rows, 384, 384, small=True)
+    for m in (60, 100, 128, 700, 1024):
+        known, _ = chosen(m, 384, 384, small=True)
+        counts = []
+        for params in (
+            known.params,
+            {k: v if k == "rows" else evaluate(v, {"rows": m}) for k, v in kernel.params.items()},
+        ):
+            panels = -(-384 // params["panel"])
+            counts.append(-(-m // params["rows_per_task"]) * -(-panels // params["panels_per_task"]))
+        assert counts[0] == counts[1], m
+    assert evaluate(kernel.params["rows_per_task"], {"rows": 0}) > 0
+    assert evaluate(kernel.params["panels_per_task"], {"rows": 0}) > 0

@@ -3,6 +3,9 @@
 // A, B and C are cut in halves along each axis. The left factors (sums of A's quarters) are made by each task for its rows,
 // the right factors when weights are packed. The axis k may be cut into blocks besides, so that the left factors of a task
 // stay in a cache. Every element is summed in an order that neither the rows of a task nor its panels change.
+//
+// For few rows four of the seven right factors give the plain product, so one packing serves both:
+//   A1 B11 + A2 B21 = (A1 + A2) B11 + A2 (B21 - B11),  A1 B12 + A2 B22 = A1 (B12 - B22) + (A1 + A2) B22.
 #pragma once
 
 #include "kernels/gemm/packed.h"
@@ -19,6 +22,7 @@ struct StrassenArgs {
   std::int64_t rows_per_task;  // of the upper half, together with those of the lower half as far below
   std::int64_t parts;          // among which tasks share out the pairs of panels
   std::int64_t blocks;         // into which k / 2 is cut evenly
+  std::int64_t plain;          // not 0: the plain product, whose rows all count as the upper half
 };
 
 namespace detail {
@@ -32,17 +36,28 @@ struct StrassenPart {
   bool first, last;  // of those of its quarter
 };
 struct StrassenProduct {
+  int left;  // its left factor: 0 A11 + A22, 1 A21 + A22, 2 A11, 3 A22, 4 A11 + A12, 5 A21 - A11, 6 A12 - A22
   int count;
   StrassenPart parts[2];
 };
+// One for each right factor.
 constexpr StrassenProduct kStrassenProducts[kStrassen] = {
-    {2, {{0, 1, true, false}, {3, 1, true, false}}},      // (A11 + A22) (B11 + B22)
-    {2, {{2, 1, true, false}, {3, -1, false, false}}},    // (A21 + A22) B11
-    {2, {{1, 1, true, false}, {3, 1, false, false}}},     // A11 (B12 - B22)
-    {2, {{0, 1, false, false}, {2, 1, false, true}}},     // A22 (B21 - B11)
-    {2, {{0, -1, false, false}, {1, 1, false, true}}},    // (A11 + A12) B22
-    {1, {{3, 1, false, true}, {}}},                       // (A21 - A11) (B11 + B12)
-    {1, {{0, 1, false, true}, {}}},                       // (A12 - A22) (B21 + B22)
+    {0, 2, {{0, 1, true, false}, {3, 1, true, false}}},    // B11 + B22
+    {1, 2, {{2, 1, true, false}, {3, -1, false, false}}},  // B11
+    {2, 2, {{1, 1, true, false}, {3, 1, false, false}}},   // B12 - B22
+    {3, 2, {{0, 1, false, false}, {2, 1, false, true}}},   // B21 - B11
+    {4, 2, {{0, -1, false, false}, {1, 1, false, true}}},  // B22
+    {5, 1, {{3, 1, false, true}, {}}},                     // B11 + B12
+    {6, 1, {{0, 1, false, true}, {}}},                     // B21 + B22
+};
+// The plain product takes the second to the fifth, on the two quarters beside each other.
+constexpr int kPlainFirst = 1, kPlainLast = 4;
+constexpr StrassenProduct kPlainProducts[kPlainLast + 1] = {
+    {},
+    {0, 1, {{0, 1, true, false}, {}}},
+    {1, 1, {{1, 1, true, false}, {}}},
+    {2, 1, {{0, 1, false, true}, {}}},
+    {0, 1, {{1, 1, false, true}, {}}},
 };
 
 // Rows of left factors are a cache line apart from a multiple of the depth, or many would fall into the same set.
@@ -60,6 +75,14 @@ OPCEL_INLINE void strassen_factors(const float* upper, const float* lower, std::
   store(to + 4 * plane, a11 + a12);
   store(to + 5 * plane, a21 - a11);
   store(to + 6 * plane, a12 - a22);
+}
+
+template <bool Tail>
+OPCEL_INLINE void plain_factors(const float* row, std::int64_t half, int lanes, float* to, std::int64_t plane) {
+  const vf a1 = load_t<Tail>(row, lanes), a2 = load_t<Tail>(row + half, lanes);
+  store(to, a1 + a2);
+  store(to + plane, a1);
+  store(to + 2 * plane, a2);
 }
 
 // R rows of a left factor times a panel, to `tile`.
@@ -130,8 +153,11 @@ void strassen_tasks(const StrassenArgs& args, const Epi& epi, std::int64_t begin
   alignas(64) float factors[detail::kStrassen * plane];
   alignas(64) float sums[Pairs * 4 * Tall * NR];
   alignas(64) float tile[Cut::largest * NR];
-  const std::int64_t upper = detail::ceil_div(args.m, 2), half = args.k / 2;
+  const std::int64_t upper = args.plain ? args.m : detail::ceil_div(args.m, 2), half = args.k / 2;
   const std::int64_t row_groups = detail::ceil_div(upper, args.rows_per_task), pairs = strassen_pairs<NV>(args);
+  const detail::StrassenProduct* const products = args.plain ? detail::kPlainProducts : detail::kStrassenProducts;
+  const int first_product = args.plain ? detail::kPlainFirst : 0;
+  const int last_product = args.plain ? detail::kPlainLast : detail::kStrassen - 1;
   for (std::int64_t task = begin; task < end; ++task) {
     const std::int64_t first_row = task % row_groups * args.rows_per_task;
     const std::int64_t rows = detail::least(upper - first_row, args.rows_per_task);
@@ -144,19 +170,24 @@ void strassen_tasks(const StrassenArgs& args, const Epi& epi, std::int64_t begin
         const float* const low = args.a + detail::least(args.m - 1, upper + first_row + r) * args.a_row + from;
         float* const to = factors + r * a_row;
         std::int64_t i = 0;
+        if (args.plain) {
+          for (; i + W <= depth; i += W) detail::plain_factors<false>(a + i, half, W, to + i, plane);
+          if (i < depth) detail::plain_factors<true>(a + i, half, static_cast<int>(depth - i), to + i, plane);
+          continue;
+        }
         for (; i + W <= depth; i += W) detail::strassen_factors<false>(a + i, low + i, half, W, to + i, plane);
         if (i < depth)
           detail::strassen_factors<true>(a + i, low + i, half, static_cast<int>(depth - i), to + i, plane);
       }
       for (std::int64_t pair = first_pair; pair < last_pair; ++pair) {
         float* const sum = sums + (Pairs > 1 ? (pair - first_pair) * 4 * Tall * NR : 0);
-        const float* b = args.b + (pair * half + from) * detail::kStrassen * NR;
-        for (int p = 0; p < detail::kStrassen; ++p, b += depth * NR) {
-          const detail::StrassenProduct& product = detail::kStrassenProducts[p];
+        const float* b = args.b + ((pair * half + from) * detail::kStrassen + first_product * depth) * NR;
+        for (int p = first_product; p <= last_product; ++p, b += depth * NR) {
+          const detail::StrassenProduct& product = products[p];
           // The panel that is read next: of this pair, or of the next one in this block.
-          const float* next = p + 1 < detail::kStrassen || pair + 1 == last_pair
+          const float* next = p < last_product || pair + 1 == last_pair
                                   ? b + depth * NR
-                                  : b + depth * NR + (half - depth) * detail::kStrassen * NR;
+                                  : b + (half * detail::kStrassen - (last_product - first_product) * depth) * NR;
           const char* ahead = reinterpret_cast<const char*>(next);
           const char* const stop = ahead + depth * NR * static_cast<int>(sizeof(float));
           for (std::int64_t row = 0; row < rows;) {
@@ -169,7 +200,7 @@ void strassen_tasks(const StrassenArgs& args, const Epi& epi, std::int64_t begin
               for (std::int64_t r = 0; r < height * NR; r += detail::kLine / 4) __builtin_prefetch(buffer + r, 1);
             }
             const auto multiply = [&](auto tall) __attribute__((always_inline)) {
-              detail::strassen_tile<NV, decltype(tall)::value>(factors + p * plane + row * a_row, a_row, b, depth, tile,
+              detail::strassen_tile<NV, decltype(tall)::value>(factors + product.left * plane + row * a_row, a_row, b, depth, tile,
                                                                hint);
             };
             ((height == Rows ? multiply(detail::Int<Rows>{}) : void()), ...);

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opcel_compiler.ir.dims import Dim, ceildiv, dim_min, equal, product
+from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, equal, floordiv, product
 from opcel_compiler.ir.layout import Layout
 from opcel_compiler.ir.program import Buffer, Kernel, Step, View, whole
 from opcel_compiler.ir.types import F32, TensorType
@@ -54,14 +54,13 @@ def choose_matmul(kernel: Kernel, choosing: Choosing) -> list[Step]:
 
 
 def _rows_per_task(m: Dim, k: Dim, tallest: int, cache: int) -> Dim:
-    """Rows of A that stay in half a cache of `cache` bytes; where m is known tasks of whole tiles, as even as that
-    allows."""
+    """Rows of A that stay in half a cache of `cache` bytes; tasks of whole tiles, as even as that allows."""
     depth = k if isinstance(k, int) else 1024
     rows = max(tallest, cache // (8 * max(1, depth)) // tallest * tallest)
-    if not isinstance(m, int) or m <= rows:
-        return dim_min(m, rows) if isinstance(m, int) else rows
-    per = -(-m // -(-m // rows))
-    return -(-per // tallest) * tallest
+    if isinstance(m, int) and m <= rows:
+        return m
+    even = ceildiv(m, dim_max(1, ceildiv(m, rows)))
+    return dim_max(1, ceildiv(even, tallest)) * tallest
 
 
 def _heights(m: Dim, rows: Dim, tallest: int, general: tuple[int, ...]) -> tuple[int, ...]:
@@ -74,9 +73,6 @@ def _heights(m: Dim, rows: Dim, tallest: int, general: tuple[int, ...]) -> tuple
 
 def panels_per_task(batch: Dim, m: Dim, n: Dim, panel: int, rows: Dim) -> Dim:
     """Two rounds of TASKS in all: a product is most of a network's time, so its tasks even out finer."""
-    if not (isinstance(m, int) and isinstance(n, int) and isinstance(rows, int)):
-        return 4
-    groups = ceildiv(m, max(1, rows)) * (batch if isinstance(batch, int) else 1)
-    assert isinstance(groups, int)
-    panels = -(-n // panel)
-    return max(1, -(-panels // max(1, 2 * TASKS // max(1, groups))))
+    groups = ceildiv(m, dim_max(1, rows)) * (batch if isinstance(batch, int) or not isinstance(m, int) else 1)
+    shares = dim_max(1, floordiv(2 * TASKS, dim_max(1, groups)))
+    return dim_max(1, ceildiv(ceildiv(n, panel), shares))

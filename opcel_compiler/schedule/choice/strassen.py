@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from opcel_compiler.ir.dims import product
+from opcel_compiler.ir.dims import Dim, bounds, product
 from opcel_compiler.ir.layout import Layout
 from opcel_compiler.ir.program import Kernel, View, whole
 from opcel_compiler.ir.types import F32
@@ -29,12 +30,15 @@ SUMS = 7
 """Operations on vectors that it takes to add a vector of a product to a quarter of the result."""
 GAIN = 0.96
 """Of the plain product's time, what this one may take at most."""
+MOST_ROWS = 2048
+"""Of a product whose rows are not known, where this one is tried."""
 
 
 @dataclass(frozen=True)
 class Strassen:
     """Tasks of `rows` of the upper half of the rows and as many of the lower, for at most `pairs` pairs of panels where
-    there are several `blocks` of the axis that is summed over, `depth` the deepest one of its halves."""
+    there are several `blocks` of the axis that is summed over, `depth` the deepest one of its halves. Where the
+    rows are not known, fewer than `fewest` are for the plain product."""
 
     panel: int
     rows: int
@@ -42,6 +46,7 @@ class Strassen:
     depth: int
     pairs: int
     heights: tuple[int, ...]
+    fewest: int = 0
 
 
 def plan_strassen(kernel: Kernel, choosing: Choosing) -> Strassen | None:
@@ -51,41 +56,64 @@ def plan_strassen(kernel: Kernel, choosing: Choosing) -> Strassen | None:
     if sizes is None or pref is None or choosing.precision != "f32" or pref.vectors * pref.rows[0] < LARGE:
         return None
     m, k, n = sizes
-    panel = pref.vectors * choosing.width
-    upper, half, pairs = -(-m // 2), k // 2, -(-n // (2 * panel))
-    if k % 2 or any(size < least for size, least in zip(sizes, LEAST, strict=True)):
+    if k % 2 or k < LEAST[1] or n < LEAST[2]:
         return None
-    plans = []
-    for groups in range(1, -(-upper // pref.rows[0]) + 1):
-        rows = -(-upper // groups)
-        if rows < min(upper, TILES * pref.rows[0]):
-            break
-        for blocks in range(1, half // SHALLOWEST + 1):
-            depth = -(-half // blocks)
-            factors, sums = 28 * rows * (depth + 2 * choosing.width), 16 * rows * panel
-            most = (min(STACK, choosing.cache) - factors) // sums if blocks > 1 else 1
-            if most >= 1 and factors <= choosing.cache * 3 // 4 and factors + sums <= STACK:
-                parts = {rows, upper % rows or rows}
-                cut = sorted({h for part in parts for h in heights(part, pref.rows[0], part, ())}, reverse=True)
-                plans.append(Strassen(panel, rows, blocks, depth, min(most, pairs), tuple(cut)))
-    if not plans:
+    product = _Product(choosing, k, n, pref.vectors * choosing.width, pref.rows[0])
+    if isinstance(m, int):
+        if m < LEAST[0]:
+            return None
+        found = product.best(m, -(-m // 2))
+        return found if found is not None and product.pays(m, found) else None
+    most = min(MOST_ROWS, bounds(m)[1] or MOST_ROWS)
+    # Tasks as tall as a large product has them; the fewest rows for which they pay.
+    tall = product.best(MOST_ROWS, MOST_ROWS // 2)
+    if tall is None:
         return None
-    peak = f32_peak(choosing)
-    work = 2.0 * m * k * n / (EFFICIENCY * peak)
-    operation = 2.0 * choosing.width / peak
-    vectors = pairs * panel // choosing.width
+    tall = replace(tall, heights=pref.rows)
+    fewest = next((rows for rows in range(LEAST[0], most + 1) if product.pays(rows, tall)), None)
+    return None if fewest is None else replace(tall, fewest=fewest)
 
-    def seconds(plan: Strassen) -> float:
-        products = 14.0 * upper * half * pairs * panel / (EFFICIENCY * peak)
-        parts = max(PARTS, -(-pairs // plan.pairs)) if plan.blocks > 1 else PARTS
-        factors = FACTORS * parts * upper * half / choosing.width
-        sums = SUMS * 12 * upper * vectors * plan.blocks
+
+class _Product:
+    """Times of a product with the second operand [k, n] in panels of `panel` columns, by tiles of `tallest` rows."""
+
+    def __init__(self, choosing: Choosing, k: int, n: int, panel: int, tallest: int) -> None:
+        self.choosing, self.k, self.n, self.panel, self.tallest = choosing, k, n, panel, tallest
+        self.half, self.pairs, self.peak = k // 2, -(-n // (2 * panel)), f32_peak(choosing)
+
+    def plans(self, upper: int) -> Iterator[Strassen]:
+        """Cuts of `upper` rows that keep to the caches and the stack."""
+        width, cache = self.choosing.width, self.choosing.cache
+        for groups in range(1, -(-upper // self.tallest) + 1):
+            rows = -(-upper // groups)
+            if rows < min(upper, TILES * self.tallest):
+                return
+            for blocks in range(1, self.half // SHALLOWEST + 1):
+                depth = -(-self.half // blocks)
+                factors, sums = 28 * rows * (depth + 2 * width), 16 * rows * self.panel
+                most = (min(STACK, cache) - factors) // sums if blocks > 1 else 1
+                if most >= 1 and factors <= cache * 3 // 4 and factors + sums <= STACK:
+                    parts = {rows, upper % rows or rows}
+                    cut = sorted({h for part in parts for h in heights(part, self.tallest, part, ())}, reverse=True)
+                    yield Strassen(self.panel, rows, blocks, depth, min(most, self.pairs), tuple(cut))
+
+    def best(self, m: int, upper: int) -> Strassen | None:
+        return min(self.plans(upper), key=lambda plan: self.seconds(m, plan), default=None)
+
+    def seconds(self, m: int, plan: Strassen) -> float:
+        width, upper = self.choosing.width, -(-m // 2)
+        operation = 2.0 * width / self.peak
+        products = 14.0 * upper * self.half * self.pairs * self.panel / (EFFICIENCY * self.peak)
+        parts = max(PARTS, -(-self.pairs // plan.pairs)) if plan.blocks > 1 else PARTS
+        factors = FACTORS * parts * upper * self.half / width
+        sums = SUMS * 12 * upper * (self.pairs * self.panel // width) * plan.blocks
         computing = products + (factors + sums) * operation
-        return float(max(computing, read_seconds(28 * half * pairs * panel, choosing)))
+        return float(max(computing, read_seconds(28 * self.half * self.pairs * self.panel, self.choosing)))
 
-    cost, best = min(((seconds(p), i) for i, p in enumerate(plans)), key=lambda c: c[0])
-    plain = max(work, read_seconds(4 * k * n, choosing))
-    return plans[best] if cost < GAIN * plain else None
+    def pays(self, m: int, plan: Strassen) -> bool:
+        work = 2.0 * m * self.k * self.n / (EFFICIENCY * self.peak)
+        plain = max(work, read_seconds(4 * self.k * self.n, self.choosing))
+        return self.seconds(m, plan) < GAIN * plain
 
 
 def use_strassen(kernel: Kernel, plan: Strassen, choosing: Choosing) -> None:
@@ -97,7 +125,7 @@ def use_strassen(kernel: Kernel, plan: Strassen, choosing: Choosing) -> None:
     kernel.family = "gemm.strassen"
     kernel.params = {
         "panel": plan.panel, "rows": plan.heights, "rows_per_task": plan.rows, "blocks": plan.blocks,
-        "depth": plan.depth, "pairs": plan.pairs,
+        "depth": plan.depth, "pairs": plan.pairs, "fewest": plan.fewest,
     }  # fmt: skip
 
 
@@ -107,8 +135,8 @@ def combined_bytes(shape: tuple[int, ...], packing: str) -> int:
     return 4 * 7 * (shape[0] // 2) * -(-shape[1] // (2 * panel)) * panel
 
 
-def _sizes(kernel: Kernel) -> tuple[int, int, int] | None:
-    """Rows, depth and columns where they are known and the operands are dense f32 matrices, the second a weight."""
+def _sizes(kernel: Kernel) -> tuple[Dim, int, int] | None:
+    """Rows, depth and columns where the operands are dense f32 matrices, the second a weight."""
     anchor = kernel.anchor
     assert anchor is not None
     at = {v: i for i, v in enumerate(kernel.body.inputs)}
@@ -120,4 +148,4 @@ def _sizes(kernel: Kernel) -> tuple[int, int, int] | None:
     if any(len(v.merged()[0]) > 1 for v in rows) or a.strides[-1] != 1:
         return None
     m, k, n = product(a.shape[:-1]), *b.shape
-    return (m, k, n) if isinstance(m, int) and isinstance(k, int) and isinstance(n, int) else None
+    return (m, k, n) if isinstance(k, int) and isinstance(n, int) else None
