@@ -84,6 +84,20 @@ inline T abs(T x) {
   return x < 0 ? static_cast<T>(-x) : x == 0 ? T(0) : x;
 }
 
+// A shift as wide as the type, or wider or negative, leaves nothing but the sign.
+template <class T>
+inline T shift_left(T a, T b) {
+  constexpr auto bits = static_cast<std::make_unsigned_t<T>>(8 * sizeof(T));
+  const auto by = static_cast<std::make_unsigned_t<T>>(b);
+  return by < bits ? static_cast<T>(static_cast<std::uint64_t>(a) << by) : T(0);
+}
+template <class T>
+inline T shift_right(T a, T b) {
+  constexpr auto bits = static_cast<std::make_unsigned_t<T>>(8 * sizeof(T));
+  const auto by = static_cast<std::make_unsigned_t<T>>(b);
+  return static_cast<T>(a >> (by < bits ? by : bits - 1) >> (by < bits ? 0 : 1));
+}
+
 // Float to integer as the hardware does it, without undefined behaviour for what does not fit.
 template <class To, class From>
 inline To cast(From x) {

@@ -13,7 +13,7 @@ from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.ops.elementwise import saturates
 from opcel_compiler.ir.ops.quant import integer_range
 from opcel_compiler.ir.program import View
-from opcel_compiler.ir.types import BOOL, DTYPES, F32, I32, DType
+from opcel_compiler.ir.types import BOOL, DTYPES, F32, F64, I32, DType
 from opcel_compiler.targets.kernels import kernel_table
 
 CTYPES: dict[DType, str] = {
@@ -87,7 +87,8 @@ def _operator(node: Node, args: list[str], vector: bool) -> str:
             return f"{node.op}({args[constant]}, {args[1 - constant]})"
     text = entry.vector if vector else entry.scalar
     assert text is not None
-    return text.format(*args, **{k: _attribute(v, vector) for k, v in node.attrs.items()})
+    dtype = F64 if node.operand(0).tensor.dtype == F64 else F32
+    return text.format(*args, **{k: _attribute(v, vector, dtype) for k, v in node.attrs.items()})
 
 
 def _cast(node: Node, args: list[str], vector: bool) -> str:
@@ -133,13 +134,13 @@ WRITTEN = {"cast": _cast, "quantize": _quantize, "dequantize": _dequantize}
 """Elementwise operators whose C++ depends on more than their operands."""
 
 
-def _attribute(value: object, vector: bool) -> str:
+def _attribute(value: object, vector: bool, dtype: DType) -> str:
     if isinstance(value, DType):
         return CTYPES[value]
     if isinstance(value, bool):
         return "fmod" if value else "mod"
     if isinstance(value, (int, float)):
-        text = literal(value, F32)
+        text = literal(value, dtype)
         return f"set({text})" if vector else text
     return {"none": "erf"}.get(str(value), str(value))
 

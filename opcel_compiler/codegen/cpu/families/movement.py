@@ -90,6 +90,21 @@ def halo_unit(view: View) -> KernelUnit:
     )  # fmt: skip
 
 
+def emit_bit_cast(kernel: Kernel, target: Target) -> KernelUnit:
+    """The bytes of a dense operand."""
+    unit = KernelUnit()
+    x, y = kernel.inputs[0], kernel.outputs[0]
+    bytes_ = unit.integer(product(y.shape) * y.buffer.element_bytes)
+    unit.tasks = ceildiv(product(y.shape), MAX_TASK_WORK)
+    chunk = MAX_TASK_WORK * y.buffer.element_bytes
+    return unit.finish(
+        ["kernels/movement/copy.h"], "",
+        f"  const int64_t first = begin * {chunk}, last = end * {chunk} < {bytes_} ? end * {chunk} : {bytes_};\n"
+        f"  if (first < last) std::memcpy({unit.pointer(y, 'char', const=False)} + first, "
+        f"{unit.pointer(x, 'char')} + first, static_cast<std::size_t>(last - first));\n",
+    )  # fmt: skip
+
+
 def emit_gather(kernel: Kernel, target: Target) -> KernelUnit:
     """Slices of a dense operand along one axis."""
     anchor = kernel.anchor
@@ -191,6 +206,7 @@ def emit_gather_elements(kernel: Kernel, target: Target) -> KernelUnit:
 EMITTERS = {
     "gather_elements": emit_gather_elements,
     "gather_nd": emit_gather_nd,
+    "bit_cast": emit_bit_cast,
     "copy": emit_copy,
     "relayout": emit_relayout,
     "gather": emit_gather,

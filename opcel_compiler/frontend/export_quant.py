@@ -1,0 +1,89 @@
+"""How quantization and the operators on bits are written in ONNX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opcel_compiler.frontend.export_ops import exports, need
+from opcel_compiler.frontend.proto_types import code_of
+from opcel_compiler.frontend.writer import Writer
+from opcel_compiler.ir.dims import Dim
+from opcel_compiler.ir.graph import Node
+from opcel_compiler.ir.types import F32
+
+_BITS = {"bit_and": "BitwiseAnd", "bit_or": "BitwiseOr", "bit_xor": "BitwiseXor", "bit_not": "BitwiseNot"}
+
+
+@exports(*_BITS)
+def bitwise(w: Writer, node: Node, xs: list[str]) -> str:
+    need(w, 18, _BITS[node.op])
+    return w.node(_BITS[node.op], xs)
+
+
+@exports("shift_left", "shift_right")
+def shift(w: Writer, node: Node, xs: list[str]) -> str:
+    need(w, 11, "BitShift")
+    return w.node("BitShift", xs, direction=node.op.removeprefix("shift_").upper())
+
+
+@exports("bit_cast")
+def bit_cast(w: Writer, node: Node, xs: list[str]) -> str:
+    need(w, 26, "BitCast")
+    return w.node("BitCast", xs, to=code_of(node.attrs["dtype"]))
+
+
+def _placed(w: Writer, node: Node, xs: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """(scale and zero point, attributes) as ONNX has them: one number, a vector along an axis, or one a block."""
+    x = node.operand(0).tensor.dims
+    params = [v.tensor.dims for v in node.operands[1:] if v is not None]
+    wide = [(1,) * (len(x) - len(p)) + p for p in params]
+    if all(d == 1 for p in params for d in p):
+        return [_reshape(w, p, ()) for p in xs[1:]], {}
+    axes = {i for p in wide for i, d in enumerate(p) if d != 1}
+    need(w, 13, "a scale along an axis")
+    if len(axes) == 1:
+        (axis,) = axes
+        size = next(p[axis] for p in wide if p[axis] != 1)
+        full = (1,) * axis + (size,) + (1,) * (len(x) - axis - 1)
+        return [_reshape(w, _expand(w, p, d, full), (size,)) for p, d in zip(xs[1:], wide, strict=True)], {"axis": axis}
+    need(w, 21, "a scale a block")
+    rest = [i for i in range(len(x)) if i not in axes and isinstance(x[i], int) and x[i] != 1]
+    axis, block = (rest[0], x[rest[0]]) if rest else (0, 1)
+    full = tuple(1 if rest and i == axis else d for i, d in enumerate(x))
+    return [_expand(w, p, d, full) for p, d in zip(xs[1:], wide, strict=True)], {"axis": axis, "block_size": block}
+
+
+def _reshape(w: Writer, x: str, shape: tuple[Dim, ...]) -> str:
+    return w.node("Reshape", [x, w.dims(shape)])
+
+
+def _expand(w: Writer, x: str, have: tuple[Dim, ...], shape: tuple[Dim, ...]) -> str:
+    return x if have == shape else w.node("Expand", [x, w.dims(shape)])
+
+
+@exports("quantize")
+def quantize(w: Writer, node: Node, xs: list[str]) -> str:
+    dtype = node.attrs["dtype"]
+    params, attrs = _placed(w, node, xs)
+    plain = dtype.name in ("u8", "i8") and node.operand(0).tensor.dtype == F32
+    need(
+        w, 10 if plain else 25 if dtype.bits == 2 else 23 if dtype.name == "f4e2m1" else 21, f"quantization to {dtype}"
+    )
+    if dtype.is_float and not node.attrs["saturate"]:
+        attrs["saturate"] = 0
+    if len(params) == 1 and dtype.name != "u8":
+        need(w, 21, "a quantization without a zero point")
+        attrs["output_dtype"] = code_of(dtype)
+    return w.node("QuantizeLinear", [xs[0], *params], **attrs)
+
+
+@exports("dequantize")
+def dequantize(w: Writer, node: Node, xs: list[str]) -> str:
+    have, want, scale = node.operand(0).tensor.dtype, node.attrs["dtype"], node.operand(1).tensor.dtype
+    params, attrs = _placed(w, node, xs)
+    plain = have.name in ("u8", "i8", "i32") and want == F32
+    need(w, 10 if plain else 25 if have.bits == 2 else 23 if have.name == "f4e2m1" else 21, f"dequantization of {have}")
+    if want != scale:
+        need(w, 23, "a dequantization to another type than the scale's")
+        attrs["output_dtype"] = code_of(want)
+    return w.node("DequantizeLinear", [xs[0], *params], **attrs)
