@@ -236,6 +236,12 @@ def quantizations() -> Iterator[Case]:
             attrs = {"output_dtype": getattr(TensorProto, code), "saturate": int(saturate)}
             given = {"dtype": DTYPES[name], "saturate": saturate}
             yield Case("quantize", "QuantizeLinear", [x, np.float32(0.5)], given, onnx_attrs=attrs, reference=True)
+    a, b = RNG.integers(0, 256, (2, 20), np.uint8)
+    for op, name in (("bit_and", "BitwiseAnd"), ("bit_or", "BitwiseOr"), ("bit_xor", "BitwiseXor")):
+        yield Case(op, name, [a, b], {})
+    yield Case("bit_not", "BitwiseNot", [a], {})
+    yield Case("shift_left", "BitShift", [a, b % 8], {}, onnx_attrs={"direction": "LEFT"})
+    yield Case("shift_right", "BitShift", [a, b % 8], {}, onnx_attrs={"direction": "RIGHT"})
     half, one = x.astype("e"), scale[:1].reshape(())
     yield Case("quantize", "QuantizeLinear", [half, one.astype("e")], {"dtype": U8}, onnx_attrs={})
     yield Case("dequantize", "DequantizeLinear", [np.int32([7, -9]), one], {"dtype": F32}, onnx_attrs={})
@@ -267,6 +273,8 @@ def numpy_only() -> list[tuple[str, Arrays, dict[str, Any], np.ndarray]]:
     mixed = np.array([[[[2.5, 4, 4]]]], np.float32)
     return [
         ("silu", [x], {}, silu),
+        ("bit_cast", [x], {"dtype": I32}, x.view(np.int32)),
+        ("shift_right", [np.int8([-7, 7, -7]), np.int8([1, 9, -1])], {}, np.int8([-4, 0, -1])),
         ("arg_max_pool", [pixels], {"kernel": (2,), "strides": (1,), "pads": (1, 0), "dilations": (1,)}, winners),
         ("resample", [pixels[..., None], places, None], {}, pixels[:, :, [2, 0, 0, 2], None]),
         ("resample", [pixels[:, :, None], None, None, both, np.float32([[0.5, 1, 0], [0.5, 0, 2]])], {}, mixed),
