@@ -153,6 +153,8 @@ def test_unknown_rank_in_gives_known_dtype_out() -> None:
         operands = [TensorType(tensor("f32").dtype, None)] * len([o for o in d.operands if not o.endswith("?")])
         if name in ("not", "and", "or", "xor", "where", "gather", "gather_elements", "gather_nd") or "scatter" in name:
             continue
+        if name.startswith(("bit_", "shift_")):
+            continue
         changed = {"slice": {"steps": (1,)}, "pad": {"pads": (1, 1)}, "quantize": {"dtype": DTYPES["u8"]}}.get(name, {})
         attrs = {**some_attrs(name), **changed}
         for t in d.infer(operands, d.complete(attrs)):
