@@ -48,7 +48,7 @@ class Net:
         stored = [numpy_helper.from_array(self.feeds[n], n) for n in constants]
         outputs = [helper.make_empty_tensor_value_info(n) for n in self.outputs]
         graph = helper.make_graph(self.nodes, "net", given, outputs, stored)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=10)
         feeds = {n: a for n, a in self.feeds.items() if n not in constants}
         with oc.compile(model, fallback="error", threads=2, inputs=feeds) as compiled:
             assert compiled.report["proof"]["status"] == "proved"
@@ -118,3 +118,28 @@ def test_constant_weights_with_lengths() -> None:
     layer = [floats(6, 3, 5), *weights("LSTM", 2, 8, 5), np.array([6, 1, 4], np.int32)]
     net.add("LSTM", layer, 3, hidden_size=8, direction="bidirectional")
     assert net.prove(constants=("x1", "x2", "x3")).count("recurrent.general") == 1
+
+
+def test_einsums() -> None:
+    net = Net(17)
+    for equation, shapes in (
+        ("bii->bi", [(3, 5, 5)]), ("...ij->...", [(2, 3, 4)]), ("ij,jk,kl->il", [(3, 4), (4, 5), (5, 6)]),
+        ("i,j->ji", [(3,), (70,)]), ("bhqd,bkd->bhqk", [(2, 3, 4, 8), (2, 5, 8)]), ("ab,ab->", [(4, 5), (4, 5)]),
+    ):  # fmt: skip
+        net.add("Einsum", [floats(*shape) for shape in shapes], equation=equation)
+    net.prove()
+
+
+def test_linear_attention() -> None:
+    """Every rule, with states of more columns than a task owns, against the standard's reference."""
+    net = Net(27)
+    for rule in ("linear", "gated", "delta", "gated_delta"):
+        q, k, v = floats(2, 7, 4 * 8), floats(2, 7, 2 * 8) / 3, floats(2, 7, 2 * 70)
+        decay = -np.abs(floats(2, 7, 2 if rule == "gated" else 16)) if "gated" in rule else None
+        beta = np.abs(floats(2, 7, 2 if rule == "delta" else 1)) / 2 if "delta" in rule else None
+        past = None if rule == "linear" else floats(2, 2, 8, 70)
+        arrays = [q, k, v, past, decay, beta]
+        while arrays[-1] is None:
+            arrays.pop()
+        net.add("LinearAttention", arrays, 2, q_num_heads=4, kv_num_heads=2, update_rule=rule)
+    assert net.prove().count("linear_attention") == 4

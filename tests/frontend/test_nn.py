@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx_harness import check, floats, one_node
+
+from opcel_compiler.frontend.importer import import_model
+from opcel_compiler.frontend.limits import ModelError
 
 IMAGE = floats(1, 4, 7, 8)
 
@@ -149,17 +153,35 @@ def test_mean_variance_normalization_by_its_body() -> None:
     check(one_node("MeanVarianceNormalization", {"x": IMAGE}, 13), {"x": IMAGE}, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("equation", ["ij,jk->ik", "bhqd,bhkd->bhqk", "bij,jk->kbi", "i,j->ij", "bi,bi->b"])
+EQUATIONS = [
+    "ij,jk->ik", "bhqd,bhkd->bhqk", "bij,jk->kbi", "i,j->ij", "bi,bi->b", "ii->i", "bii->b", "ij->ji", "ij->", "iij->j",
+    "ij,jk", "ij", "ii", "bij,bjk,kd->bid", "i,i", "i,i,i->i", "...ij,...jk->...ik", "b...i,bi->b...", "...->...",
+    "ij...->...", "i...,...->i...", "bij,b->ij", "bhqd,khd->bhqk",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
 def test_einsum(equation: str) -> None:
     size = dict(zip("bhqdkij", (2, 3, 4, 5, 6, 7, 8), strict=True))
-    left, right = equation.split("->")[0].split(",")
-    feeds = {"a": floats(*(size[k] for k in left)), "b": floats(*(size[k] for k in right), seed=1)}
-    check(one_node("Einsum", feeds, 12, equation=equation), feeds, rtol=1e-4, atol=1e-5)
+    feeds = {}
+    for i, term in enumerate(equation.split("->")[0].split(",")):
+        dots = [3, 2] if "..." in term else []
+        head, _, tail = term.partition("...")
+        shape = [*(size[k] for k in head), *dots, *(size[k] for k in tail)]
+        feeds[f"x{i}"] = floats(*shape, seed=i)
+    model = one_node("Einsum", feeds, 12, equation=equation)
+    check(model, feeds, rtol=1e-4, atol=1e-5)
 
 
-def test_einsum_of_one_operand_stays_opaque() -> None:
-    feeds = {"a": floats(3, 3)}
-    check(one_node("Einsum", feeds, 12, equation="ii->i"), feeds, foreign=["Einsum"])
+@pytest.mark.parametrize(
+    "equation, why", [("ij,j->i", "2 terms for 1 operands"), ("ijk->i", "rank 2"), ("ij->k", "is not valid")]
+)
+def test_bad_equations(equation: str, why: str) -> None:
+    model = one_node("Identity", {"x": floats(2, 3)}, 12)
+    model.graph.node[0].op_type = "Einsum"
+    model.graph.node[0].attribute.append(onnx.helper.make_attribute("equation", equation))
+    with pytest.raises(ModelError, match=why):
+        import_model(model)
 
 
 @pytest.mark.parametrize("opset, attrs", [(7, {"scales": [1.0, 1.0, 2.0, 3.0]}), (9, {})])

@@ -278,6 +278,8 @@ def numpy_only() -> list[tuple[str, Arrays, dict[str, Any], np.ndarray]]:
         ("arg_max_pool", [pixels], {"kernel": (2,), "strides": (1,), "pads": (1, 0), "dilations": (1,)}, winners),
         ("resample", [pixels[..., None], places, None], {}, pixels[:, :, [2, 0, 0, 2], None]),
         ("resample", [pixels[:, :, None], None, None, both, np.float32([[0.5, 1, 0], [0.5, 0, 2]])], {}, mixed),
+        ("linear_attention", [np.float32(a).reshape(1, 2, 1, 1) for a in ([1, 1], [1, 2], [3, 4])] + [None]
+         + [np.full((1, 2, 1, 1), 0.5, np.float32)] * 2, {"delta": True}, np.float32([1.5, 3.25]).reshape(1, 2, 1, 1)),
         ("dims", [], {"values": (3, 4)}, np.array([3, 4])),
         ("dims", [], {"values": (3,), "scalar": True}, np.array(3)),
         ("range_", [], {"start": (5,), "size": (3,), "step": -2, "dtype": I32}, np.array([5, 3, 1], np.int32)),

@@ -108,6 +108,10 @@ CASES: dict[str, tuple[Build, tuple[TensorType, ...]]] = {
     "gather": (op("gather", axis=1), (tensor(F, N, 4), tensor("i64", 2, 3))),
     "gather-elements": (op("gather_elements", axis=1), (tensor(F, N, 4), tensor("i64", N, 3))),
     "gather-nd": (op("gather_nd"), (tensor(F, 3, 4), tensor("i64", N, 2))),
+    "linear-attention": (
+        lambda g, *xs: g.add("linear_attention", list(xs)).results[0],
+        (tensor(F, N, 3, 4, 5), tensor(F, N, 3, 2, 5), tensor(F, N, 3, 2, 6)),
+    ),
     "scatter-elements": (op("scatter_elements", axis=1), (tensor(F, N, 4), tensor("i64", N, 3), tensor(F, N, 3))),
     "scatter-nd": (op("scatter_nd", reduction="add"), (tensor(F, 3, 4), tensor("i64", N, 1), tensor(F, N, 4))),
     "cast": (op("cast", dtype=tensor("i64").dtype), (tensor(F, N, 4),)),

@@ -165,46 +165,6 @@ def conv_transpose(c: Lowering) -> Value:
     return y if bias is None else c.emit("add", y, c.channels(bias, n + 2))
 
 
-_EINSUM_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-
-
-@lowers("Einsum", first=12)
-def einsum(c: Lowering) -> Value:
-    """Products of two operands: each letter is a batch, a free or a contracted axis of one matmul."""
-    text = c.attr_str("equation").replace(" ", "")
-    if "->" not in text or len(c.inputs) != 2:
-        raise Unsupported(f"the equation {text!r} has no lowering")
-    left, out = text.split("->", 1)
-    terms = left.split(",")
-    if len(terms) != 2 or not all(set(t) <= _EINSUM_LETTERS and len(set(t)) == len(t) for t in (*terms, out)):
-        raise Unsupported(f"the equation {text!r} has no lowering")
-    p, q = terms
-    a, b = c.x(0), c.x(1)
-    if len(p) != c.rank(a) or len(q) != c.rank(b):
-        raise ModelError(f"node {c.origin!r} (Einsum): {text!r} does not fit ranks {c.rank(a)} and {c.rank(b)}")
-    size = dict(zip(q, c.shape(b), strict=True)) | dict(zip(p, c.shape(a), strict=True))
-    batch = [k for k in p if k in q and k in out]
-    inner = [k for k in p if k in q and k not in out]
-    rows, columns = [k for k in p if k not in q], [k for k in q if k not in p]
-    if sorted(out) != sorted(batch + rows + columns):
-        raise Unsupported(f"the equation {text!r} has no lowering")
-
-    def sizes(*groups: list[str]) -> tuple[Dim, ...]:
-        flat: list[Dim] = [size[k] for k in batch]
-        for group in groups:
-            total: Dim = 1
-            for k in group:
-                total = total * size[k]
-            flat.append(total)
-        return tuple(flat)
-
-    a = c.reshape(c.transpose(a, [p.index(k) for k in (*batch, *rows, *inner)]), sizes(rows, inner))
-    b = c.reshape(c.transpose(b, [q.index(k) for k in (*batch, *inner, *columns)]), sizes(inner, columns))
-    order = [*batch, *rows, *columns]
-    y = c.reshape(c.emit("matmul", a, b), tuple(size[k] for k in order))
-    return c.transpose(y, [order.index(k) for k in out])
-
-
 @lowers("Attention", first=23)
 def attention(c: Lowering) -> Value:
     """The plain forms; masks, caches and caps go through the operator's own body."""
