@@ -12,7 +12,7 @@ from opcel_compiler.errors import OpcelError
 from opcel_compiler.frontend.proto_types import DimValue
 from opcel_compiler.ir.analysis import symbols_in
 from opcel_compiler.ir.graph import Graph, Node
-from opcel_compiler.ir.types import TensorType
+from opcel_compiler.regions import region_models
 from opcel_compiler.report.facts import coverage_facts, fallback_facts
 from opcel_compiler.schedule.coverage import Coverage
 
@@ -68,20 +68,13 @@ def _refusal(work: Compilation, node: Node | None, reason: str) -> dict[str, Any
 def _refused(work: Compilation) -> Iterator[dict[str, Any]]:
     if work.target.codegen != "cpu":
         yield _refusal(work, None, f"target {work.target.id} has no code generator")
-    for value in work.graph.inputs:
-        if not isinstance(value.type, TensorType) or value.type.shape is None:
-            yield _refusal(work, None, f"the input {value.name} is {value.type}; only tensors of known rank are taken")
-    for node in work.graph.nodes:
-        if node.op != "external":
-            continue
-        results = [r for r in node.results if not isinstance(r.type, TensorType) or r.type.shape is None]
-        for result in results:
-            inner = _producer(node, node.results.index(result))
-            yield _refusal(
-                work, inner, f"its result {result.name} is {result.type}, and it runs in another engine, which can "
-                "only be handed tensors of known shape; replace the operator, or state the shape in the value_info",
-            )  # fmt: skip
-    if work.program is not None:
+    elif work.program is not None:
+        try:
+            for _ in region_models(work):
+                pass
+        except OpcelError as error:
+            yield _refusal(work, None, str(error))
+    if work.program is not None and not work.whole:
         sizes: dict[Node | None, list[str]] = {}
         for name in unbound_symbols(work.program):
             sizes.setdefault(_first_with(work.graph, name), []).append(name)
@@ -89,11 +82,6 @@ def _refused(work: Compilation) -> Iterator[dict[str, Any]]:
             what = f"the size {names[0]} of its result" if len(names) == 1 else f"the sizes {', '.join(names)}"
             way = f"fix it in the model or with --dim {names[0]}=VALUE"
             yield _refusal(work, at, f"{what} cannot be read from any input's shape; {way}")
-
-
-def _producer(node: Node, index: int) -> Node:
-    """The node inside an `external` one that makes its result `index`."""
-    return node.regions[0].outputs[index].producer or node
 
 
 def _first_with(graph: Graph, name: str) -> Node | None:

@@ -20,9 +20,10 @@ from opcel_compiler.report.sketch import Sketch, graph_sketch
 from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.instruments import Counters, Instrument, Timing
 from opcel_compiler.rewrite.pipeline import PassManager, Pipeline
+from opcel_compiler.schedule.carry import stuck_boundary, stuck_in, stuck_node
 from opcel_compiler.schedule.coverage import Coverage, Work, native_work, node_work
-from opcel_compiler.schedule.lower import lower
-from opcel_compiler.schedule.placement import Fallback, place
+from opcel_compiler.schedule.lower import LoweringError, lower
+from opcel_compiler.schedule.placement import Fallback, label, place
 from opcel_compiler.schedule.states import StateSpec, append_in_place
 from opcel_compiler.targets import TargetError, list_targets, load_target
 from opcel_compiler.targets.constraints import constraints_of, violations
@@ -49,6 +50,8 @@ class Compilation:
     counters: Counters
     fallbacks: list[Fallback] = dataclasses.field(default_factory=list)
     regions: list[Graph] = dataclasses.field(default_factory=list)
+    whole: str = ""
+    """Why the whole model runs in another engine; empty when it does not."""
     program: Program | None = None
     coverage: Coverage = dataclasses.field(default_factory=Coverage)
     imported_nodes: int = 0
@@ -103,17 +106,32 @@ def prepare(
     report("optimizing", 0, 0)
     tools = (work.timing, work.counters, *instruments)
     PassManager.run(work.graph, passes.at("graph"), work.context, tools)
+    if description.codegen == "cpu" and not specs:
+        work.whole = stuck_boundary(work.graph) or ""
     work.fallbacks = place_for(work.graph, description)
     work.coverage = Coverage(native_work(work.graph, description), sum((f.work for f in work.fallbacks), Work()))
+    if work.whole:
+        leave_whole(work)
     if placed is not None:
         placed(work)
+    if work.whole:
+        return work
     work.regions = [n.regions[0] for n in work.graph.nodes if n.op == "external"]
     for node in work.graph.nodes:
         if node.op == "external":
             work.fallback_flops = work.fallback_flops + flops(node)
         else:
             work.native_flops = work.native_flops + flops(node)
-    work.program = lower(work.graph)
+    try:
+        work.program = lower(work.graph)
+    except LoweringError as error:
+        if description.codegen != "cpu" or specs:
+            raise
+        work.whole = str(error)
+        leave_whole(work)
+        if placed is not None:
+            placed(work)
+        return work
     append_in_place(work.program, specs, (imported.input_names, imported.output_names))
     PassManager.run(work.program, passes.at("program"), work.context, tools)
     return work
@@ -159,12 +177,28 @@ def place_for(graph: Graph, target: Target) -> list[Fallback]:
     constraints = (exists, *constraints_of(target), *limits)  # limits on shapes take it that there is a known rank
 
     def reason(node: Node) -> str | None:
+        if node.op == "constant":
+            return None
         if node.op in BRANCHING:
             inside = (n for region in node.regions for n in region.walk() if n.op not in BRANCHING)
             found = ((n, why) for n in inside if (why := reason(n)) is not None)
             return next((f"inside it, {', '.join(n.origin[:2]) or n.op}: {why}" for n, why in found), None)
         inner = list(node.regions[0].nodes) if node.op == "fused" else [node]
         broken = (why for n in inner if n.op != "constant" for c in constraints for why in violations(n, (c,)))
-        return next(broken, None)
+        return next(broken, None) or stuck_node(node, stuck)
 
-    return place(graph, reason, lambda node: node_work(node, target))
+    stuck = stuck_in(graph)
+    return place(graph, reason, lambda node: node_work(node, target), lambda value: stuck(value.type) is not None)
+
+
+def leave_whole(work: Compilation) -> None:
+    """Let the whole model run in another engine: `work.whole` says why. The program is empty then."""
+    nodes = [n for n in work.graph.nodes if n.op not in ("constant", "external")]
+    why = f"the whole model runs in ONNX Runtime, as {work.whole}"
+    work.fallbacks += [Fallback(label(n), n.origin, why, node_work(n, work.target)) for n in nodes]
+    if not work.fallbacks:
+        work.fallbacks = [Fallback("model", (), why)]
+    work.coverage = Coverage(Work(), sum((f.work for f in work.fallbacks), Work()))
+    work.fallback_flops = work.fallback_flops + sum((flops(n) for n in work.graph.nodes), 0)
+    work.regions = []
+    work.program = lower(Graph(work.graph.name))

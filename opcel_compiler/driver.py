@@ -17,7 +17,6 @@ from opcel_compiler.codegen.artifact import BUILD, MANIFEST, PAGE, REPORT, stage
 from opcel_compiler.codegen.cpu.build import Module, build
 from opcel_compiler.compilation import Compilation, Progress, check_bound, prepare
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.frontend.exporter import export_model
 from opcel_compiler.frontend.importer import import_model
 from opcel_compiler.frontend.proto_types import DimValue
 from opcel_compiler.ir.graph import Graph
@@ -33,6 +32,7 @@ from opcel_compiler.proof import (
     prove,
 )
 from opcel_compiler.references import reference_outputs, sampled_reference
+from opcel_compiler.regions import region_models
 from opcel_compiler.report import facts
 from opcel_compiler.report.html import page
 from opcel_compiler.runtime._runtime import usable_cpus
@@ -103,7 +103,8 @@ def compile(
         model, target, pipeline=pipeline, progress=report, dims=dims, placed=placed, precision=precision,
         tuned=_tuned(tune, target, threads), small=small, state=state,
     )  # fmt: skip
-    check_bound(work.graph)
+    if not work.whole:
+        check_bound(work.graph)
     times = {"front": time.perf_counter() - started}
     with staged(place_at) as folder:
         _ = work.imported.model_hash  # reads the whole file
@@ -113,7 +114,9 @@ def compile(
         times["build"] = time.perf_counter() - started - times["front"]
         stamp = Proof("unproved", reason="proof was turned off")
         before = time.perf_counter()
-        if proof:
+        if work.whole:
+            stamp = Proof("unproved", reason="the whole model runs in ONNX Runtime, as it is")
+        elif proof:
             _check_memory(work, module)
             try:
                 stamp = _prove(work, model, folder, inputs, bound, report)
@@ -171,9 +174,9 @@ def _write(work: Compilation, folder: Path, progress: Progress) -> Module:
     assert work.program is not None
     if work.target.codegen != "cpu":
         raise OpcelError(f"target {work.target.id} has no code generator: its programs run in the interpreter only")
-    for i, region in enumerate(work.regions):
-        (folder / f"region_{i}.onnx").write_bytes(export_model(region).SerializeToString(deterministic=True))
-    names = (work.imported.input_names, work.imported.output_names)
+    for i, region in enumerate(region_models(work)):
+        (folder / f"region_{i}.onnx").write_bytes(region)
+    names = ((), ()) if work.whole else (work.imported.input_names, work.imported.output_names)
     return build(work.program, work.target, folder, names, progress, work.imported.release)
 
 

@@ -11,11 +11,13 @@ import numpy as np
 VALUES = 6
 
 
-def describe(name: str, array: np.ndarray) -> dict[str, Any]:
+def describe(name: str, value: Any) -> dict[str, Any]:
     """Facts of one array: dtype, shape, the first values, and min, max and mean where it holds finite numbers.
 
     JSON has no NaN and no infinity: they are written as text.
     """
+    listed = [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    array = value if isinstance(value, np.ndarray) else np.array(listed, object)
     flat = array.reshape(-1)
     out: dict[str, Any] = {"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
     if _is_number(array.dtype):
@@ -36,7 +38,7 @@ def array_rows(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str]]:
         if facts.get("non_finite"):
             statistics.append(f"{facts['non_finite']} not finite")
         yield "output", f"{name} {facts['dtype']}{facts['shape']}  {', '.join(statistics)}"
-        more = ", ..." if array.size > VALUES else ""
+        more = ", ..." if np.size(array) > VALUES else ""
         yield "", f"[{', '.join(f'{v:.6g}' if isinstance(v, float) else str(v) for v in facts['values'])}{more}]"
 
 

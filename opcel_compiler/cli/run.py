@@ -109,6 +109,10 @@ def random_inputs(values: list[Mapping[str, Any]], sizes: Mapping[str, int]) -> 
     graph = Graph()
     known = set()
     for value in values:
+        if value["shape"] is None:
+            raise CommandError(
+                f"the input {value['name']} is {value['dtype']}, of which there are no random ones; run it from Python"
+            )
         dims = tuple(parse_dim(d) if isinstance(d, str) else d for d in value["shape"])
         known |= {s.name for d in dims for s in symbols_of(d)}
         graph.add_input(value["name"], TensorType(DTYPES[value["dtype"]], dims))

@@ -33,6 +33,7 @@ class Imported:
     `input_names`, `output_names`: as the user wrote them, in the order of `graph.inputs` and `graph.outputs`.
     `symbols`: from the name of a symbol to the name that the file gives the dimension ("" where it gives none).
     `opsets`: the opset of each domain, "" being the default one.
+    `source`: the bytes of the file; `weights` reads the tensors beside it.
     `operators`: from a node's origin to its operator in the file, `domain::Name:opset` or `Name:opset`.
     """
 
@@ -45,17 +46,17 @@ class Imported:
     producer: str
     path: Path | None
     operators: Mapping[str, str]
-    _source: Buffer = field(repr=False)
-    _weights: Weights = field(repr=False)
+    source: Buffer = field(repr=False)
+    weights: Weights = field(repr=False)
 
     @cached_property
     def model_hash(self) -> str:
         """The SHA-256 of the model file, in hex; of a model in memory, of its deterministic serialisation."""
-        return hashlib.sha256(self._source).hexdigest()
+        return hashlib.sha256(self.source).hexdigest()
 
     def release(self) -> None:
         """Let go of the pages of mapped weights that were read so far; the graph's constants stay valid."""
-        self._weights.release()
+        self.weights.release()
 
     @property
     def foreign(self) -> tuple[Node, ...]:

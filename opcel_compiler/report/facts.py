@@ -14,8 +14,9 @@ from opcel_compiler.compilation import Compilation
 from opcel_compiler.ir.analysis import flops
 from opcel_compiler.ir.dims import Dim, dim_min
 from opcel_compiler.ir.program import Kernel, Region, View
+from opcel_compiler.ir.types import TensorType, Type
 from opcel_compiler.proof import Bound, Proof
-from opcel_compiler.report.sketch import program_sketch
+from opcel_compiler.report.sketch import program_sketch, whole_sketch
 from opcel_compiler.runtime.integrity import file_sha256, stamped
 from opcel_compiler.schedule.choice.strassen import combined_bytes
 from opcel_compiler.schedule.choice.winograd import transformed_bytes
@@ -30,11 +31,8 @@ def manifest(work: Compilation, module: Module | None, folder: Path, stamp: Proo
     """What is needed to run the artifact, and to tell whether it is whole. Deterministic."""
     assert work.program is not None
 
-    def values(names: tuple[str, ...], buffers: Any) -> list[dict[str, Any]]:
-        return [
-            {"name": n, "dtype": b.type.dtype.name, "shape": [_dim(d) for d in b.type.dims]}
-            for n, b in zip(names, buffers, strict=True)
-        ]
+    def values(names: tuple[str, ...], typed: Any) -> list[dict[str, Any]]:
+        return [{"name": n, **_type(v.type, bool(work.whole))} for n, v in zip(names, typed, strict=True)]
 
     modules: list[dict[str, Any]] = [{"kind": "cpu", "file": "model.so", "sha256": file_sha256(folder / "model.so")}]
     regions = [s for s in work.program.steps if isinstance(s, Region)]
@@ -42,6 +40,13 @@ def manifest(work: Compilation, module: Module | None, folder: Path, stamp: Proo
         modules.append({
             "kind": "onnxruntime", "file": f"region_{i}.onnx", "sha256": file_sha256(folder / f"region_{i}.onnx"),
             "inputs": [v.name for v in region.inputs], "outputs": list(region.output_names), "reason": step.reason,
+        })  # fmt: skip
+    ends: Any = work.graph if work.whole else work.program
+    if work.whole:
+        modules.append({
+            "kind": "onnxruntime", "file": "region_0.onnx", "sha256": file_sha256(folder / "region_0.onnx"),
+            "inputs": list(work.imported.input_names), "outputs": list(work.imported.output_names),
+            "reason": work.whole, "whole": True,
         })  # fmt: skip
     weights = folder / "weights.bin"
     size = weights.stat().st_size if weights.exists() else 0
@@ -54,8 +59,8 @@ def manifest(work: Compilation, module: Module | None, folder: Path, stamp: Proo
         },
         "pipeline": str(work.pipeline), "dims": {n: v if isinstance(v, int) else list(v) for n, v in work.dims.items()},
         "precision": work.context.precision, "max_error": bound.norm,
-        "inputs": values(work.imported.input_names, work.program.inputs),
-        "outputs": values(work.imported.output_names, work.program.outputs), "modules": modules,
+        "inputs": values(work.imported.input_names, ends.inputs),
+        "outputs": values(work.imported.output_names, ends.outputs), "modules": modules,
         "states": [
             {
                 "input": work.imported.input_names[work.program.inputs.index(s.past)],
@@ -68,6 +73,14 @@ def manifest(work: Compilation, module: Module | None, folder: Path, stamp: Proo
         "weights": {"file": "weights.bin", "bytes": size, "sha256": file_sha256(weights) if size else ""},
         "arena": _dim(module.memory.arena) if module is not None else None, "proof": stamp.summary,
     })  # fmt: skip
+
+
+def _type(t: Type, whole: bool) -> dict[str, Any]:
+    """Element type and shape, or another type and no shape; of a model that runs whole also NumPy's name."""
+    if not isinstance(t, TensorType):
+        return {"dtype": str(t), "shape": None, "numpy": "object"}
+    shape = None if t.shape is None else [_dim(d) for d in t.shape]
+    return {"dtype": t.dtype.name, "shape": shape, **({"numpy": t.dtype.numpy.name} if whole else {})}
 
 
 def _dim(dim: Dim) -> int | str:
@@ -90,6 +103,7 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
                 **_modelled(step, work.target),
             })  # fmt: skip
     arena = module.memory.arena
+    names = (work.imported.input_names, work.imported.output_names)
     fallback = [fallback_facts(f, work) for f in work.fallbacks]
     return {
         "model": {
@@ -109,7 +123,7 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
         "regions": [
             {"step": i, "origin": list(s.origin), "reason": s.reason}
             for i, s in enumerate(work.program.launches) if isinstance(s, Region)
-        ],
+        ] + ([{"step": 0, "origin": [], "reason": work.whole}] if work.whole else []),
         "coverage": {
             **coverage_facts(work.coverage),
             "native_flops": _dim(work.native_flops), "fallback_flops": _dim(work.fallback_flops),
@@ -122,9 +136,8 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
         },
         "proof": stamp.as_dict(),
         "graphs": {
-            "before": work.sketch, "after": program_sketch(
-                work.program, work.imported.input_names, work.imported.output_names
-            ),
+            "before": work.sketch,
+            "after": whole_sketch(*names) if work.whole else program_sketch(work.program, *names),
         },
         "artifact": {"bytes": sum(p.stat().st_size for p in folder.iterdir())},
     }  # fmt: skip

@@ -59,6 +59,14 @@ def program_sketch(program: Program, input_names: tuple[str, ...], output_names:
     return {"nodes": nodes, "edges": [list(e) for e in edges if e[0] != e[1]]}
 
 
+def whole_sketch(input_names: tuple[str, ...], output_names: tuple[str, ...]) -> Sketch:
+    """A model that runs whole in another engine."""
+    at = len(input_names)
+    nodes = [*(["port", n, "input"] for n in input_names), ["fallback", "ONNX Runtime", "the whole model"]]
+    edges = [[i, at] for i in range(at)] + [[at, at + 1 + i] for i in range(len(output_names))]
+    return {"nodes": [*nodes, *(["port", n, "output"] for n in output_names)], "edges": edges}
+
+
 def _step(step: Kernel | Region) -> list[str]:
     if not isinstance(step, Kernel):
         return ["fallback", "ONNX Runtime", ", ".join(_counted(_title(n) for n in step.nodes))]

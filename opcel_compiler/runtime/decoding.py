@@ -11,6 +11,7 @@ import numpy as np
 
 from opcel_compiler.runtime.errors import FeedError
 from opcel_compiler.runtime.model import CompiledModel, TensorSpec, WeightsMode, read_manifest
+from opcel_compiler.runtime.whole import WholeModel
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -18,7 +19,8 @@ Arrays = Mapping[str, np.ndarray]
 def load(
     path: str | os.PathLike[str], threads: int | None = None, weights: WeightsMode = "map", pin: bool = False
 ) -> CompiledModel:
-    """Opens the artifact in the folder `path`; one that was compiled with `state` as a `Decoder`.
+    """Opens the artifact in the folder `path`; one that was compiled with `state` as a `Decoder`,
+    one that runs whole in ONNX Runtime as a `WholeModel`.
 
     `threads` counts the caller; None is one per CPU that this process may use. Models of one thread count share
     their threads. `weights`: "map" reads the file as its pages are used, and opens in milliseconds; "resident"
@@ -27,7 +29,9 @@ def load(
 
     Raises ArtifactError when the folder is no artifact, is damaged, or was compiled for another CPU.
     """
-    kind = Decoder if read_manifest(path).get("states") else CompiledModel
+    manifest = read_manifest(path)
+    whole = any(module.get("whole") for module in manifest["modules"] if isinstance(module, dict))
+    kind = WholeModel if whole else Decoder if manifest.get("states") else CompiledModel
     return kind(path, threads=threads, weights=weights, pin=pin)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,12 +63,35 @@ class Fallback:
             ) from error
         if region.sha256:
             check_file(region.file, region.sha256)
-        options = onnxruntime.SessionOptions()
+        options = _options()
         options.intra_op_num_threads = self._threads
-        options.log_severity_level = 3
         # Its threads would otherwise keep spinning beside the model's own between two regions.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             return onnxruntime.InferenceSession(str(region.file), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise ArtifactError(f"ONNX Runtime cannot load {region.file}: {error}") from error
+
+
+def _options() -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return options
+
+
+def refusal(model: bytes) -> str | None:
+    """Why the installed ONNX Runtime does not load a model, in one line; None when it does, or there is none."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    options = _options()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        return re.sub(r"/onnxruntime_src/\S+ |^\[ONNXRuntimeError\][\s:\d]*", "", " ".join(str(error).split()))
+    return None

@@ -72,12 +72,9 @@ class CompiledModel(_runtime.Model):
         regions = _regions(self.manifest, self.path)
         _check_files(self.manifest, self.path)
         count = threads if threads is not None else _runtime.usable_cpus()
-        super().__init__(
-            os.fspath(self.path),
-            weights == "resident",
-            _runtime.pool(count, pin) if count > 1 else None,
-            Fallback(regions, count) if regions else None,
-        )
+        self._fallback = Fallback(regions, count) if regions else None
+        pool = _runtime.pool(count, pin) if count > 1 else None
+        super().__init__(os.fspath(self.path), weights == "resident", pool, self._fallback)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

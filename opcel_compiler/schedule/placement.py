@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from opcel_compiler.ir.analysis import dependences, named_symbols, symbol_makers
 from opcel_compiler.ir.dims import Symbol
-from opcel_compiler.ir.graph import Graph, Node
+from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.outline import move_into_region
 from opcel_compiler.schedule.coverage import NOTHING, Work
 
@@ -25,12 +25,34 @@ class Fallback:
     work: Work = NOTHING
 
 
-def place(graph: Graph, reason: Reason, work: Callable[[Node], Work] = lambda node: NOTHING) -> list[Fallback]:
+def place(
+    graph: Graph, reason: Reason, work: Callable[[Node], Work] = lambda node: NOTHING,
+    stuck: Callable[[Value], bool] = lambda value: False,
+) -> list[Fallback]:  # fmt: skip
     """Wrap what the target cannot run into `external` nodes, as few as dependencies allow; returns why, by node.
 
-    Each external region is convex: no path leaves it and comes back.
+    Each external region is convex: no path leaves it and comes back. Values that are `stuck`, of which only nodes with
+    a reason may know, stay within one region.
     """
     reasons = {node: why for node in graph.nodes if (why := reason(node)) is not None}
+    while True:
+        depth = _depths(graph, reasons)
+        between = _between(graph, reasons, depth, stuck)
+        if not between:
+            break
+        reasons.update(between)
+    groups: dict[int, list[Node]] = {}
+    for node in graph.nodes:
+        if node in reasons:
+            groups.setdefault(depth[node], []).append(node)
+    fallbacks = [Fallback(label(n), n.origin, reasons[n], work(n)) for n in graph.nodes if n in reasons]
+    for group in groups.values():
+        _wrap(graph, group, "; ".join(dict.fromkeys(reasons[n] for n in group)))
+    return fallbacks
+
+
+def _depths(graph: Graph, reasons: Mapping[Node, str]) -> dict[Node, int]:
+    """How often the way to a node changes between engines: odd for nodes with a reason, even for the others."""
     depth: dict[Node, int] = {}
     makers = symbol_makers(graph)
     for node in graph.nodes:
@@ -43,17 +65,31 @@ def place(graph: Graph, reason: Reason, work: Callable[[Node], Work] = lambda no
         if node not in reasons and level % 2 == 1:
             level += 1
         depth[node] = level
-    groups: dict[int, list[Node]] = {}
-    for node in graph.nodes:
-        if node in reasons:
-            groups.setdefault(depth[node], []).append(node)
-    fallbacks = [Fallback(_label(n), n.origin, why, work(n)) for n, why in reasons.items()]
-    for group in groups.values():
-        _wrap(graph, group, "; ".join(dict.fromkeys(reasons[n] for n in group)))
-    return fallbacks
+    return depth
 
 
-def _label(node: Node) -> str:
+def _between(
+    graph: Graph, reasons: Mapping[Node, str], depth: Mapping[Node, int], stuck: Callable[[Value], bool]
+) -> dict[Node, str]:
+    """The native nodes on a way beside a stuck value that would pass from one region to another."""
+    out: dict[Node, str] = {}
+    for value in (v for maker in reasons for v in maker.results if stuck(v)):
+        maker = value.producer
+        users = [u for u in (_holder(user, graph) for user, _ in value.uses) if isinstance(u, Node)]
+        last = max((depth[u] for u in users), default=0)
+        if maker is None or last <= depth[maker]:
+            continue
+        why = f"it stands between nodes that hand on %{value.name}, which only ONNX Runtime can hold"
+        after = {maker}
+        makers = symbol_makers(graph)
+        for node in graph.nodes:
+            if not after.isdisjoint(_sources(node, makers)):
+                after.add(node)
+        out |= {n: why for n in graph.nodes if n in after and n not in reasons and depth[n] < last}
+    return out
+
+
+def label(node: Node) -> str:
     return str(node.attrs["op_type"]) if node.op == "foreign" else node.op
 
 

@@ -77,7 +77,7 @@ def test_what_cannot_be_lowered_is_refused_node_by_node(opcel: Opcel, tmp_path: 
     result = opcel("check", _untyped(tmp_path / "untyped.onnx"))
     assert result.code == 1
     assert "falls back  frob_0 (com.example::Frob of opset 3): " in result.out
-    assert "refused     " in result.out and "state the shape in the value_info" in result.out
+    assert "refused     " in result.out and "ONNX Runtime cannot run it either: " in result.out
     assert "everything" not in result.out
     assert opcel("check", tmp_path / "untyped.onnx", "--min-coverage=1%").code == 3
     assert opcel("compile", tmp_path / "untyped.onnx", "--fallback=allow").code == 1
@@ -88,15 +88,19 @@ def test_a_target_without_code_is_refused(opcel: Opcel, models: Path) -> None:
     assert result.code == 1 and "refused     target null has no code generator" in result.out
 
 
-def test_a_size_no_input_gives_is_refused_at_its_node(opcel: Opcel, tmp_path: Path) -> None:
-    node = helper.make_node("Unique", ["x"], ["y"], "unique_0")
-    x, y = helper.make_tensor_value_info("x", 1, [4]), helper.make_tensor_value_info("y", 1, [None])
-    graph = helper.make_graph([node], "g", [x], [y])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "unique.onnx")
-    result = opcel("check", "unique.onnx")
-    assert result.code == 1
-    assert "refused     unique_0 (Unique of opset 17): the size " in result.out
-    assert opcel("compile", "unique.onnx", "--fallback=allow").code == 1
+def test_a_model_of_strings_falls_back_whole(opcel: Opcel, tmp_path: Path) -> None:
+    nodes = [helper.make_node("Unsqueeze", ["x", "a"], ["u"], "one"), helper.make_node("Relu", ["z"], ["r"], "two")]
+    x, z, u, r = (helper.make_tensor_value_info(n, t, None) for n, t in (("x", 8), ("z", 1), ("u", 8), ("r", 1)))
+    for value in (x, z):
+        value.type.tensor_type.shape.dim.add().dim_value = 3
+    axes = helper.make_tensor("a", TensorProto.INT64, [1], [0])
+    graph = helper.make_graph(nodes, "g", [x, z], [u, r], [axes])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "s.onnx")
+    result = opcel("check", "s.onnx")
+    assert result.code == 0 and "refused" not in result.out
+    assert "falls back  two (Relu of opset 17): " in result.out and "the input 'x' is string[3]" in result.out
+    assert opcel("compile", "s.onnx", "-o", "s.opcel", "--fallback=error").code == 3
+    assert opcel("compile", "s.onnx", "-o", "s.opcel", "--fallback=allow").code == 0
 
 
 @pytest.mark.parametrize("name", ["none.onnx", "noise.onnx"])

@@ -58,3 +58,20 @@ def test_a_value_used_inside_and_outside_leaves_the_region() -> None:
     graph, _ = placed("%a = sin(%x)|%b = sin(%a)|return %a, %b", {"sin"})
     (external,) = [n for n in graph.nodes if n.op == "external"]
     assert len(external.results) == 2
+
+
+def test_what_only_another_engine_holds_stays_in_one_region() -> None:
+    """%s passes from the first to the last node beside %n and %m, which therefore go with it."""
+    graph = parse_graph(
+        "graph main(%x: f32[4]) {\n%a = exp(%x)\n%s = sin(%a)\n%n = neg(%s)\n%m = abs(%n)\n%y = add(%s, %m)\n"
+        "%z = neg(%y)\nreturn %z\n}"
+    )
+
+    def reason(node: Node) -> str | None:
+        return "it is foreign" if node.results[0].name in ("s", "y") else None
+
+    found = place(graph, reason, stuck=lambda value: value.name == "s")
+    verify(graph)
+    assert [f.op for f in found] == ["sin", "neg", "abs", "add"]
+    assert found[1].reason == "it stands between nodes that hand on %s, which only ONNX Runtime can hold"
+    assert [n.op for n in graph.nodes] == ["exp", "external", "neg"]
