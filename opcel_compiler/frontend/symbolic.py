@@ -139,8 +139,8 @@ def _ints(dims: Sequence[Dim]) -> tuple[int, ...]:
 
 
 def _slice(x: Content, attrs: Attrs) -> Content:
-    starts, sizes = _ints(attrs["starts"]), _ints(attrs["sizes"])
-    for axis, (start, size, step) in enumerate(zip(starts, sizes, attrs["steps"], strict=True)):
+    starts, sizes, steps = (_ints(attrs[name]) for name in ("starts", "sizes", "steps"))
+    for axis, (start, size, step) in enumerate(zip(starts, sizes, steps, strict=True)):
         x = np.take(x, [start + i * step for i in range(size)], axis)
     return x
 

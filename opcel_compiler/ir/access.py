@@ -365,7 +365,7 @@ def _slice(w: _Walk, node: Node, out: AccessMap) -> list[AccessMap | None]:
     a = node.attrs
     return [
         tuple(
-            affine(index, step, start) if isinstance(start, int) else WHOLE
+            affine(index, step, start) if isinstance(start, int) and isinstance(step, int) else WHOLE
             for index, start, step in zip(out, a["starts"], a["steps"], strict=True)
         )
     ]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Union
 
-from opcel_compiler.ir.dims import Dim, Symbol, equal, product, symbols_of
+from opcel_compiler.ir.dims import Dim, Symbol, dim_max, dim_min, equal, product, symbols_of
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node
 from opcel_compiler.ir.layout import PLAIN, Layout
@@ -88,15 +88,19 @@ class View:
     def transpose(self, perm: Sequence[int]) -> View:
         return View(self.buffer, tuple(self.shape[p] for p in perm), tuple(self.strides[p] for p in perm), self.offset)
 
-    def expand(self, shape: Sequence[Dim]) -> View:
-        """Broadcast to `shape`, NumPy's way."""
+    def expand(self, shape: Sequence[Dim], late: bool = False) -> View:
+        """Broadcast to `shape`, NumPy's way. A symbolic size is not taken for 1, unless with `late`: then the stride is
+        0 where the size turns out to be 1."""
         lead = len(shape) - len(self.shape)
         strides: list[Dim] = [0] * lead
         for have, want, stride in zip(self.shape, shape[lead:], self.strides, strict=True):
-            strides.append(0 if have == 1 and want != 1 else stride)
+            if late and not isinstance(have, int) and equal(have, want) is not True:
+                strides.append(stride * dim_min(dim_max(have - 1, 0), 1))
+            else:
+                strides.append(0 if have == 1 and want != 1 else stride)
         return View(self.buffer, tuple(shape), tuple(strides), self.offset)
 
-    def slice(self, starts: Sequence[Dim], sizes: Sequence[Dim], steps: Sequence[int]) -> View:
+    def slice(self, starts: Sequence[Dim], sizes: Sequence[Dim], steps: Sequence[Dim]) -> View:
         offset = self.offset
         for start, stride in zip(starts, self.strides, strict=True):
             offset = offset + start * stride

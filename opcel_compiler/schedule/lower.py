@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.ir.analysis import made_symbols
+from opcel_compiler.ir.analysis import made_symbols, symbols_in
 from opcel_compiler.ir.dims import Dim
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
@@ -80,6 +80,8 @@ class Lowering:
             for a in assumed(inner):
                 made = Requirement(a.left, a.right, a.exact, node.origin[:2])
                 key = (a.left - a.right, a.exact)
+                if any(s.name in self.program.iterations for s in symbols_in(key[0])):
+                    continue
                 if self._required.setdefault(key, made) is made:
                     self.program.requirements.append(made)
 
@@ -168,7 +170,7 @@ class Lowering:
         if node.op == "transpose":
             return x.transpose(node.attrs["perm"])
         if node.op == "expand":
-            return x.expand(out.dims)
+            return x.expand(out.dims, late=True)
         if node.op == "slice":
             return x.slice(node.attrs["starts"], out.dims, node.attrs["steps"])
         return x.reshape(out.dims) or self._reshaped(self.contiguous(x), out.dims, node)

@@ -251,7 +251,7 @@ def lp_normalization(c: Lowering) -> Value:
 @lowers("OneHot", first=9)
 def one_hot(c: Lowering) -> Value:
     indices, values = c.x(0), c.x(2)
-    (depth,) = c.dims(c.x(1), "the depth")
+    depth = c.size(c.x(1) if c.dtype(c.x(1)).is_integer else c.cast(c.x(1), I64), "the depth")
     rank = c.rank(indices)
     axis = c.axis(c.attr_int("axis", -1), rank + 1)
     at = c.cast(indices, I64)

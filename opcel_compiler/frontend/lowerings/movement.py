@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from opcel_compiler.frontend.limits import ModelError
 from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers, nonnegative
+from opcel_compiler.frontend.lowerings import late
 from opcel_compiler.ir.dims import Dim, Expr, bounds, ceildiv, dim_max, dim_min
 from opcel_compiler.ir.graph import Value
 
@@ -60,8 +61,10 @@ def slice_(c: Lowering) -> Value:
     if c.opset < 10:
         starts, ends, axes = c.attr_ints("starts"), c.attr_ints("ends"), c.attr_ints("axes", None)
     else:
-        starts, ends = c.dims(c.x(1), "the starts"), c.dims(c.x(2), "the ends")
         axes_in, steps_in = c.opt(3), c.opt(4)
+        if not (c.is_known(c.x(1), c.x(2)) and late.known_axes(c, axes_in) and late.known_axes(c, steps_in)):
+            return late.sliced(c, x, c.x(1), c.x(2), axes_in, steps_in)
+        starts, ends = c.dims(c.x(1), "the starts"), c.dims(c.x(2), "the ends")
         axes = None if axes_in is None else c.known_ints(axes_in, "the axes")
         steps = None if steps_in is None else c.known_ints(steps_in, "the steps")
     axes = tuple(range(len(starts))) if axes is None else axes
@@ -75,7 +78,12 @@ def slice_(c: Lowering) -> Value:
         a = c.axis(axis, len(dims))
         if dims[a] == 0:
             continue
-        first[a], sizes[a] = slice_axis(dims[a], start, end, step)
+        try:
+            first[a], sizes[a] = slice_axis(dims[a], start, end, step)
+        except Unsupported:
+            if c.opset < 10:
+                raise
+            return late.sliced(c, x, c.x(1), c.x(2), c.opt(3), c.opt(4))
         by[a] = step
         if sizes[a] == 0:
             first[a] = 0
@@ -95,7 +103,7 @@ def split(c: Lowering) -> list[Value]:
     if c.opset < 13 and c.has("split"):
         sizes = c.attr_ints("split")
     elif c.opset >= 13 and given is not None:
-        sizes = c.dims(given, "the sizes of the parts")
+        sizes = c.sizes(given, "the sizes of the parts")
     else:
         each = ceildiv(dims[axis], parts)
         sizes = [*[each] * (parts - 1), dims[axis] - each * (parts - 1)]

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from opcel_compiler.frontend.limits import ModelError
-from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers, nonnegative
+from opcel_compiler.frontend.lowering import Lowering, lowers, nonnegative
+from opcel_compiler.frontend.lowerings import late
 from opcel_compiler.frontend.lowerings.resample import Axis, Numbers, resampled
 from opcel_compiler.ir.dims import Dim
 from opcel_compiler.ir.graph import Value
 from opcel_compiler.ir.types import F32, I32
 
 
-def _pads(c: Lowering, rank: int) -> tuple[Dim, ...]:
-    """A begin for each axis, then an end for each."""
+def _pads(c: Lowering, rank: int) -> tuple[Dim, ...] | None:
+    """A begin for each axis, then an end for each; None when they are computed from data."""
     if c.opset < 11:
         pads: tuple[Dim, ...] = c.attr_ints("pads")
+    elif not c.is_known(c.x(1)) or not late.known_axes(c, c.opt(3)):
+        return None
     else:
         pads = c.dims(c.x(1), "the pads")
         axes_in = c.opt(3)
@@ -41,8 +44,11 @@ def pad(c: Lowering) -> Value:
     if mode not in ("constant", "reflect", "edge", "wrap"):
         raise ModelError(f"node {c.origin!r} (Pad): mode {mode!r} is unknown")
     pads = _pads(c, rank)
-    if mode == "constant" and not all(isinstance(d, int) or nonnegative(d) for d in pads):
-        raise Unsupported(f"the sign of a pad in {list(pads)} depends on the sizes at run time")
+    signed = pads is not None and all(isinstance(d, int) or nonnegative(d) for d in pads)
+    if pads is None or (mode == "constant" and not signed):
+        if c.opset < 11:
+            raise ModelError(f"node {c.origin!r} (Pad): the pads {pads} are no integers")
+        x, pads = late.cropped(c, x, late.paddings(c, c.x(1), c.opt(3), rank))
     cuts = [-d if isinstance(d, int) and d < 0 else 0 for d in pads]
     for i in range(rank):
         x = c.slice(x, i, cuts[i], c.shape(x)[i] - cuts[i] - cuts[rank + i])

@@ -249,4 +249,4 @@ def scaled(d: Dim, scale: float) -> Dim | None:
 
 def read_sizes(c: Lowering, sizes: Any, what: str) -> Sequence[Dim]:
     """Float32 sizes as dims, cut to integers."""
-    return c.dims(Numbers(c)("cast", sizes, dtype=I64), what) if isinstance(sizes, Value) else [int(v) for v in sizes]
+    return c.sizes(Numbers(c)("cast", sizes, dtype=I64), what) if isinstance(sizes, Value) else [int(v) for v in sizes]

@@ -96,7 +96,7 @@ def _target(c: Lowering, k: Numbers, axes: list[int]) -> dict[int, tuple[Dim, An
         if given is None:
             raise ModelError(f"node {c.origin!r} ({c.op_type}) has neither factors nor sizes")
         if sizes is not None:
-            extents = c.dims(sizes, "the sizes")
+            extents = c.sizes(sizes, "the sizes")
             _check_count(c, len(extents), axes)
             return _by_sizes(c, k, extents, axes)
         scales = _elements(c, k, given)

@@ -10,7 +10,7 @@ import numpy as np
 from opcel_compiler.frontend.limits import ModelError
 from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers, nonnegative
 from opcel_compiler.frontend.lowerings import late
-from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, equal, floordiv, product
+from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, dim_min, equal, floordiv, product
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Value
 from opcel_compiler.ir.types import F32, I64, STRING
@@ -66,7 +66,7 @@ def check_sizes(c: Lowering, sizes: Sequence[Dim]) -> None:
 
 @lowers("ConstantOfShape")
 def constant_of_shape(c: Lowering) -> Value:
-    sizes = c.dims(c.x(), "the shape")
+    sizes = c.sizes(c.x(), "the shape")
     check_sizes(c, sizes)
     data = c.attr_tensor("value") or Constant(np.zeros(1, np.float32), F32)
     if data.array.size != 1:
@@ -86,12 +86,13 @@ def range_(c: Lowering) -> Value:
             raise Unsupported(f"a range of {count} elements is left to the fallback")
         first, step_ = (d.array for d in (data[0], data[2]) if d is not None)
         return c.constant((first + np.arange(count).astype(dtype.numpy) * step_).astype(dtype.numpy), dtype)
+    if not (dtype.is_integer and c.is_known(start, limit) and late.known_axes(c, delta)):
+        steps = c.emit("range_", start=(0,), size=(late.count_of_range(c, start, limit, delta),), step=1, dtype=I64)
+        return c.emit("add", start, c.emit("mul", c.cast(steps, dtype), delta))
     (low_,), (high_,) = c.dims(start, "the start"), c.dims(limit, "the limit")
     (step_int,) = c.known_ints(delta, "the step")
     if step_int == 0:
         raise ModelError(f"node {c.origin!r} (Range): the step is 0")
-    if not dtype.is_integer:
-        raise Unsupported(f"a range of {dtype} between symbolic ends has no lowering")
     span = high_ - low_ if step_int > 0 else low_ - high_
     n = dim_max(ceildiv(span, abs(step_int)), 0)
     return c.emit("range_", start=(low_,), size=(n,), step=step_int, dtype=dtype)
@@ -167,6 +168,8 @@ def axes_of(c: Lowering, rank: int, since: int) -> tuple[int, ...] | None:
 def squeeze(c: Lowering) -> Value:
     x = c.x()
     dims = c.shape(x)
+    if c.opset >= 13 and not late.known_axes(c, c.opt(1)):
+        return late.squeezed(c, x, c.x(1))
     axes = axes_of(c, len(dims), 13)
     if axes is None:
         if not all(isinstance(d, int) or equal(d, 1) is False for d in dims):
@@ -182,6 +185,8 @@ def squeeze(c: Lowering) -> Value:
 def unsqueeze(c: Lowering) -> Value:
     x = c.x()
     dims = list(c.shape(x))
+    if c.opset >= 13 and not late.known_axes(c, c.x(1)):
+        return late.unsqueezed(c, x, c.x(1))
     raw = c.attr_ints("axes") if c.opset < 13 else c.known_ints(c.x(1), "the axes")
     axes = sorted(c.axis(a, len(dims) + len(raw)) for a in raw)
     if len(set(axes)) != len(axes):
@@ -194,7 +199,7 @@ def unsqueeze(c: Lowering) -> Value:
 @lowers("Expand", first=8)
 def expand(c: Lowering) -> Value:
     x = c.x()
-    have, want = c.shape(x), c.dims(c.x(1), "the target shape")
+    have, want = c.shape(x), c.sizes(c.x(1), "the target shape")
     check_sizes(c, want)
     return expand_to(c, x, broadcast(have, want))
 
@@ -204,7 +209,7 @@ def expand_to(c: Lowering, x: Value, shape: tuple[Dim, ...]) -> Value:
 
 
 def broadcast(a: Sequence[Dim], b: Sequence[Dim]) -> tuple[Dim, ...]:
-    """The shape that two shapes broadcast to; Unsupported when that depends on the symbols."""
+    """The shape that two shapes broadcast to."""
     rank = max(len(a), len(b))
     out: list[Dim] = []
     for p, q in zip([1] * (rank - len(a)) + list(a), [1] * (rank - len(b)) + list(b), strict=True):
@@ -219,14 +224,15 @@ def broadcast(a: Sequence[Dim], b: Sequence[Dim]) -> tuple[Dim, ...]:
                 raise ModelError(f"shapes {list(a)} and {list(b)} do not broadcast")
             out.append(p if isinstance(p, int) else q)
         else:
-            raise Unsupported(f"whether {p} and {q} broadcast depends on the sizes at run time")
+            # The larger, but nothing where one is nothing.
+            out.append(dim_max(p, q) * dim_min(p, 1) * dim_min(q, 1))
     return tuple(out)
 
 
 @lowers("Tile")
 def tile(c: Lowering) -> Value:
     x = c.x()
-    dims, repeats = c.shape(x), c.dims(c.x(1), "the repeats")
+    dims, repeats = c.shape(x), c.sizes(c.x(1), "the repeats")
     if len(dims) != len(repeats):
         raise ModelError(f"node {c.origin!r} (Tile): {len(repeats)} repeats for rank {len(dims)}")
     check_sizes(c, repeats)
@@ -260,7 +266,7 @@ def diagonal(c: Lowering, rows: Dim, columns: Dim, k: Dim) -> tuple[Value, Value
 def trilu(c: Lowering) -> Value:
     x = c.x()
     k = c.opt(1)
-    offset: Dim = 0 if k is None else c.dims(k, "the diagonal")[0]
+    offset: Dim = 0 if k is None else c.size(k, "the diagonal", late.ANY)
     rows, columns = c.shape(x)[-2:]
     edge, at = diagonal(c, rows, columns, offset)
     keep = c.emit("less_equal", edge, at) if c.attr_int("upper", 1) else c.emit("less_equal", at, edge)

@@ -134,8 +134,11 @@ def broadcasts_to(shape: Shape, target: Shape, what: str) -> None:
     if len(shape) > len(target):
         raise InferenceError(f"{what}: rank {len(shape)} does not broadcast to rank {len(target)}")
     for a, b in zip(reversed(shape), reversed(target), strict=False):
+        known = _assumptions.get()
         if not _may_be_one(a):
             unify(a, b, what)
+        elif known is not None and equal(a, 1) is None and equal(a, b) is not True:
+            known.append(Assumption((a - 1) * (a - b), 0, True))
 
 
 def check_axis(axis: int, rank: int) -> None:

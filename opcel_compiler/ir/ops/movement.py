@@ -109,12 +109,16 @@ def _infer_slice(operands: Operands, attrs: Attrs) -> tuple[Type, ...]:
             for edge in (starts[i], last):
                 at_least(edge, 0, f"an index along axis {i}")
                 at_least(d - 1 - edge, 0, f"along axis {i}, the last index of x less an index")
+        elif sizes[i] != 0 and steps[i] == 1:
+            at_least(starts[i], 0, f"the start along axis {i}")
+            at_least(d - starts[i] - sizes[i], 0, f"along axis {i}, the size of x less the end")
     return (TensorType(x.dtype, sizes),)
 
 
 def _slice(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     x, index = array_at(arrays, 0), []
-    for n, start, size, step in zip(x.shape, ints(attrs, "starts"), ints(attrs, "sizes"), attrs["steps"], strict=True):
+    cuts = (ints(attrs, name) for name in ("starts", "sizes", "steps"))
+    for n, start, size, step in zip(x.shape, *cuts, strict=True):
         last = start + (size - 1) * step
         if size and not (0 <= start < n and 0 <= last < n):
             raise ValueError(f"a slice from {start} to {last} does not fit an axis of size {n}")
@@ -129,7 +133,7 @@ define(
     "x",
     _infer_slice,
     _slice,
-    (AttrDef("starts", "dims"), AttrDef("sizes", "dims"), AttrDef("steps", "ints")),
+    (AttrDef("starts", "dims"), AttrDef("sizes", "dims"), AttrDef("steps", "dims")),
     traits="movement",
 )
 
