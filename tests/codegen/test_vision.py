@@ -95,3 +95,42 @@ def test_pools_and_trigonometry() -> None:
         ("Acosh", "e", "yAcosh", {}),
     ]
     assert "arg_max_pool" in families(model_of(nodes, {"x": [2, 3, 9, 8]}, {}))
+
+
+def test_sampled_positions() -> None:
+    """Every kind of interpolation and border, in a volume too."""
+    nodes: list[tuple[str, str, str, dict[str, Any]]] = []
+    for mode in ("nearest", "linear", "cubic"):
+        for i, padding in enumerate(("zeros", "border", "reflection")):
+            attrs = {"mode": mode, "padding_mode": padding, "align_corners": i % 2}
+            nodes.append(("GridSample", "x g", f"y{mode}{padding}", attrs))
+    nodes.append(("GridSample", "v h", "yvolume", {"mode": "linear", "padding_mode": "reflection"}))
+    inputs: dict[str, list[int | str]] = {
+        "x": [2, 3, "a", 9], "g": [2, 5, "b", 2], "v": [1, 2, 3, 4, 5], "h": [1, 2, 3, 3, 3],
+    }  # fmt: skip
+    assert families(model_of(nodes, inputs, {}, 20)) == {"grid_sample"}
+
+
+def test_regions_windows_and_determinants() -> None:
+    attrs = {"output_height": 3, "output_width": 2, "spatial_scale": 0.8}
+    nodes = [
+        ("RoiAlign", "x r i", "y0", attrs),
+        ("RoiAlign", "x r i", "y1", {**attrs, "mode": "max", "sampling_ratio": 2}),
+        ("DeformConv", "x w o b m", "y2", {"pads": [1, 1, 1, 1], "group": 2, "offset_group": 2}),
+        ("DeformConv", "x w o", "y3", {"pads": [1, 1, 1, 1], "group": 2, "offset_group": 2}),
+        ("Reshape", "x c", "z", {}),
+        ("Col2Im", "z size block", "y4", {"pads": [1, 0, 1, 0], "strides": [2, 1]}),
+        ("Det", "q", "y5", {}),
+        ("MaxPool", "x", "p at", {"kernel_shape": [2, 3], "strides": [2, 3]}),
+        ("MaxUnpool", "p at", "y6", {"kernel_shape": [2, 3], "strides": [2, 3]}),
+    ]
+    constants = {
+        "r": np.array([[0, 0, 4, 3], [1.3, 2.1, 5.5, 4.9], [-3, -2, 9, 9]], np.float32), "i": np.array([0, 1, 1]),
+        "w": floats(6, 2, 3, 3), "b": floats(6), "c": np.array([2, 8, 27]), "size": np.array([4, 10]),
+        "block": np.array([2, 2]),
+    }  # fmt: skip
+    inputs: dict[str, list[int | str]] = {
+        "x": [2, 4, 6, 9], "o": [2, 36, 6, 9], "m": [2, 18, 6, 9], "q": [2, "n", 5, 5],
+    }  # fmt: skip
+    found = families(model_of(nodes, inputs, constants, 19))
+    assert {"roi_align", "deform_columns", "col2im", "echelon", "arg_max_pool"} <= found

@@ -213,3 +213,59 @@ def test_negative_pads_of_a_transposed_convolution() -> None:
     (whole,) = reference(one_node("ConvTranspose", feeds, 11, constants={"w": KERNEL["w"]}), feeds)
     want = np.pad(whole[:, :, :-1, 1:], ((0, 0), (0, 0), (1, 0), (0, 2))) + KERNEL["b"].reshape(2, 1, 1)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("align_corners", [0, 1])
+@pytest.mark.parametrize("size", [[2, 3, 4, 5], [2, 3, 3, 1, 5]])
+def test_affine_grid(align_corners: int, size: list[int]) -> None:
+    axes = len(size) - 2
+    feeds = {"theta": floats(2, axes, axes + 1)}
+    model = one_node("AffineGrid", feeds, 20, constants={"size": np.array(size)}, align_corners=align_corners)
+    (want,) = ReferenceEvaluator(model).run(None, feeds)
+    (got,) = interpret(import_model(model), feeds)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_grid_sample_and_region_align() -> None:
+    feeds = {"x": IMAGE, "grid": floats(2, 4, 3, 2)}
+    check(one_node("GridSample", feeds, 16, mode="bilinear", padding_mode="border"), feeds, atol=1e-5)
+    check(one_node("GridSample", feeds, 20, mode="cubic", padding_mode="reflection"), feeds, atol=1e-5)
+    rois = np.array([[0, 0, 4, 3], [1.3, 2.1, 5.5, 4.9]], np.float32)
+    feeds = {"x": IMAGE, "rois": rois, "images": np.array([1, 0])}
+    attrs = {"output_height": 2, "output_width": 3, "spatial_scale": 0.7}
+    check(one_node("RoiAlign", feeds, 10, **attrs), feeds, atol=1e-5)
+    check(one_node("RoiAlign", feeds, 16, sampling_ratio=2, **attrs), feeds, atol=1e-5)
+
+
+@pytest.mark.parametrize("group, offset_group", [(1, 1), (2, 1), (1, 2)])
+def test_deformable_convolution(group: int, offset_group: int) -> None:
+    feeds = {"x": floats(2, 4, 5, 6), "w": floats(6, 4 // group, 2, 3, seed=1),
+             "offset": floats(2, 12 * offset_group, 4, 6, seed=2), "b": floats(6, seed=3),
+             "mask": floats(2, 6 * offset_group, 4, 6, seed=4)}  # fmt: skip
+    attrs = {"group": group, "offset_group": offset_group, "pads": [0, 1, 0, 1]}
+    model = one_node("DeformConv", feeds, 19, **attrs)
+    (want,) = ReferenceEvaluator(model).run(None, feeds)
+    (got,) = interpret(import_model(model), feeds)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_columns_to_images() -> None:
+    feeds = {"x": floats(2, 12, 16)}
+    constants = {"size": np.array([5, 6]), "block": np.array([2, 3])}
+    check(one_node("Col2Im", feeds, 18, constants=constants), feeds, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (2, 3, 5, 5), (3, 1, 1)])
+def test_determinant(shape: tuple[int, ...]) -> None:
+    x = floats(*shape)
+    (got,) = interpret(import_model(one_node("Det", {"x": x}, 11)), {"x": x})
+    np.testing.assert_allclose(got, np.linalg.det(x), rtol=1e-4, atol=1e-4)
+
+
+def test_max_unpool() -> None:
+    feeds = {"x": floats(1, 1, 2, 2), "i": np.array([[[[1, 3], [4, 15]]]])}
+    attrs = {"kernel_shape": [2, 2], "strides": [2, 2]}
+    check(one_node("MaxUnpool", feeds, 11, **attrs), feeds)
+    model = one_node("MaxUnpool", feeds, 11, constants={"s": np.array([1, 1, 5, 6])}, **attrs)
+    (want,) = ReferenceEvaluator(model).run(None, feeds)
+    np.testing.assert_array_equal(interpret(import_model(model), feeds)[0], want)

@@ -211,6 +211,39 @@ def movement() -> Iterator[Case]:
     yield Case("gather_nd", "GatherND", [f(3, 3, 5, 2), RNG.integers(0, 2, (3, 3, 2))], {"batch_dims": 2})
 
 
+def sampled() -> Iterator[Case]:
+    image, grid = f(2, 3, 5, 6), f(2, 4, 3, 2)
+    for mode in ("nearest", "linear", "cubic"):
+        for padding in ("zeros", "border", "reflection"):
+            for corners in (False, True):
+                theirs = {"mode": mode, "padding_mode": padding, "align_corners": int(corners)}
+                attrs = {"mode": mode, "padding": padding, "align_corners": corners}
+                yield Case("grid_sample", "GridSample", [image, grid], attrs, onnx_attrs=theirs, tol=1e-4)
+                if mode != "cubic":
+                    volumes = [f(1, 2, 3, 4, 5), f(1, 2, 2, 3, 3)]
+                    yield Case("grid_sample", "GridSample", volumes, attrs, onnx_attrs=theirs, tol=1e-4)
+    corners_of = np.array([[0, 0, 4, 3], [1.3, 2.1, 5.5, 4.9], [-3, -2, 9, 9], [2, 2, 2, 2]], np.float32)
+    regions = [image, corners_of, np.array([0, 1, 1, 0])]
+    for mode in ("avg", "max"):
+        for samples in (0, 2):
+            for half in (False, True):
+                attrs = {"size": (2, 3), "mode": mode, "samples": samples, "scale": 0.9, "half_pixel": half}
+                how = "half_pixel" if half else "output_half_pixel"
+                theirs = {"output_height": 2, "output_width": 3, "mode": mode, "sampling_ratio": samples,
+                          "spatial_scale": 0.9, "coordinate_transformation_mode": how}  # fmt: skip
+                yield Case("roi_align", "RoiAlign", regions, attrs, onnx_attrs=theirs, tol=1e-4, reference=True)
+    picks = np.tile(np.eye(4, dtype=np.float32), (4, 1)).reshape(16, 1, 2, 2)
+    window = {"strides": (2, 1), "pads": (1, 0, 1, 1), "dilations": (1, 2)}
+    x, offset, mask = f(2, 4, 5, 6), f(2, 16, 3, 5), f(2, 8, 3, 5)
+    for extra in (None, mask):
+        yield Case("deform_columns", "DeformConv", [x, offset, extra], {**window, "kernel": (2, 2), "groups": 2},
+                   onnx_arrays=[x, picks, offset, None, extra], onnx_attrs={**window, "group": 4, "offset_group": 2},
+                   reference=True)  # fmt: skip
+    columns, sizes = f(2, 12, 15), [np.array([5, 6]), np.array([2, 2])]
+    yield Case("col2im", "Col2Im", [columns], {**window, "size": (5, 6), "kernel": (2, 2)},
+               onnx_arrays=[columns, *sizes], onnx_attrs=window, tol=1e-5)  # fmt: skip
+
+
 def scatters() -> Iterator[Case]:
     x, places = f(3, 4, 5), np.array([[[0, -1, 2]], [[1, 1, 3]]])
     for reduction in ("none", "add", "mul", "min", "max"):
@@ -247,7 +280,16 @@ def quantizations() -> Iterator[Case]:
     yield Case("dequantize", "DequantizeLinear", [np.int32([7, -9]), one], {"dtype": F32}, onnx_attrs={})
 
 
-CASES = [*quantizations(), *elementwise(), *contractions(), *recurrent(), *reductions(), *movement(), *scatters()]
+CASES = [
+    *quantizations(),
+    *elementwise(),
+    *contractions(),
+    *recurrent(),
+    *reductions(),
+    *movement(),
+    *scatters(),
+    *sampled(),
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{i}-{c.op}" for i, c in enumerate(CASES)])
@@ -269,12 +311,14 @@ def numpy_only() -> list[tuple[str, Arrays, dict[str, Any], np.ndarray]]:
     nothing = np.zeros((2, 0), np.float32)
     silu = x / (1 + np.exp(-x))
     pixels, winners = np.array([[[1, 4, 2]]], np.float32), np.array([[[0, 1, 1]]])
+    square, triangle = np.array([[0, 2], [4, 6]], np.float32), np.array([[4, 6], [0, -2]], np.float32)
     places, both = np.array([[2, 0, -1, 5]], np.int32), np.array([[0, 1, 0], [1, 0, 2]], np.int32)
     mixed = np.array([[[[2.5, 4, 4]]]], np.float32)
     return [
         ("silu", [x], {}, silu),
         ("bit_cast", [x], {"dtype": I32}, x.view(np.int32)),
         ("shift_right", [np.int8([-7, 7, -7]), np.int8([1, 9, -1])], {}, np.int8([-4, 0, -1])),
+        ("echelon", [square], {}, triangle),
         ("arg_max_pool", [pixels], {"kernel": (2,), "strides": (1,), "pads": (1, 0), "dilations": (1,)}, winners),
         ("resample", [pixels[..., None], places, None], {}, pixels[:, :, [2, 0, 0, 2], None]),
         ("resample", [pixels[:, :, None], None, None, both, np.float32([[0.5, 1, 0], [0.5, 0, 2]])], {}, mixed),
