@@ -37,7 +37,7 @@ def affine_grid(c: Lowering) -> Value:
     """For each position of an image of `size`, theta times its coordinates, each from -1 to 1."""
     theta, k = c.x(0), Numbers(c)
     n, axes = c.shape(theta)[0], c.shape(theta)[1]
-    size = c.dims(c.x(1), "the size")
+    size = c.sizes(c.x(1), "the size")
     if not isinstance(axes, int) or len(size) != axes + 2:
         raise ModelError(f"node {c.origin!r} (AffineGrid): theta {c.shape(theta)} does not fit a size {list(size)}")
 
@@ -104,7 +104,7 @@ def deform_conv(c: Lowering) -> Value:
 @lowers("Col2Im", first=18)
 def col2im(c: Lowering) -> Value:
     x = c.x(0)
-    size, kernel = c.dims(c.x(1), "the size of the images"), c.dims(c.x(2), "the size of the windows")
+    size, kernel = c.sizes(c.x(1), "the size of the images"), c.sizes(c.x(2), "the size of the windows", 1)
     n = len(size)
     pads = c.attr_ints("pads", (0,) * (2 * n))
     window = {"strides": per_axis(c, "strides", n), "dilations": per_axis(c, "dilations", n)}
@@ -146,7 +146,7 @@ def max_unpool(c: Lowering) -> Value:
     y = c.reshape(flat, own)
     if given is None:
         return y
-    wanted = c.dims(given, "the size of the result")
+    wanted = c.sizes(given, "the size of the result")
     if len(wanted) != len(own):
         raise ModelError(f"node {c.origin!r} (MaxUnpool): an output_shape of {len(wanted)} sizes for rank {len(own)}")
     beyond = tuple(a - b for a, b in zip(wanted, own, strict=True))
