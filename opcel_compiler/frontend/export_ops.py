@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from opcel_compiler.frontend.limits import ExportError
+from opcel_compiler.frontend.proto_types import code_of
 from opcel_compiler.frontend.writer import INT64_MIN, Writer
 from opcel_compiler.ir.dims import Dim, floordiv
 from opcel_compiler.ir.graph import Node
@@ -150,6 +151,13 @@ def _target(w: Writer, shape: tuple[Dim, ...]) -> str:
         # Before allowzero, a 0 copies the size of the source, which an empty result of another shape cannot use.
         raise ExportError(f"{w.where}: reshaping to {list(shape)} needs opset 14")
     return w.dims(shape)
+
+
+@exports("sequence")
+def sequence(w: Writer, node: Node, xs: list[str]) -> str:
+    if node.attrs["stacked"]:
+        return w.node("SplitToSequence", xs, axis=0, keepdims=0)
+    return w.node("SequenceConstruct", xs) if xs else w.node("SequenceEmpty", [], dtype=code_of(node.attrs["dtype"]))
 
 
 @exports("reshape")

@@ -23,7 +23,7 @@ from opcel_compiler.frontend.wire import Buffer, WireError, without_weights
 from opcel_compiler.ir.analysis import dead_nodes
 from opcel_compiler.ir.dims import Symbol, bounds, product, symbols_of
 from opcel_compiler.ir.graph import Graph, Node, Value
-from opcel_compiler.ir.types import TensorType, Type
+from opcel_compiler.ir.types import OptionalType, TensorType, Type
 
 
 @dataclass(frozen=True)
@@ -246,10 +246,14 @@ def _build(proto: ModelProto, builder: Builder, opsets: dict[str, int]) -> list[
 
 
 def _input_type(v: ValueInfoProto, symbols: Symbols) -> Type:
+    """The type of an input; an optional tensor has to be given, and is then a tensor."""
     where = f"input {v.name!r}"
     if v.type.WhichOneof("value") is None:
         raise ModelError(f"{where} has no type")
-    return type_from(v.type, file_shape(symbols, where), where)
+    found = type_from(v.type, file_shape(symbols, where), where)
+    if isinstance(found, OptionalType) and isinstance(found.element, TensorType):
+        return found.element
+    return found
 
 
 def _sweep(graph: Graph) -> None:

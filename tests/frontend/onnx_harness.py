@@ -55,6 +55,8 @@ def same(got: Sequence[Any], want: Sequence[Any], rtol: float = 1e-5, atol: floa
         if isinstance(w, np.ndarray) and w.dtype.kind in "fiub":
             assert g.shape == w.shape and g.dtype == w.dtype, f"{g.dtype}{g.shape} instead of {w.dtype}{w.shape}"
             np.testing.assert_allclose(g, w, rtol, atol)
+        elif isinstance(w, list):
+            same(g, w, rtol, atol)
         else:
             assert np.array_equal(g, w) if isinstance(w, np.ndarray) else g == w
 

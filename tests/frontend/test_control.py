@@ -138,3 +138,81 @@ def test_a_nested_loop_sees_the_values_of_all_graphs_around_it() -> None:
     m = model(text, two=np.float32(2), m=np.int64(2))
     check(m, {"x": floats(3), "c": np.array(True)})
     assert ops(check(m, {"x": floats(3), "c": np.array(False)})).count("loop") == 2
+
+
+# -- sequences ---------------------------------------------------------------------------------------------------------
+
+
+def test_sequences_of_known_length_leave_nothing() -> None:
+    text = """m (float[5,4] x, float[2,4] w) => (float[k,4] y, float[1,4] z, int64 n, float[2,3,4] v) {
+      s = SplitToSequence<axis=0>(x, two) first = SequenceAt(s, zero) s1 = SequenceInsert(s, w, one)
+      s2 = SequenceErase(s1, zero) y = ConcatFromSequence<axis=0>(s2) z = SequenceAt(s2, last) n = SequenceLength(s2)
+      e = SequenceEmpty() t = SequenceConstruct(first, w) t1 = SequenceInsert(t, first) r = Identity(t1)
+      v = ConcatFromSequence<axis=1, new_axis=1>(r) }"""
+    m = model(text, two=np.int64(2), zero=np.int64(0), one=np.int64(1), last=np.int64(-1))
+    assert "sequence" not in ops(check(m, {"x": floats(5, 4), "w": floats(2, 4, seed=1)}))
+
+
+APPENDS = """m (float[{n},4] x, float[4] init) => (float[k] y, float[4] end{more}) {{
+  s = Shape(x) zero = Constant<value_ints=[0]>() m = Gather(s, zero) e = SequenceEmpty()
+  q, end = Loop (m, , e, init) < body = b (int64 i, bool going, seq(float[4]) t, float[4] a)
+      => (bool on, seq(float[4]) u, float[4] o) {{
+    on = Identity(going) part = Gather(x, i) o = Add(a, part) row = Mul(o, o) u = SequenceInsert(t, row) }} >
+  {use}
+}}"""
+
+
+@pytest.mark.parametrize(
+    "use, more, shape",
+    [
+        ("y = ConcatFromSequence<axis=0>(q)", "", "k"),
+        ("y = ConcatFromSequence<axis=-1, new_axis=1>(q)", "", "4,k"),
+        ("two = Constant<value_int=2>() y = SequenceAt(q, two)", "", "4"),
+        ("c = ConcatFromSequence<axis=0>(q) y = Identity(c) n = SequenceLength(q)", ", int64 n", "k"),
+    ],
+)
+@pytest.mark.parametrize("n", [3, "n"])
+def test_a_sequence_that_a_loop_appends_to_is_a_stack_of_rows(use: str, more: str, shape: str, n: int | str) -> None:
+    text = APPENDS.format(n=n, use=use, more=more).replace("float[k] y", f"float[{shape}] y")
+    imported = check(model(text), {"x": X, "init": floats(4, seed=1)})
+    assert ops(imported).count("loop") == 1 and "sequence" not in ops(imported)
+
+
+def test_a_sequence_that_grows_otherwise_is_unrolled() -> None:
+    text = """m (float[3,4] x) => (float[k] y) {
+      e = SequenceEmpty()
+      q = Loop (three, , e) < body = b (int64 i, bool going, seq(float[k]) t) => (bool on, seq(float[k]) u) {
+        on = Identity(going) part = Gather(x, i) u = SequenceInsert(t, part, front) } >
+      y = ConcatFromSequence<axis=0>(q) }"""
+    assert "loop" not in ops(check(model(text, three=np.int64(3), front=np.int64(0)), {"x": X}))
+
+
+def test_a_sequence_map_is_its_body_for_each_element() -> None:
+    text = """m (float[3,4] x, float[4] w) => (float[k] y) {
+      s = SplitToSequence<axis=0, keepdims=0>(x)
+      t = SequenceMap (s, w) < body = b (float[4] a, float[4] c) => (float[4] o) { o = Mul(a, c) } >
+      y = ConcatFromSequence<axis=0>(t) }"""
+    check(model(text), {"x": X, "w": floats(4, seed=1)})
+
+
+def test_branches_that_give_sequences() -> None:
+    text = """m (float[4] x, bool c) => (float[8] y) {
+      s = If (c) < then_branch = t () => (seq(float[4]) a) { n = Neg(x) a = SequenceConstruct(x, n) },
+                   else_branch = e () => (seq(float[4]) b) { b = SequenceConstruct(x, x) } >
+      y = ConcatFromSequence<axis=0>(s) }"""
+    for c in (True, False):
+        assert ops(check(model(text), {"x": floats(4), "c": np.array(c)})).count("if_") == 1
+
+
+def test_what_a_model_gives_as_a_sequence_stays_one() -> None:
+    text = """m (float[3,4] x) => (seq(float[1,4]) y) { a = Neg(x) y = SplitToSequence<axis=0>(a) }"""
+    imported = check(model(text), {"x": X})
+    assert ops(imported)[-1] == "sequence"
+
+
+def test_an_optional_that_holds_something_is_that() -> None:
+    text = """m (float[4] x) => (float[4] y) {
+      o = Optional(x) h = OptionalHasElement(o)
+      y = If (h) < then_branch = t () => (float[4] a) { g = OptionalGetElement(o) a = Neg(g) },
+                   else_branch = e () => (float[4] b) { b = Identity(x) } > }"""
+    assert ops(check(model(text, opset=18), {"x": floats(4)})) == ["neg"]

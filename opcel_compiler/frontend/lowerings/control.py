@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import GraphProto
 
+from opcel_compiler.frontend.foreign import captured, graphs_of
 from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers
+from opcel_compiler.frontend.lowerings.sequence import elements, is_sequence, make, unstack
 from opcel_compiler.ir.dims import Dim, as_symbol, bounds, dim_max, equal
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.opdef import InferenceError
@@ -46,16 +48,34 @@ def if_(c: Lowering) -> list[Value]:
     if known is not None:
         return c.scope.inner(graphs[0 if known else 1], [], c.origin)
     made: list[Graph] = []
+    forms: list[list[int | None]] = []
 
     def regions(node: Node) -> list[Graph]:
         for name, graph in zip(("then", "otherwise"), graphs, strict=True):
             region = Graph(name, parent=node)
             with c.builder.inside(region):
-                give(region, c.scope.inner(graph, [], c.origin))
+                values = c.scope.inner(graph, [], c.origin)
+                lists = [elements(c, v) if is_sequence(v) else None for v in values]
+                forms.append([None if xs is None else len(xs) for xs in lists])
+                give(region, [x for v, xs in zip(values, lists, strict=True) for x in (xs if xs is not None else [v])])
             made.append(region)
+        if forms[0] != forms[1]:
+            raise Unsupported("the branches give sequences of different lengths")
         return made
 
-    return list(c.builder.add("if_", [condition(c, c.x())], {}, c.origin, if_types, regions).results)
+    try:
+        results = iter(c.builder.add("if_", [condition(c, c.x())], {}, c.origin, if_types, regions).results)
+    except BaseException:
+        for region in made:
+            region.clear()
+        raise
+    out = []
+    for form in forms[0]:
+        xs = [next(results) for _ in range(1 if form is None else form)]
+        if form == 0:
+            raise Unsupported("the branches give an empty sequence")
+        out.append(xs[0] if form is None else make(c, xs, c.dtype(xs[0])))
+    return out
 
 
 def give(region: Graph, values: Sequence[Value]) -> None:
@@ -74,15 +94,26 @@ def loop_over(
     """The carried values after the last iteration and the stacked rows of `body`, run at most `trip` times (None: no
     limit) while the condition holds that it gives, `go_on` before the first. `wanted` tells which rows are. A loop that
     cannot stay one is unrolled where it has few iterations."""
+    return _or_unrolled(
+        c, trip, go_on, lambda: _rolled(c, trip, go_on, initial, body, wanted),
+        lambda count: _unrolled(c, count, initial, body, wanted),
+    )  # fmt: skip
+
+
+def _or_unrolled(
+    c: Lowering, trip: Dim | None, go_on: Value | None, rolled: Callable[[], list[Value | None]],
+    unrolled: Callable[[int], list[Value | None]],
+) -> list[Value | None]:  # fmt: skip
     mark = c.builder.mark()
     try:
-        return _rolled(c, trip, go_on, initial, body, wanted)
+        return rolled()
     except (Unsupported, InferenceError, ValueError) as e:
-        if not isinstance(trip, int) or trip > UNROLL_TRIPS or known_truth(c, go_on) is None:
+        starts = known_truth(c, go_on)
+        if not isinstance(trip, int) or trip > UNROLL_TRIPS or starts is None:
             raise
         c.builder.undo(mark)
         try:
-            return _unrolled(c, trip if known_truth(c, go_on) else 0, initial, body, wanted)
+            return unrolled(trip if starts else 0)
         except Unsupported:
             raise e from None
 
@@ -172,19 +203,46 @@ def loop(c: Lowering) -> list[Value | None]:
         (trip,) = c.dims(limit, "the trip count")
         trip = None if isinstance(trip, int) and trip >= NO_LIMIT else trip if _positive(trip) else dim_max(trip, 0)
     count = len(initial)
-    same = _unchanged(graph, count)
-    moving = [v for i, v in enumerate(initial) if i not in same]
+    same, grown = _unchanged(graph, count), _appended(graph, initial)
+    moving = [v for i, v in enumerate(initial) if i not in same and i not in grown]
+    wanted = [c.wants(i) for i in range(count, len(graph.output) - 1)]
+
+    def run(iteration: Dim, args: Sequence[Value]) -> tuple[Value, list[Value], list[Value]]:
+        given = [c.of_dims([iteration], scalar=True), c.constant(np.array(True)), *args]
+        out = c.scope.inner(graph, given, c.origin)
+        return out[0], out[1 : 1 + count], out[1 + count :]
 
     def body(iteration: Dim, carried: Sequence[Value]) -> tuple[Value | None, list[Value], list[Value]]:
         values = iter(carried)
-        args = [initial[i] if i in same else next(values) for i in range(count)]
-        out = c.scope.inner(graph, [c.of_dims([iteration], scalar=True), c.constant(np.array(True)), *args], c.origin)
-        following = [v for i, v in enumerate(out[1 : 1 + count]) if i not in same]
-        return out[0], following, out[1 + count :]
+        more, following, rows = run(iteration, [v if i in same or i in grown else next(values) for i, v in numbered])
+        added = [elements(c, following[i])[-1] for i in grown]
+        return more, [v for i, v in enumerate(following) if i not in same and i not in grown], [*added, *rows]
 
-    wanted = [c.wants(i) for i in range(count, len(graph.output) - 1)]
-    found = iter(loop_over(c, trip, c.opt(1), moving, body, wanted))
-    return [*(initial[i] if i in same else next(found) for i in range(count)), *found]
+    def rolled() -> list[Value | None]:
+        found = iter(_rolled(c, trip, c.opt(1), moving, body, [*[True] * len(grown), *wanted]))
+        ends = {i: next(found) for i, _ in numbered if i not in same and i not in grown}
+        for i in grown:
+            rows = next(found)
+            assert rows is not None
+            ends[i] = unstack(c, rows)
+        return [*(v if i in same else ends[i] for i, v in numbered), *found]
+
+    numbered = list(enumerate(initial))
+    return _or_unrolled(c, trip, c.opt(1), rolled, lambda times: _unrolled(c, times, initial, run, wanted))
+
+
+def _appended(graph: GraphProto, initial: Sequence[Value]) -> list[int]:
+    """The carried values that begin as an empty sequence and to whose end a body only adds, one element each time."""
+    out = []
+    for i, value in enumerate(initial):
+        if not is_sequence(value) or value.producer is None or value.producer.operands or 1 + i >= len(graph.output):
+            continue
+        name = graph.input[2 + i].name if 2 + i < len(graph.input) else ""
+        users = [n for n in graph.node if name in n.input or (graphs_of(n) and name in captured(n))]
+        adds = [n for n in users if n.op_type == "SequenceInsert" and list(n.input[:1]) == [name] and not n.input[2:]]
+        if len(users) == len(adds) == 1 and adds[0].output[0] == graph.output[1 + i].name and adds[0].input[1] != name:
+            out.append(i)
+    return out
 
 
 def _positive(d: Dim) -> bool:
