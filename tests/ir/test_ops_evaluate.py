@@ -369,7 +369,7 @@ def test_against_written_results(op: str, arrays: Arrays, attrs: dict[str, Any],
 
 
 def test_every_evaluation_is_tested() -> None:
-    tested = {c.op for c in CASES} | {c[0] for c in NUMPY_ONLY} | {"constant"}
+    tested = {c.op for c in CASES} | {c[0] for c in NUMPY_ONLY} | {"constant", "sequence"}
     assert tested == {name for name, d in all_ops().items() if d.evaluate is not None}
 
 
