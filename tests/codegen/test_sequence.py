@@ -143,3 +143,41 @@ def test_linear_attention() -> None:
             arrays.pop()
         net.add("LinearAttention", arrays, 2, q_num_heads=4, kv_num_heads=2, update_rule=rule)
     assert net.prove().count("linear_attention") == 4
+
+
+def scalar(x: float, dtype: type = np.int64) -> np.ndarray:
+    return np.array(x, dtype)
+
+
+def test_fourier_transforms() -> None:
+    """Lengths and steps that are constants, and those that are known only when the model runs."""
+    net = Net(17)
+    for parts in (1, 2):
+        net.add("DFT", [floats(2, 12, 3, parts)], axis=1)
+        net.add("DFT", [floats(2, 12, 3, parts), scalar(9)], axis=2)
+    net.add("DFT", [floats(2, 7, 1)], axis=1, onesided=1)
+    net.add("DFT", [floats(2, 7, 2)], axis=1, inverse=1)
+    net.add("STFT", [floats(2, 60, 1), scalar(5), np.abs(floats(16)), scalar(16)])
+    net.add("STFT", [floats(2, 60, 1), scalar(7), np.abs(floats(13))], onesided=0)
+    fixed = tuple(n for n, a in net.feeds.items() if a.ndim == 0)
+    net.prove(constants=fixed[:1] + fixed[2:])
+
+
+def test_transforms_along_an_axis_that_is_computed() -> None:
+    net = Net(20)
+    for axis in (1, -3, 2):
+        net.add("DFT", [floats(2, 6, 5, 1), None, scalar(axis)])
+    net.add("DFT", [floats(2, 6, 5, 2), scalar(8), scalar(1)], inverse=1)
+    net.add("DFT", [floats(2, 6, 5, 1), None, scalar(1)], onesided=1)
+    net.prove()
+
+
+def test_windows_and_mel_filters_of_computed_size() -> None:
+    net = Net(17)
+    for op_type in ("HannWindow", "HammingWindow", "BlackmanWindow"):
+        for periodic in (0, 1):
+            net.add(op_type, [scalar(11)], periodic=periodic)
+    edges = [scalar(20.0, np.float32), scalar(7000.0, np.float32)]
+    net.add("MelWeightMatrix", [scalar(20), scalar(400), scalar(16000), *edges])
+    net.prove()
+    net.prove(constants=tuple(net.feeds))

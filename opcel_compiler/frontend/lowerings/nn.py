@@ -171,6 +171,8 @@ def attention(c: Lowering) -> Value:
     q, k, v = c.x(0), c.x(1), c.x(2)
     if any(c.opt(i) is not None for i in range(3, 7)) or any(c.wants(i) for i in range(1, 4)):
         raise Unsupported("Attention with a mask, a cache or further outputs is lowered by its body")
+    if c.attr_int("left_window_size", -1) >= 0 or c.attr_int("right_window_size", -1) >= 0:
+        raise Unsupported("Attention with a window is lowered by its body")
     if c.attr_float("softcap", 0.0) or c.attr_int("softmax_precision", 1) != 1:
         raise Unsupported("Attention with softcap or another precision is lowered by its body")
     dims = c.shape(q)
