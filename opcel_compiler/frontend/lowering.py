@@ -6,6 +6,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx.defs
 from onnx import AttributeProto, GraphProto, NodeProto
 
 from opcel_compiler.frontend.limits import ModelError
@@ -43,6 +44,22 @@ def lowers(*op_types: str, domain: str = "", first: int = 7, last: int = 1 << 30
     return register
 
 
+IDLE = frozenset(
+    "consumed_inputs hidden_size kernel_shape momentum noop_with_empty_axes num_outputs ratio seed".split()
+)
+"""Attributes that a lowering need not look at: shapes say the same, only training reads them, or no axes are empty."""
+
+
+def _default(node: NodeProto, opset: int, name: str) -> AttributeProto | None:
+    """The value that the standard gives an attribute of the operator, if it gives one."""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    except onnx.defs.SchemaError:
+        return None
+    attribute = schema.attributes.get(name)
+    return None if attribute is None else attribute.default_value
+
+
 class Lowering:
     """One ONNX node being lowered at `opset` of its domain. A lowering returns the value of the node's output, or one
     value for each output (None for those it cannot give), or raises `Unsupported`."""
@@ -65,7 +82,8 @@ class Lowering:
         self.origin = origin
         self._used = used
         self.scope = scope
-        self._attrs = {a.name: a for a in node.attribute}
+        self._attrs: dict[str, AttributeProto] = {a.name: a for a in node.attribute}
+        self._read: set[str] = set()
 
     def replaced(self, node: NodeProto, opset: int, inputs: Sequence[Value | None]) -> Lowering:
         """The same node written otherwise."""
@@ -165,9 +183,18 @@ class Lowering:
     # -- attributes ----------------------------------------------------------------------------------------------
 
     def has(self, name: str) -> bool:
+        self._read.add(name)
         return name in self._attrs
 
+    def unread(self) -> str | None:
+        """An attribute that the lowering has not looked at, though its value is not the standard's default."""
+        for name, a in self._attrs.items():
+            if name not in self._read and name not in IDLE and a != _default(self.node, self.opset, name):
+                return str(name)
+        return None
+
     def _get(self, name: str, kind: int, default: Any) -> AttributeProto | None:
+        self._read.add(name)
         a: AttributeProto | None = self._attrs.get(name)
         if a is None:
             if default is ...:
@@ -210,7 +237,7 @@ class Lowering:
 
     def is_sparse(self, name: str) -> bool:
         """Whether the attribute `name` is there and is a sparse tensor."""
-        return name in self._attrs and self._attrs[name].type == AttributeProto.SPARSE_TENSOR
+        return self.has(name) and self._attrs[name].type == AttributeProto.SPARSE_TENSOR
 
     def attr_sparse(self, name: str) -> Constant:
         a = self._get(name, AttributeProto.SPARSE_TENSOR, ...)

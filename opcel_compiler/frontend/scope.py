@@ -257,7 +257,10 @@ class Scope:
         else:
             try:
                 lowering = Lowering(self.builder, node, version, inputs, origin, self._used, self)
-                out = entry[0](OLDER[0](lowering) if old else lowering)
+                lowering = OLDER[0](lowering) if old else lowering
+                out = entry[0](lowering)
+                if (name := lowering.unread()) is not None:
+                    raise Unsupported(f"its attribute {name!r} is not known to the lowering")
                 return [out] if isinstance(out, Value) else list(out)
             except Unsupported as e:
                 reason = str(e)

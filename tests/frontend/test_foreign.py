@@ -11,6 +11,7 @@ from onnx_harness import check, floats, model_of, one_node, reference, same
 from opcel_compiler.frontend.exporter import export_region
 from opcel_compiler.frontend.importer import import_model
 from opcel_compiler.frontend.limits import ExportError
+from opcel_compiler.frontend.lowering import REGISTRY
 from opcel_compiler.ir.dims import symbol
 from opcel_compiler.ir.graph import Graph
 from opcel_compiler.ir.types import tensor
@@ -200,3 +201,13 @@ def test_region_without_an_operand_is_refused() -> None:
     assert y.producer is not None
     with pytest.raises(ExportError, match="%x, used by node 'their_node', is neither given nor computed"):
         export_region([y.producer], [], [y])
+
+
+@pytest.mark.parametrize(("p", "reason"), [(2, None), (1, "its attribute 'p' is not known to the lowering")])
+def test_an_attribute_that_a_lowering_does_not_look_at_keeps_the_node_whole(
+    monkeypatch: pytest.MonkeyPatch, p: int, reason: str | None
+) -> None:
+    """Unless it has the standard's default, which changes nothing."""
+    monkeypatch.setitem(REGISTRY, ("", "LpNormalization"), (lambda c: c.emit("relu", c.x()), 7, 99))
+    imported = import_model(one_node("LpNormalization", {"x": floats(2, 3)}, 17, p=p))
+    assert [n.attrs["reason"] for n in imported.foreign] == ([reason] if reason else [])

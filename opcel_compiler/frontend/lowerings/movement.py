@@ -155,5 +155,6 @@ def depth_to_space(c: Lowering) -> Value:
 def space_to_depth(c: Lowering) -> Value:
     x, b = c.x(), c.attr_int("blocksize")
     n, channels, h, w = c.shape(x)
-    y = c.transpose(c.reshape(x, (n, channels, h // b, b, w // b, b)), (0, 3, 5, 1, 2, 4))
+    perm = (0, 1, 3, 5, 2, 4) if c.attr_str("mode", "DCR") == "CRD" else (0, 3, 5, 1, 2, 4)
+    y = c.transpose(c.reshape(x, (n, channels, h // b, b, w // b, b)), perm)
     return c.reshape(y, (n, channels * b * b, h // b, w // b))

@@ -40,7 +40,7 @@ def _pads(c: Lowering, rank: int) -> tuple[Dim, ...] | None:
 def pad(c: Lowering) -> Value:
     x = c.x()
     rank = c.rank(x)
-    mode = c.attr_str("mode", "constant")
+    mode, fill = c.attr_str("mode", "constant"), c.attr_float("value", 0.0)
     if mode not in ("constant", "reflect", "edge", "wrap"):
         raise ModelError(f"node {c.origin!r} (Pad): mode {mode!r} is unknown")
     pads = _pads(c, rank)
@@ -57,7 +57,7 @@ def pad(c: Lowering) -> Value:
         return x
     if mode != "constant":
         return _extended(c, x, pads, mode)
-    value = c.number(c.attr_float("value", 0.0), x) if c.opset < 11 else c.opt(2)
+    value = c.number(fill, x) if c.opset < 11 else c.opt(2)
     if value is not None:
         return c.emit("pad", x, c.reshape(value, ()), pads=pads, mode=mode)
     return c.emit("pad", x, pads=pads, mode=mode)
