@@ -113,6 +113,22 @@ inline To cast(From x) {
   }
 }
 
+// Unsigned integers in the order of floats, equal for 0 and -0. NaN: `nan`.
+template <class T, class Key>
+inline Key order_key(T x, Key nan) {
+  constexpr Key top = Key{1} << (8 * sizeof(Key) - 1);
+  const T y = x + T(0);
+  Key bits;
+  static_assert(sizeof bits == sizeof y);
+  __builtin_memcpy(&bits, &y, sizeof y);
+  const Key key = bits & top ? ~bits : bits | top;
+  return x != x ? nan : key;
+}
+inline std::uint32_t order_key_high(float x) { return order_key(x, UINT32_MAX); }
+inline std::uint64_t order_key_high(double x) { return order_key(x, UINT64_MAX); }
+inline std::uint32_t order_key_low(float x) { return order_key(x, std::uint32_t{0x7FFFFE}); }
+inline std::uint64_t order_key_low(double x) { return order_key(x, std::uint64_t{0xFFFFFFFFFFFFE}); }
+
 }  // namespace scalar
 
 // The functions of vmath.h that libm lacks, in double.
