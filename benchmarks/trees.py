@@ -1,9 +1,9 @@
 """Ensembles of decision trees: python -m benchmarks.trees [--json FILE] [--rounds N] [MODEL.onnx ...]
 
 100 and 1,000 trees of depth 8 over 30 features, made here: complete ones, and unbalanced ones of as many leaves. One,
-100 and 10,000 rows a call, 1 and 2 threads, every call with other rows. OPCEL and ONNX Runtime, each in a process of its
-own, take turns; what they compute is compared. Calls are those of Python. A ratio is theirs over ours, the median over
-rounds of medians. Models that are named are measured instead; they have one input of rows of floats.
+100 and 10,000 rows a call, 1 and 2 threads, every call with other rows. OPCEL and ONNX Runtime, each in a process of
+its own, take turns; what they compute is compared. Calls are those of Python. A ratio is theirs over ours, the median
+over rounds of medians. Models that are named are measured instead; they have one input of rows of floats.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def unbalanced(rng: np.random.Generator, depth: int) -> tuple[np.ndarray, np.nda
         at = leaves.pop(int(picked))
         yes[at], no[at] = len(yes), len(yes) + 1
         leaves += [yes[at], no[at]]
-        yes, no, depths = yes + [0, 0], no + [0, 0], depths + [depths[at] + 1] * 2
+        yes, no, depths = [*yes, 0, 0], [*no, 0, 0], depths + [depths[at] + 1] * 2
     return np.array(yes), np.array(no)
 
 

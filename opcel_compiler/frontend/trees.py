@@ -139,7 +139,7 @@ def _canonical(e: Ensemble) -> _Nodes:
 
 
 def _levels(n: _Nodes, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(the longest way from a root, -1 for what none leads to; the tree) of each node. Raises TreeError for a circle."""
+    """(the longest way from a root, -1 where there is none; the tree) of each node. Raises TreeError for a circle."""
     level, tree = np.full(len(n.feature), -1), np.full(len(n.feature), -1)
     inner = roots >= 0
     level[roots[inner]], tree[roots[inner]] = 0, np.flatnonzero(inner)

@@ -68,7 +68,8 @@ def test_classifier(post: str, classes: int, ids: list[int], dense: bool, positi
 @pytest.mark.parametrize(
     ("attrs", "reason"),
     [
-        ({"ids": [1]}, "the second alone"), ({"ids": [0, 1], "dense": True, "labels": [3, 4]}, "labels other than 0 and 1"),
+        ({"ids": [1]}, "the second alone"),
+        ({"ids": [0, 1], "dense": True, "labels": [3, 4]}, "labels other than 0 and 1"),
         ({"classes": 1, "ids": [0]}, "a classifier of 1 classes"),
         ({"classes": 3, "ids": [0, 2]}, "no tree gives every row a score"),
     ],
@@ -100,10 +101,10 @@ def test_a_subnormal_and_infinities() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"nodes_nodeids": lambda v: [9] + v[1:]}, "there is no node|two nodes of a tree"),
-        ({"nodes_truenodeids": lambda v: [77] + v[1:]}, "there is no node 77 in tree 0"),
+        ({"nodes_nodeids": lambda v: [9, *v[1:]]}, "there is no node|two nodes of a tree"),
+        ({"nodes_truenodeids": lambda v: [77, *v[1:]]}, "there is no node 77 in tree 0"),
         ({"nodes_treeids": lambda v: v[:-1]}, "nodes_treeids has"),
-        ({"nodes_modes": lambda v: [b"BRANCH_ODD"] + v[1:]}, "BRANCH_ODD"),
+        ({"nodes_modes": lambda v: [b"BRANCH_ODD", *v[1:]]}, "BRANCH_ODD"),
     ],
 )
 def test_broken_trees(change: dict[str, Any], message: str) -> None:

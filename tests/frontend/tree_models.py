@@ -25,7 +25,7 @@ def nodes(
         for _ in range(int(rng.integers(0, 12))):
             at = int(rng.choice([i for i, child in enumerate(yes) if child == 0]))
             yes[at], no[at] = len(yes), len(yes) + 1
-            yes, no = yes + [0, 0], no + [0, 0]
+            yes, no = [*yes, 0, 0], [*no, 0, 0]
         rows["treeids"] += [tree] * len(yes)
         rows["nodeids"] += range(len(yes))
         rows["featureids"] += rng.integers(0, features, len(yes)).tolist()

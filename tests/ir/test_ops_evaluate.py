@@ -354,7 +354,22 @@ def dynamic() -> list[tuple[str, Arrays, dict[str, Any], np.ndarray]]:
     return [("nonzero", [x], {"count": (3,)}, np.stack(np.nonzero(x)))]
 
 
-NUMPY_ONLY = [*numpy_only(), *dynamic()]
+def trees() -> Iterator[tuple[str, Arrays, dict[str, Any], np.ndarray]]:
+    x = np.float32([-np.inf, -1, -0.0, 0, 1e-45, np.inf, np.nan])
+    keys = np.uint32([0x7FFFFF, 0x407FFFFF, 1 << 31, 1 << 31, (1 << 31) + 1, 0xFF800000, 0xFFFFFFFF])
+    yield "order_key", [x], {}, keys
+    yield "order_key", [x[6:]], {"nan": "low"}, np.uint32([0x7FFFFE])
+    yield "order_key", [np.float64([-1, 1])], {}, np.uint64([(0x400 << 52) + (1 << 52) - 1, 0xBFF << 52])
+    # x0 < 8 ? 5 : (x1 < 6 ? 3 : 1), and a leaf that is 7
+    nodes = np.uint32([[8, 2 << 16], [0, 0], [6, 1 + (2 << 16)], [2, 0], [0, 0], [1, 0], [3, 0]])
+    leaves, feeds = np.float32([[1], [3], [5], [7]]), np.uint32([[7, 0], [8, 5], [9, 6]])
+    roots = np.int32([[0, 0, 0, 2], [6, 1, 0, 0]])
+    for parts, expected in ((1, [[[5, 7], [3, 7], [1, 7]]]), (2, [[[5, 0], [3, 0], [1, 0]], [[0, 7]] * 3])):
+        attrs = {"targets": 2, "parts": (parts,)}
+        yield "tree_ensemble", [feeds, nodes, leaves, roots], attrs, np.float32(expected)
+
+
+NUMPY_ONLY = [*numpy_only(), *dynamic(), *trees()]
 
 
 @pytest.mark.parametrize(
@@ -389,7 +404,7 @@ def test_sums_of_float32_are_taken_in_float64() -> None:
 def test_elementwise_keeps_every_dtype_that_it_accepts(dtype: DType) -> None:
     ran: list[str] = []
     for name, d in all_ops().items():
-        if "elementwise" not in d.traits or name in ("cast", "quantize", "dequantize"):
+        if "elementwise" not in d.traits or name in ("cast", "quantize", "dequantize", "order_key"):
             continue
         arrays: list[np.ndarray] = [np.ones(2, dtype.numpy)] * len(d.operands)
         if name == "where":

@@ -46,7 +46,7 @@ def _infer_key(operands: Operands, attrs: Attrs) -> tuple[Type, ...]:
 
 define(
     "order_key",
-    "Unsigned integers in the order of the floats x, equal for 0 and -0; NaN is above all or, if `nan` is low, below all",
+    "Unsigned integers in the order of the floats x, equal for 0 and -0; NaN is above all or, if nan is low, below",
     "x",
     _infer_key,
     quiet(lambda arrays, attrs: (order_keys(present(arrays)[0], attrs["nan"] == "low"),)),
@@ -97,11 +97,11 @@ def _flops(operands: Operands, results: Sequence[Type], attrs: Attrs) -> Dim:
 
 define(
     "tree_ensemble",
-    "Of every row of x, the values of the leaves that it reaches, joined over the trees of each of `parts` equal parts. "
-    "x holds keys (see order_key). A node is a threshold and a link (feature, then step, each half of it): the next node "
-    "is step nodes further, and one more where the row's feature is below the threshold. A leaf has step 0, and as "
-    "threshold, below which no key is, its row of leaves. A tree is its root, its "
-    "target if leaves have one value, the steps after which rows may be at leaves, and its depth",
+    "Of each row of x, the values of the leaves that it reaches, joined over the trees of each of `parts` equal parts. "
+    "x holds keys (see order_key). A node is a threshold and a link (feature, then step, each half of it): the next "
+    "node is step nodes further, and one more where the row's feature is below the threshold. A leaf has step 0, and "
+    "as threshold, below which no key is, its row of leaves. A tree is its root, its target if leaves have one value, "
+    "the steps after which rows may be at leaves, and its depth",
     "x nodes leaves trees",
     _infer,
     _evaluate,
