@@ -120,9 +120,11 @@ def _expanded(e: Ensemble) -> Ensemble:
             values = np.unique(e.members[at])
             found = member(f, values, yes, no) if len(values) else no
             put(at, f, np.inf, LEQ, found, yes if e.missing[at] else no, False)
-    kinds = (e.feature.dtype, e.values.dtype, e.modes.dtype, e.yes.dtype, e.no.dtype, bool)
-    arrays = [np.array(c, d) for c, d in zip(columns, kinds, strict=True)]
-    return Ensemble(*arrays, e.roots, e.weights, e.leaves, e.targets)
+    feature, bounds, modes, yes_, no_, missing = columns
+    return Ensemble(
+        np.array(feature), np.array(bounds, e.values.dtype), np.array(modes), np.array(yes_), np.array(no_),
+        np.array(missing, bool), e.roots, e.weights, e.leaves, e.targets,
+    )  # fmt: skip
 
 
 def _canonical(e: Ensemble) -> _Nodes:
@@ -184,7 +186,7 @@ def _placed(
         raise TreeError(f"{total} nodes are too many")
     if e.leaves >= LOWEST[n.threshold.dtype]:
         raise TreeError(f"{e.leaves} leaves are too many")
-    threshold = np.zeros(total, word)
+    threshold: np.ndarray = np.zeros(total, word)
     threshold[at] = n.threshold[refs[at]]
     leaf = np.flatnonzero(used & (refs < 0))
     threshold[leaf] = ~refs[leaf]

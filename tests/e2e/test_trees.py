@@ -23,6 +23,7 @@ def joined(models: list[onnx.ModelProto]) -> onnx.ModelProto:
     nodes, outputs = [], []
     for i, model in enumerate(models):
         (node,) = model.graph.node
+        node.name = f"trees{i}"
         for j, value in enumerate(model.graph.output):
             node.output[j] = value.name = f"{value.name}{i}"
             outputs.append(value)

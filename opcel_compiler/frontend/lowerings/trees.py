@@ -153,7 +153,7 @@ def _parts(made: Layout, rows: Dim) -> Dim:
 def _array(c: Lowering, name: str, dtype: type, size: int) -> np.ndarray:
     if not c.has(name):
         return np.zeros(size, dtype)
-    out = np.array(c.attr_ints(name), dtype)
+    out: np.ndarray = np.array(c.attr_ints(name), dtype)
     if len(out) != size:
         raise ModelError(f"node {c.origin!r} ({c.op_type}): {name} has {len(out)} entries, not {size}")
     return out
@@ -164,7 +164,8 @@ def _numbers(c: Lowering, name: str) -> np.ndarray | None:
     if c.has(f"{name}_as_tensor"):
         data = c.attr_tensor(f"{name}_as_tensor")
         assert data is not None
-        return data.array.reshape(-1) if data.dtype in (F32, F64) else data.array.reshape(-1).astype(np.float32)
+        flat: np.ndarray = data.array.reshape(-1)
+        return flat if data.dtype in (F32, F64) else flat.astype(np.float32)
     return np.array(c.attr_floats(name), np.float32) if c.has(name) else None
 
 
