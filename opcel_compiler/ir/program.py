@@ -217,6 +217,21 @@ class Region:
         return (*self.inputs, *self.outputs)
 
 
+@dataclass(frozen=True)
+class Requirement:
+    """What must hold of sizes for the Program to be right: `left` equals `right` where `exact`, else is at least
+    `right`. A run checks it as soon as it knows both, and otherwise fails; one of a mark of control flow, where its
+    block begins or, if a step inside reads a symbol of it, after that step."""
+
+    left: Dim
+    right: Dim
+    exact: bool
+    origin: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.left} {'==' if self.exact else '>='} {self.right}"
+
+
 @dataclass(eq=False)
 class Control:
     """Where control flow parts or joins; between its marks lie the steps that it governs.
@@ -232,6 +247,7 @@ class Control:
     trip: Dim | None = None
     origin: tuple[str, ...] = ()
     outputs: list[View] = field(default_factory=list)
+    requirements: list[Requirement] = field(default_factory=list)
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -247,6 +263,7 @@ class Read:
     symbols: tuple[Symbol, ...]
     origin: tuple[str, ...] = ()
     outputs: list[View] = field(default_factory=list)
+    requirements: list[Requirement] = field(default_factory=list)
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -300,20 +317,6 @@ class State:
     present: Buffer
     axis: int
     capacity: int
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """What must hold of sizes for the Program to be right: `left` equals `right` where `exact`, else is at least
-    `right`. A run checks it as soon as it knows both, and otherwise fails."""
-
-    left: Dim
-    right: Dim
-    exact: bool
-    origin: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.left} {'==' if self.exact else '>='} {self.right}"
 
 
 @dataclass(eq=False)

@@ -25,6 +25,7 @@ from opcel_compiler.ir.program import (
     Program,
     Read,
     Region,
+    Requirement,
     Step,
     View,
     block_end,
@@ -68,7 +69,7 @@ def run_program(
     """
     sizes = bind_symbols(program, feeds)
     state = _Run(program, sizes, target, run_region)
-    state.check(set(sizes))
+    state.check(set(sizes), program.requirements)
     for buffer in program.inputs:
         state.write(whole(buffer), None, np.asarray(feeds[buffer.name]))
     state.block(program.steps)
@@ -113,6 +114,8 @@ class _Run:
     ) -> None:
         self.program, self.sizes, self.target, self.run_region = program, sizes, target, run_region
         self.storage: dict[Buffer, np.ndarray] = {}
+        self.required = [program.requirements]
+        """The requirements of the program and of the blocks around a step."""
 
     # -- storage -----------------------------------------------------------------------------------------------------
 
@@ -181,17 +184,35 @@ class _Run:
             if step.kind == "loop":
                 self.loop(step, steps[at + 1 : end])
             elif self._holds(step):
-                self.block(steps[at + 1 : middle if middle is not None else end])
-            elif middle is not None:
-                self.block(steps[middle + 1 : end])
+                self.marked(step, steps[at + 1 : middle if middle is not None else end])
+            elif middle is not None and isinstance(other := steps[middle], Control):
+                self.marked(other, steps[middle + 1 : end])
             at = end + 1
+
+    def marked(self, mark: Control, steps: Sequence[Step]) -> None:
+        """The steps of a mark's block, whose sizes are as yet unknown or those of another iteration."""
+        names = {s.name for step in steps if isinstance(step, Read) for s in step.symbols}
+        for name in names:
+            self.sizes.pop(name, None)
+        if mark.iteration is not None:
+            names.add(mark.iteration.name)
+        self._forget(names)
+        self.required.append(mark.requirements)
+        self.check(set(self.sizes), mark.requirements)
+        self.block(steps)
+        self.required.pop()
+
+    def _forget(self, names: set[str]) -> None:
+        for buffer in list(self.storage):
+            if any(s.name in names for d in buffer.type.dims for s in symbols_of(d)):
+                del self.storage[buffer]
 
     def loop(self, mark: Control, steps: Sequence[Step]) -> None:
         assert mark.iteration is not None
         at = 0
         while (mark.trip is None or at < self.evaluate(mark.trip)) and self._holds(mark):
             self.sizes[mark.iteration.name] = at
-            self.block(steps)
+            self.marked(mark, steps)
             at += 1
 
     def _holds(self, mark: Control) -> bool:
@@ -221,14 +242,13 @@ class _Run:
                 raise ProgramError(f"{where}: {symbol} is {value}, and must be in {symbol.lo}..{high}")
             self.sizes[symbol.name] = value
         names = {s.name for s in step.symbols}
-        self.check(names)
-        for buffer in list(self.storage):
-            if any(s.name in names for d in buffer.type.dims for s in symbols_of(d)):
-                del self.storage[buffer]
+        for requirements in self.required:
+            self.check(names, requirements)
+        self._forget(names)
 
-    def check(self, new: set[str]) -> None:
+    def check(self, new: set[str], requirements: Sequence[Requirement]) -> None:
         """Raise ProgramError for a requirement that names one of the symbols `new`, all others known, and fails."""
-        for r in self.program.requirements:
+        for r in requirements:
             named = {s.name for d in (r.left, r.right) for s in symbols_of(d)}
             if not named & new or not named <= set(self.sizes):
                 continue

@@ -67,17 +67,17 @@ class _ProgramParser(_Parser):
         self.expect("->")
         outputs = self.items("(", ")", self.name)
         self.expect("{")
-        depth = 0
+        marks: list[Control] = []
         while True:
             if self.sign("}"):
-                if depth == 0:
+                if not marks:
                     break
-                if self.word("else"):
+                marks.pop()
+                mark = Control("else" if self.word("else") else "end")
+                program.steps.append(mark)
+                if mark.kind == "else":
                     self.expect("{")
-                    program.steps.append(Control("else"))
-                    continue
-                depth -= 1
-                program.steps.append(Control("end"))
+                    marks.append(mark)
                 continue
             self.skip()
             start = self.at
@@ -89,12 +89,12 @@ class _ProgramParser(_Parser):
             elif word == "region":
                 program.steps.append(self.region())
             elif word == "require":
-                program.requirements.append(self.requirement())
+                (marks[-1] if marks else program).requirements.append(self.requirement())
             elif word == "read":
                 program.steps.append(self.read())
             elif word in ("if", "loop"):
-                depth += 1
-                program.steps.append(self.control(word))
+                marks.append(self.control(word))
+                program.steps.append(marks[-1])
             else:
                 self.fail(
                     f"{word!r} is none of kernel, region, read, require, if, loop, {', '.join(BUFFER_KINDS)}", start

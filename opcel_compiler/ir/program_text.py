@@ -53,7 +53,20 @@ from opcel_compiler.ir.analysis import graph_symbols, symbols_in
 from opcel_compiler.ir.dims import Expr, Symbol
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.parse import ParseError
-from opcel_compiler.ir.program import Axis, Buffer, Control, Index, Kernel, Program, Read, Region, Step, View, whole
+from opcel_compiler.ir.program import (
+    Axis,
+    Buffer,
+    Control,
+    Index,
+    Kernel,
+    Program,
+    Read,
+    Region,
+    Requirement,
+    Step,
+    View,
+    whole,
+)
 from opcel_compiler.ir.program_parse import parse_program
 from opcel_compiler.ir.text import MAX_ELEMENTS, _Printer
 from opcel_compiler.ir.types import DType
@@ -84,8 +97,10 @@ def program_symbols(program: Program) -> dict[str, Symbol]:
         out.setdefault(s.name, s)
     for step in program.steps:
         items: list[Any] = [(v.shape, v.strides, v.offset) for v in step.views]
-        if isinstance(step, Control) and step.iteration is not None:
-            out.setdefault(step.iteration.name, step.iteration)
+        if isinstance(step, Control):
+            items += [(r.left, r.right) for r in step.requirements]
+            if step.iteration is not None:
+                out.setdefault(step.iteration.name, step.iteration)
         if isinstance(step, Kernel):
             items += [tuple(a.extent for a in step.axes), *step.tiles.values(), *map(_as_tuple, step.params.values())]
         for s in symbols_in(tuple(items)):
@@ -144,8 +159,7 @@ class _ProgramPrinter(_Printer):
         yield f"program {name}({inputs}) -> ({outputs}) {{"
         for buffer in program.buffers:
             yield "  " + self.buffer(buffer)
-        for r in program.requirements:
-            yield f"  require {'equal' if r.exact else 'least'}[{r.left}, {r.right}]" + self.origin(r.origin)
+        yield from ("  " + self.requirement(r) for r in program.requirements)
         margin = "  "
         for step in program.steps:
             if isinstance(step, Control) and step.kind in ("else", "end"):
@@ -153,7 +167,11 @@ class _ProgramPrinter(_Printer):
             yield from (margin + line for line in self.step(step))
             if isinstance(step, Control) and step.kind != "end":
                 margin += "  "
+                yield from (margin + self.requirement(r) for r in step.requirements)
         yield "}"
+
+    def requirement(self, r: Requirement) -> str:
+        return f"require {'equal' if r.exact else 'least'}[{r.left}, {r.right}]" + self.origin(r.origin)
 
     def step(self, step: Step) -> Iterator[str]:
         if isinstance(step, Kernel):
@@ -281,7 +299,7 @@ def _step_difference(s: Step, t: Step, match: dict[Buffer, Buffer]) -> str | Non
     if s.origin != t.origin:
         return f"origin {s.origin}, not {t.origin}"
     if isinstance(s, Control) or isinstance(t, Control):
-        marks = [isinstance(c, Control) and (c.kind, c.iteration, c.trip) for c in (s, t)]
+        marks = [isinstance(c, Control) and (c.kind, c.iteration, c.trip, c.requirements) for c in (s, t)]
         return None if marks[0] == marks[1] else "the marks of control flow differ"
     if isinstance(s, Read) or isinstance(t, Read):
         same = isinstance(s, Read) and isinstance(t, Read) and s.symbols == t.symbols

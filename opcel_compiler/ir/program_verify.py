@@ -67,6 +67,11 @@ def verify_program(program: Program) -> None:
     for r in program.requirements:
         if found := next((s for s in symbols_in((r.left, r.right)) if known.get(s.name) != s), None):
             raise ProgramVerifyError(20, f"{r} names {found}, which the program does not have")
+    known = known | program.iterations
+    for step in program.steps:
+        for r in step.requirements if isinstance(step, Control) else ():
+            if found := next((s for s in symbols_in((r.left, r.right)) if known.get(s.name) != s), None):
+                raise ProgramVerifyError(20, f"{r} names {found}, which the program does not have", step)
     for buffer in program.buffers:
         _buffer(buffer)
     _control(program)

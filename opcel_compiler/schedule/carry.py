@@ -14,12 +14,14 @@ Stuck = Callable[[Type], "str | None"]
 
 
 def bound_symbols(graph: Graph) -> frozenset[str]:
-    """The symbols that are sizes of the graph's inputs by themselves, or that a node of it reads from a tensor."""
+    """The symbols that are sizes of the graph's inputs by themselves, that a node of it reads from a tensor, or that
+    number iterations."""
     dims = [d for v in graph.inputs if isinstance(v.type, TensorType) for d in v.type.shape or ()]
     found = {s.name for d in dims if (s := as_symbol(d)) is not None}
-    for node in graph.nodes:
-        if node.op == "read_dims":
-            found.update(s.name for value in node.attrs.values() for s in symbols_in(value))
+    for node in graph.walk():
+        if node.op in ("read_dims", "loop"):
+            made = node.attrs["symbols" if node.op == "read_dims" else "iteration"]
+            found.update(s.name for s in symbols_in(made))
     return frozenset(found)
 
 

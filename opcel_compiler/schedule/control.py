@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from opcel_compiler.ir.dims import Dim, as_symbol
+from opcel_compiler.ir.dims import Dim, as_symbol, equal
 from opcel_compiler.ir.graph import Node, Value
+from opcel_compiler.ir.layout import PLAIN
 from opcel_compiler.ir.ops.control import trip_count
 from opcel_compiler.ir.program import Buffer, Control, Kernel, Step, View, block_end, whole
 
@@ -19,13 +20,12 @@ def lower_if(lowering: Lowering, node: Node) -> None:
     """Each branch leaves its results in the same memory."""
     steps = lowering.program.steps
     targets = [lowering.temp(v.tensor.dtype, v.tensor.dims, v.name) for v in node.results]
-    steps.append(Control("if", [lowering.view(node.operand(0))], origin=node.origin))
-    for i, region in enumerate(node.regions):
-        if i:
-            steps.append(Control("else"))
-        first = len(steps)
-        lowering.nodes(region)
-        _hand_over(lowering, region.outputs, targets, first)
+    marks = Control("if", [lowering.view(node.operand(0))], origin=node.origin), Control("else")
+    for mark, region in zip(marks, node.regions, strict=True):
+        first = len(steps) + 1
+        lowering.block(mark, region)
+        places = [_shaped(t, v.tensor.dims) for t, v in zip(targets, region.outputs, strict=True)]
+        _hand_over(lowering, region.outputs, places, first)
     steps.append(Control("end"))
     lowering.views.update(zip(node.results, targets, strict=True))
 
@@ -42,13 +42,18 @@ def lower_loop(lowering: Lowering, node: Node) -> None:
     results = node.results[len(carried) :]
     stacks = [lowering.temp(v.tensor.dtype, v.tensor.dims, v.name) for v in results]
     condition = carried[-1:] if node.attrs["conditional"] else []
-    steps.append(Control("loop", list(condition), as_symbol(iteration), trip, node.origin))
     lowering.views.update(zip(body.inputs, carried, strict=True))
-    first = len(steps)
-    lowering.nodes(body)
+    first = len(steps) + 1
+    lowering.block(Control("loop", list(condition), as_symbol(iteration), trip, node.origin), body)
     _hand_over(lowering, body.outputs, [*carried, *(_row(v, iteration) for v in stacks)], first)
     steps.append(Control("end"))
     lowering.views.update(zip(node.results, [*carried, *stacks], strict=True))
+
+
+def _shaped(target: View, dims: Sequence[Dim]) -> View:
+    """Dense memory for a result under the sizes that it has in a branch."""
+    same = all(equal(a, b) is True for a, b in zip(target.shape, dims, strict=True))
+    return target if same else View(target.buffer, tuple(dims), PLAIN.strides(tuple(dims)), 0)
 
 
 def _row(stack: View, at: Dim) -> View:

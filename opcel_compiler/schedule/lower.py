@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.ir.analysis import made_symbols, symbols_in
+from opcel_compiler.ir.analysis import made_symbols
 from opcel_compiler.ir.dims import Dim
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.outline import outline, outside_values
-from opcel_compiler.ir.program import Buffer, Kernel, Program, Read, Region, Requirement, View, whole
+from opcel_compiler.ir.program import Buffer, Control, Kernel, Program, Read, Region, Requirement, View, whole
 from opcel_compiler.ir.types import F32, DType, TensorType
 from opcel_compiler.schedule.assumed import assumed
 from opcel_compiler.schedule.control import lower_if, lower_loop
@@ -55,7 +55,7 @@ class Lowering:
         self.views: dict[Value, View] = {}
         self._names: dict[str, int] = {}
         self._origin: tuple[str, ...] = ()
-        self._required: dict[tuple[Dim, bool], Requirement] = {}
+        self._required: list[tuple[list[Requirement], set[tuple[Dim, bool]]]] = [(self.program.requirements, set())]
 
     def run(self) -> Program:
         for value in self.graph.inputs:
@@ -80,10 +80,16 @@ class Lowering:
             for a in assumed(inner):
                 made = Requirement(a.left, a.right, a.exact, node.origin[:2])
                 key = (a.left - a.right, a.exact)
-                if any(s.name in self.program.iterations for s in symbols_in(key[0])):
-                    continue
-                if self._required.setdefault(key, made) is made:
-                    self.program.requirements.append(made)
+                if not any(key in known for _, known in self._required):
+                    self._required[-1][0].append(made)
+                    self._required[-1][1].add(key)
+
+    def block(self, mark: Control, graph: Graph) -> None:
+        """The steps of a region, after the mark of control flow that it hangs on."""
+        self.program.steps.append(mark)
+        self._required.append((mark.requirements, set()))
+        self.nodes(graph)
+        self._required.pop()
 
     # -- values, buffers, views ----------------------------------------------------------------------------------
 

@@ -11,11 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, symbols_of
-from opcel_compiler.ir.program import Buffer, Program, loops
+from opcel_compiler.ir.extremes import Ends, extreme
+from opcel_compiler.ir.program import Buffer, Control, Program, Step, loops
 
 ALIGNMENT = 64
 """Bytes: a cache line, and one AVX-512 vector."""
+
+
+class MemoryPlanError(OpcelError):
+    """A buffer whose size cannot be told."""
 
 
 @dataclass
@@ -56,7 +62,8 @@ def lifetimes(program: Program, used: Sequence[Iterable[Buffer]] = ()) -> dict[B
 def plan_memory(program: Program, used: Sequence[Iterable[Buffer]] = ()) -> MemoryPlan:
     """The arena plan of a program; `used` is that of `lifetimes`."""
     lives = lifetimes(program, used)
-    sizes = {b: buffer_bytes(b) for b in lives}
+    ends = iteration_ends(program.steps)
+    sizes = {b: _largest(buffer_bytes(b), ends) for b in lives}
     waits = _waits(program, lives)
     plan = _plan({b: life for b, life in lives.items() if b not in waits}, sizes)
     plan.block = waits
@@ -65,6 +72,22 @@ def plan_memory(program: Program, used: Sequence[Iterable[Buffer]] = ()) -> Memo
         plan.offsets |= part.offsets
         plan.blocks[block] = part.arena
     return plan
+
+
+def iteration_ends(steps: Sequence[Step]) -> Ends:
+    """Where the numbers of iterations begin and end."""
+    loops = [s for s in steps if isinstance(s, Control) and s.iteration is not None]
+    return {s.iteration.name: (0, None if s.trip is None else s.trip - 1) for s in loops if s.iteration is not None}
+
+
+def _largest(size: Dim, ends: Ends) -> Dim:
+    """A buffer is as large as its largest in any iteration. Raises MemoryPlanError where that has no limit."""
+    for _ in range(len(ends) + 1):
+        found = extreme(size, ends, True)
+        if found is None:
+            raise MemoryPlanError(f"a size of {size} bytes in a loop has no limit that is known before the loop runs")
+        size = found
+    return size
 
 
 def _waits(program: Program, buffers: Iterable[Buffer]) -> dict[Buffer, int]:

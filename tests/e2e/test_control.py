@@ -12,6 +12,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from opcel_compiler import compile as opcel_compile
+from opcel_compiler.runtime import CompiledModel, FeedError, RunError
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
 m (float[1,8,12,12] x, bool flag, float[s,4,5] seq, bool keep, int64 unused)
@@ -67,3 +68,55 @@ def test_branches_and_loops_agree_with_onnx_runtime(model: onnx.ModelProto, tmp_
                 np.testing.assert_allclose(got[out.name], want, rtol=1e-4, atol=1e-4, err_msg=out.name)
         report = json.loads((tmp_path / "m" / "report.json").read_text())
         assert len(compiled.profile(feeds, 2)) == len(report["kernels"])  # marks of blocks are no steps
+
+
+LATE = """<ir_version: 8, opset_import: ["": 17]>
+m (float[n,3] x, int64 times, bool flag)
+  => (float[3] sum, float[k1,3] rows, float[3] end, float[k2,3] until, float[k3,3] either, float[k4,3] seen) {
+  sum, rows = Loop (times, , zeros) <body = a (int64 i, bool c, float[3] s) => (bool co, float[3] so, float[3] row) {
+    co = Identity(c) f = Cast<to=1>(i) so = Add(s, f) row = Mul(so, two) }>
+  end, until = Loop (many, yes, ones) <body = b (int64 i, bool c, float[3] s) => (bool co, float[3] so, float[3] row) {
+    so = Mul(s, two) row = Identity(s) m = ReduceMax<keepdims=0>(so) co = Less(m, limit) }>
+  either = If (flag) <
+    then_branch = t () => (float[p,3] ty) { d = Concat<axis=0>(x, x) ty = Neg(d) },
+    else_branch = e () => (float[q,3] ey) { ey = Slice(x, two_i, high, zero_i) }>
+  last, seen = Loop (three, , one_row) <body = g (int64 i, bool c, float[1,3] s)
+      => (bool co, float[1,3] so, float[3] v) {
+    co = Identity(c) one = Constant<value_int=1>() j = Add(i, one) from = Unsqueeze(i, zero_i) to = Unsqueeze(j, zero_i)
+    part = Slice(x, from, to, zero_i) so = Add(s, part) v = Squeeze(so, zero_i) }>
+}"""
+
+
+@pytest.fixture(scope="module")
+def late(tmp_path_factory: pytest.TempPathFactory) -> tuple[ort.InferenceSession, CompiledModel]:
+    model: onnx.ModelProto = parser.parse_model(LATE)
+    constants = {
+        "zeros": np.zeros(3, np.float32), "ones": np.float32([1, 2, 1]), "two": np.float32(2), "many": np.int64(20),
+        "yes": np.array(True), "limit": np.float32(100), "two_i": np.int64([2]), "high": np.int64([1 << 40]),
+        "zero_i": np.int64([0]), "three": np.int64(3), "one_row": np.zeros((1, 3), np.float32),
+    }  # fmt: skip
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(a), n) for n, a in constants.items())
+    folder = tmp_path_factory.mktemp("late") / "m"
+    compiled = opcel_compile(model, output=folder, fallback="error", proof=False)
+    return ort.InferenceSession(model.SerializeToString()), compiled
+
+
+@pytest.mark.parametrize("n, times, flag", [(5, 4, True), (3, 0, False), (7, 1, False), (4, 9, True)])
+def test_sizes_that_control_flow_makes(
+    late: tuple[ort.InferenceSession, CompiledModel], n: int, times: int, flag: bool
+) -> None:
+    x = np.random.default_rng(n).standard_normal((n, 3)).astype(np.float32)
+    feeds = {"x": x, "times": np.array(times), "flag": np.array(flag)}
+    session, compiled = late
+    got = compiled.run(feeds)
+    for out, want in zip(session.get_outputs(), session.run(None, feeds), strict=True):
+        assert got[out.name].shape == want.shape
+        np.testing.assert_allclose(got[out.name], want, rtol=1e-5, atol=1e-5, err_msg=out.name)
+
+
+def test_a_size_that_must_stay_the_same_is_checked_in_every_iteration(
+    late: tuple[ort.InferenceSession, CompiledModel],
+) -> None:
+    feeds = {"x": np.ones((2, 3), np.float32), "times": np.array(1), "flag": np.array(True)}
+    with pytest.raises((FeedError, RunError), match="Loop_2"):  # the third slice of two rows is empty
+        late[1].run(feeds)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from opcel_compiler.codegen.cpu.checks import Check, checks_of, known_after
 from opcel_compiler.codegen.cpu.expressions import CTYPES, c_dim
 from opcel_compiler.codegen.cpu.unit import KernelUnit
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.ir.dims import Dim, Symbol, as_symbol, bounds, symbols_of
+from opcel_compiler.ir.dims import Dim, Symbol, as_symbol
 from opcel_compiler.ir.program import Buffer, Control, Program, Read, Region, View
 from opcel_compiler.schedule.memory import MemoryPlan
 
@@ -45,8 +46,7 @@ def unbound_symbols(program: Program) -> list[str]:
     return [name for name in program.symbols if name not in given]
 
 
-Check = tuple[str, str, Sequence[str]]
-"""(the C++ condition of what must not be, a format of printf, the values that it prints)"""
+FAIL = "return snprintf(r->error, r->error_bytes, {}), OPCEL_FAILED;"
 
 
 class HostWriter:
@@ -61,7 +61,7 @@ class HostWriter:
         self.names, self.features = names, features
         self.symbols = {name: f"s[{i}]" for i, name in enumerate(program.symbols)}
         self.iterations = {name: f"at_{name}" for name in program.iterations}
-        self.read = {s.name: i for i, step in enumerate(program.reads) for s in step.symbols}
+        self.checks = checks_of(program, self.dim)
         self.place: dict[Buffer, str] = {}
         for i, b in enumerate(program.inputs):
             self.place[b] = f"static_cast<char*>(r->in[{i}])"
@@ -142,7 +142,7 @@ class HostWriter:
                 f"the size {missing[0]} cannot be read from any input's shape, so code for it cannot be generated; "
                 "fix that dimension in the model or give it a value"
             )
-        checks = [self._check(*c, "return snprintf(error, bytes, {}), 1;") for c in self._checks()]
+        checks = [self._check(c, "return snprintf(error, bytes, {}), 1;") for c in self.checks.bound]
         body = "\n".join([*lines, *checks])
         return (
             "int32_t bind(const opcel_tensor* in, int64_t* s, char* error, size_t bytes) {\n"
@@ -151,7 +151,7 @@ class HostWriter:
 
     def _output_shapes(self) -> str:
         lines = [
-            f"  shapes[{i}][{axis}] = {self.dim(dim) if self._known_after(dim) < 0 else -1};"
+            f"  shapes[{i}][{axis}] = {self.dim(dim) if known_after(self.program, dim) < 0 else -1};"
             for i, b in enumerate(self.program.outputs)
             for axis, dim in enumerate(b.type.dims)
         ]
@@ -171,45 +171,10 @@ class HostWriter:
             f"  return static_cast<size_t>({self.dim(arena)});\n}}\n\n"
         )
 
-    def _known_after(self, *dims: Dim) -> int:
-        """The last `Read` step, counted from 0, that tells one of the symbols; -1 when the inputs' shapes tell them."""
-        return max((self.read.get(s.name, -1) for d in dims for s in symbols_of(d)), default=-1)
-
-    def _checks(self, after: int = -1) -> list[Check]:
-        """What must not be, once the `Read` step `after` has told its sizes."""
-        checks = self._too_small(after)
-        for r in self.program.requirements:
-            if self._known_after(r.left, r.right) == after:
-                left, right = self.dim(r.left), self.dim(r.right)
-                texts = [str(d).replace("%", "%%") for d in (r.left, r.right)]
-                where = ", ".join(r.origin) or "the model"
-                text = f"{where}: {texts[0]} is %lld, and must be {'' if r.exact else 'at least '}"
-                text += "%lld" if isinstance(r.right, int) else f"{texts[1]} = %lld"
-                checks.append((f"{left} {'!=' if r.exact else '<'} {right}", text, (left, right)))
-        return checks
-
-    def _too_small(self, after: int) -> list[Check]:
-        """Checks of each size that might be negative, as a window on too small an image has, and is
-        known after the `Read` step `after`."""
-        checks: dict[str, Check] = {}
-        for step in self.program.steps:
-            for view in step.outputs:
-                for dim in view.buffer.type.dims:
-                    low = bounds(dim)[0]
-                    inside = any(s.name in self.iterations for s in symbols_of(dim))
-                    known = isinstance(dim, int) or (low is not None and low >= 0)
-                    if inside or known or self._known_after(dim) != after:
-                        continue
-                    where = ", ".join(step.origin[:2]) or view.buffer.name
-                    what = f"{where}: its result would have a size of {dim} = ".replace("%", "%%")
-                    value = self.dim(dim)
-                    checks.setdefault(value, (f"{value} < 0", f"{what}%lld; an input is too small", (value,)))
-        return list(checks.values())
-
     @staticmethod
-    def _check(condition: str, text: str, values: Sequence[str], fail: str) -> str:
-        arguments = [c_string(text), *(f"static_cast<long long>({v})" for v in values)]
-        return f"  if ({condition}) {fail.format(', '.join(arguments))}"
+    def _check(check: Check, fail: str) -> str:
+        arguments = [c_string(check.text), *(f"static_cast<long long>({v})" for v in check.values)]
+        return f"  if ({check.condition}) {fail.format(', '.join(arguments))}"
 
     # -- the run ---------------------------------------------------------------------------------------------------
 
@@ -236,9 +201,10 @@ class HostWriter:
         if any(u.fallible for calls in self.units for u in calls):
             lines.append("  int32_t bad = 0;")
         mark = 0
-        for step, calls in zip(self.program.steps, self.units, strict=True):
+        for i, (step, calls) in enumerate(zip(self.program.steps, self.units, strict=True)):
             if isinstance(step, Control):
                 lines.append(self._control(step))
+                lines += [self._check(check, FAIL) for check in self.checks.marks.get(i, ())]
                 continue
             if isinstance(step, Region):
                 lines += self._region(step)
@@ -293,8 +259,7 @@ class HostWriter:
         for i, symbol in enumerate(step.symbols):
             lines.append(f"    {self.symbols[symbol.name]} = static_cast<int64_t>(x[{i}]);")
             lines += self._in_range(symbol, ", ".join(step.origin[:2]))
-        fail = "return snprintf(r->error, r->error_bytes, {}), OPCEL_FAILED;"
-        lines += ["  " + self._check(*check, fail) for check in self._checks(number)]
+        lines += ["  " + self._check(check, FAIL) for check in self.checks.reads.get(number, ())]
         if number in self.memory.blocks:
             size = self.memory.blocks[number]
             wide = c_dim(size, {n: f"static_cast<double>({s})" for n, s in self.symbols.items()}, "double")
@@ -302,7 +267,7 @@ class HostWriter:
             lines.append(f"                          {wide} < 0x1p62 ? {self.dim(size)} : 0);")
             lines.append(f"    if (!block{number}) return OPCEL_MEMORY;")
         for i, b in enumerate(self.program.outputs):
-            if self._known_after(*b.type.dims) == number:
+            if known_after(self.program, *b.type.dims) == number:
                 lines.append(f"    const int64_t shape{i}[] = {{{', '.join(map(self.dim, b.type.dims))}}};")
                 lines.append(f"    if (const int32_t status = opcel_output(r, {i}, shape{i})) return status;")
         return [*lines, "  }"]

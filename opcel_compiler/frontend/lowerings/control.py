@@ -1,8 +1,8 @@
-"""If, Loop and Scan: their graphs become regions, or are inlined where what they depend on is known."""
+"""If and Loop: their graphs become regions, or are inlined where what they depend on is known."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from onnx import GraphProto
@@ -10,14 +10,18 @@ from onnx import GraphProto
 from opcel_compiler.frontend.foreign import captured, graphs_of
 from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers
 from opcel_compiler.frontend.lowerings.sequence import elements, is_sequence, make, unstack
-from opcel_compiler.ir.dims import Dim, as_symbol, bounds, dim_max, equal
+from opcel_compiler.ir.analysis import made_symbols, symbols_in
+from opcel_compiler.ir.dims import Dim, Symbol, as_symbol, bounds, dim_max, equal, product, substitute
+from opcel_compiler.ir.extremes import Ends, extreme
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.opdef import InferenceError
-from opcel_compiler.ir.ops.control import if_types, loop_types, same_type
-from opcel_compiler.ir.types import BOOL, TensorType
+from opcel_compiler.ir.ops.control import loop_types, same_type
+from opcel_compiler.ir.types import BOOL, I64, TensorType, Type, tensor
 
 NO_LIMIT = 1 << 31
 """From here on a trip count only says that another condition ends the loop."""
+SAMPLED = 4
+"""Iterations of which the sizes are compared before those of all are taken to be equal."""
 UNROLL_TRIPS = 64
 UNROLL_NODES = 2048
 """The most iterations and nodes of a loop that is unrolled because it cannot stay one."""
@@ -63,8 +67,9 @@ def if_(c: Lowering) -> list[Value]:
             raise Unsupported("the branches give sequences of different lengths")
         return made
 
+    test = condition(c, c.x())
     try:
-        results = iter(c.builder.add("if_", [condition(c, c.x())], {}, c.origin, if_types, regions).results)
+        results = iter(c.builder.add("if_", [test], {}, c.origin, lambda _: _joined(c, test, made), regions).results)
     except BaseException:
         for region in made:
             region.clear()
@@ -76,6 +81,34 @@ def if_(c: Lowering) -> list[Value]:
             raise Unsupported("the branches give an empty sequence")
         out.append(xs[0] if form is None else make(c, xs, c.dtype(xs[0])))
     return out
+
+
+def _joined(c: Lowering, test: Value, branches: Sequence[Graph]) -> list[Type]:
+    """The types of what an If gives. Sizes that differ between its branches are chosen by its condition beforehand."""
+    inside = {s for region in branches for node in region.walk() for s in made_inside(node)}
+    out: list[Type] = []
+    for a, b in zip(*(region.outputs for region in branches), strict=True):
+        s, t = c.tensor_type(a), c.tensor_type(b)
+        open_ = [i for i, (x, y) in enumerate(zip(s.dims, t.dims, strict=False)) if equal(x, y) is not True]
+        if s.dtype != t.dtype or s.rank != t.rank:
+            raise Unsupported(f"one branch gives {s}, the other {t}")
+        if any(found in inside for i in open_ for found in symbols_in((s.dims[i], t.dims[i]))):
+            raise Unsupported(f"one branch gives {s}, the other {t}, and the sizes are known only inside them")
+        dims = list(s.dims)
+        if open_:
+            sizes = [c.of_dims([dims_[i] for i in open_]) for dims_ in (s.dims, t.dims)]
+            chosen = c.sizes(c.emit("where", c.reshape(test, (1,)), *sizes), "the sizes of a branch's result")
+            for i, d in zip(open_, chosen, strict=True):
+                dims[i] = d
+        out.append(TensorType(s.dtype, tuple(dims)))
+    return out
+
+
+def made_inside(node: Node) -> Iterator[Symbol]:
+    """The symbols that a node of a region makes, or numbers iterations with."""
+    yield from made_symbols(node)
+    if node.op == "loop":
+        yield from symbols_in(node.attrs["iteration"])
 
 
 def give(region: Graph, values: Sequence[Value]) -> None:
@@ -132,25 +165,33 @@ def _rolled(
     with b.inside(region):
         carried = [region.add_input(v.name, c.tensor_type(v)) for v in initial]
         more, following, rows = body(iteration, carried)
+        following, rows = [_settled(c, v, iteration) for v in following], [_settled(c, v, iteration) for v in rows]
+        _check_limits(region, iteration, trip)
         conditional = starts is None or known_truth(c, more) is not True
-        operands = list(initial)
         for v in following:
             if not isinstance(v.type, TensorType):
                 raise Unsupported(f"the carried value %{v.name} is {v.type}, not a tensor")
+        counted = conditional and any(wanted)
+        if counted:
+            if trip is None:
+                raise Unsupported("a loop without a limit gives rows, and how many is known only when it ends")
+            region.add_input("count", tensor(I64))
+            following = [*following, c.of_dims([iteration + 1], scalar=True)]
         if conditional:
-            if any(wanted):
-                raise Unsupported("how many rows the loop gives is known only when its condition ends it")
-            first = c.constant(np.array(True)) if go_on is None else condition(c, go_on)
-            operands.append(first)
-            region.add_input("condition", first.type)
+            test = tensor(BOOL) if go_on is None else condition(c, go_on).tensor
+            region.add_input("condition", test)
             more = c.constant(np.array(True)) if more is None else condition(c, more)
-            following = [*following, c.reshape(more, c.shape(first))]
+            following = [*following, c.reshape(more, test.dims)]
         give(region, [*following, *(v for v, use in zip(rows, wanted, strict=True) if use)])
         for before, after in zip(region.inputs, region.outputs, strict=False):
             if not same_type(before.type, after.type):
                 raise Unsupported(
                     f"the carried value %{before.name} is {before.type} before an iteration and {after.type} after it"
                 )
+
+    operands = [*initial, *([c.constant(np.array(0))] if counted else [])]
+    if conditional:
+        operands.append(c.constant(np.array(True)) if go_on is None else go_on)
 
     def adopt(node: Node) -> list[Graph]:
         region.parent = node
@@ -163,8 +204,35 @@ def _rolled(
         region.clear()
         raise
     count = len(initial)
-    stacked = iter(results[count + conditional :])
+    rows = results[count + counted + conditional :]
+    if counted:
+        done = c.size(results[count], "the number of iterations", 0, trip if isinstance(trip, int) else None)
+        rows = [c.slice(v, 0, 0, done) for v in rows]
+    stacked = iter(rows)
     return [*results[:count], *(next(stacked) if use else None for use in wanted)]
+
+
+def _settled(c: Lowering, value: Value, iteration: Dim) -> Value:
+    """A value of a body without the number of the iteration in its sizes, where these look the same in the first ones;
+    a run checks that they are in all."""
+    t, symbol = value.type, as_symbol(iteration)
+    if symbol is None or not isinstance(t, TensorType) or t.shape is None or symbol not in symbols_in(t):
+        return value
+    shapes = [tuple(substitute(d, {symbol.name: i}) for d in t.shape) for i in range(SAMPLED)]
+    if any(shape != shapes[0] for shape in shapes):
+        raise Unsupported(f"%{value.name} is {t}, which changes with the iteration {symbol}")
+    return c.reshape(value, shapes[0])
+
+
+def _check_limits(region: Graph, iteration: Dim, trip: Dim | None) -> None:
+    symbol = as_symbol(iteration)
+    assert symbol is not None
+    ends: Ends = {symbol.name: (0, None if trip is None else trip - 1)}
+    for node in region.walk():
+        for v in node.results:
+            if isinstance(v.type, TensorType) and v.type.shape is not None and symbol in symbols_in(v.type):
+                if extreme(product(v.type.shape), ends, True) is None:
+                    raise Unsupported(f"%{v.name} is {v.type}, of which no limit is known before the loop runs")
 
 
 def _unrolled(
@@ -197,10 +265,15 @@ def loop(c: Lowering) -> list[Value | None]:
     if any(v is None for v in given):
         raise Unsupported("a carried value has no initial one")
     initial = [v for v in given if v is not None]
-    limit = c.opt(0)
+    limit, go_on = c.opt(0), c.opt(1)
     trip: Dim | None = None
     if limit is not None:
-        (trip,) = c.dims(limit, "the trip count")
+        if go_on is not None and known_truth(c, go_on) is None and _going_on(graph):
+            one, go_on = c.reshape(condition(c, go_on), ()), None
+            limit = c.emit("where", one, c.reshape(limit, ()), c.number(0, limit))
+        if not c.is_known(limit):
+            limit = c.emit("max", limit, c.number(0, limit))
+        trip = c.size(limit, "the trip count")
         trip = None if isinstance(trip, int) and trip >= NO_LIMIT else trip if _positive(trip) else dim_max(trip, 0)
     count = len(initial)
     same, grown = _unchanged(graph, count), _appended(graph, initial)
@@ -219,7 +292,7 @@ def loop(c: Lowering) -> list[Value | None]:
         return more, [v for i, v in enumerate(following) if i not in same and i not in grown], [*added, *rows]
 
     def rolled() -> list[Value | None]:
-        found = iter(_rolled(c, trip, c.opt(1), moving, body, [*[True] * len(grown), *wanted]))
+        found = iter(_rolled(c, trip, go_on, moving, body, [*[True] * len(grown), *wanted]))
         ends = {i: next(found) for i, _ in numbered if i not in same and i not in grown}
         for i in grown:
             rows = next(found)
@@ -228,7 +301,7 @@ def loop(c: Lowering) -> list[Value | None]:
         return [*(v if i in same else ends[i] for i, v in numbered), *found]
 
     numbered = list(enumerate(initial))
-    return _or_unrolled(c, trip, c.opt(1), rolled, lambda times: _unrolled(c, times, initial, run, wanted))
+    return _or_unrolled(c, trip, go_on, rolled, lambda times: _unrolled(c, times, initial, run, wanted))
 
 
 def _appended(graph: GraphProto, initial: Sequence[Value]) -> list[int]:
@@ -245,6 +318,18 @@ def _appended(graph: GraphProto, initial: Sequence[Value]) -> list[int]:
     return out
 
 
+def _going_on(graph: GraphProto) -> bool:
+    """Whether a body hands its condition on as it is, so that only the first one counts."""
+    name, copies = graph.output[0].name, _copies(graph)
+    for _ in copies:
+        name = copies.get(name, name)
+    return len(graph.input) > 1 and name == graph.input[1].name
+
+
+def _copies(graph: GraphProto) -> dict[str, str]:
+    return {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Identity" and not n.domain}
+
+
 def _positive(d: Dim) -> bool:
     low = bounds(d)[0]
     return low is not None and low >= 0
@@ -252,7 +337,7 @@ def _positive(d: Dim) -> bool:
 
 def _unchanged(graph: GraphProto, count: int) -> set[int]:
     """The carried values that a body hands on as they are."""
-    copies = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Identity" and not n.domain}
+    copies = _copies(graph)
     out = set()
     for i in range(count):
         if 1 + i >= len(graph.output) or 2 + i >= len(graph.input):
@@ -263,86 +348,3 @@ def _unchanged(graph: GraphProto, count: int) -> set[int]:
         if name == graph.input[2 + i].name:
             out.add(i)
     return out
-
-
-# -- scans -------------------------------------------------------------------------------------------------------------
-
-
-def element(c: Lowering, x: Value, axis: int, at: Dim) -> Value:
-    """x[..., at, ...] along `axis`, which goes."""
-    shape = c.shape(x)
-    return c.reshape(c.slice(x, axis, at, 1), (*shape[:axis], *shape[axis + 1 :]))
-
-
-def _lengths(c: Lowering, xs: Sequence[Value], axes: Sequence[int]) -> Dim:
-    sizes = [c.shape(x)[axis] for x, axis in zip(xs, axes, strict=True)]
-    return next((s for s in sizes if isinstance(s, int)), sizes[0])
-
-
-@lowers("Scan", first=8)
-def scan(c: Lowering) -> list[Value | None]:
-    if c.opset < 9:
-        return _scan_batches(c)
-    graph, count = c.graph("body"), c.attr_int("num_scan_inputs")
-    given = [c.x(i) for i in range(len(c.inputs))]
-    initial, xs = given[: len(given) - count], given[len(given) - count :]
-    outputs = len(graph.output) - len(initial)
-    axes = [c.axis(a, c.rank(x)) for a, x in zip(c.attr_ints("scan_input_axes", (0,) * count), xs, strict=True)]
-    backwards = c.attr_ints("scan_input_directions", (0,) * count)
-    trip = _lengths(c, xs, axes)
-
-    def body(iteration: Dim, carried: Sequence[Value]) -> tuple[Value | None, list[Value], list[Value]]:
-        parts = [
-            element(c, x, axis, trip - 1 - iteration if back else iteration)
-            for x, axis, back in zip(xs, axes, backwards, strict=True)
-        ]
-        out = c.scope.inner(graph, [*carried, *parts], c.origin)
-        return None, out[: len(initial)], out[len(initial) :]
-
-    wanted = [c.wants(len(initial) + i) for i in range(outputs)]
-    found = loop_over(c, trip, None, initial, body, wanted)
-    rows: list[Value | None] = []
-    for i, v in enumerate(found[len(initial) :]):
-        if v is not None:
-            to = c.axis(c.attr_ints("scan_output_axes", (0,) * outputs)[i], c.rank(v))
-            if c.attr_ints("scan_output_directions", (0,) * outputs)[i]:
-                v = _reversed(c, v)
-            order = list(range(1, c.rank(v)))
-            v = c.transpose(v, [*order[:to], 0, *order[to:]])
-        rows.append(v)
-    return [*found[: len(initial)], *rows]
-
-
-def _reversed(c: Lowering, x: Value) -> Value:
-    shape = c.shape(x)
-    starts, steps = (shape[0] - 1, *[0] * (len(shape) - 1)), (-1, *[1] * (len(shape) - 1))
-    return c.emit("slice", x, starts=starts, sizes=shape, steps=steps)
-
-
-def _scan_batches(c: Lowering) -> list[Value | None]:
-    """Every state and input has a batch axis in front, and the scan axis after it."""
-    if c.opt(0) is not None:
-        raise Unsupported("its sequences have lengths of their own")
-    graph, count = c.graph("body"), c.attr_int("num_scan_inputs")
-    given = [c.x(i) for i in range(1, len(c.inputs))]
-    states = len(given) - count
-    backwards = c.attr_ints("directions", (0,) * count)
-    trip = _lengths(c, given[states:], [1] * count)
-    wanted = [c.wants(i) for i in range(len(graph.output))]
-
-    def one(batch: Dim, _: Sequence[Value]) -> tuple[Value | None, list[Value], list[Value]]:
-        parts = [element(c, x, 0, batch) for x in given]
-
-        def body(iteration: Dim, carried: Sequence[Value]) -> tuple[Value | None, list[Value], list[Value]]:
-            rows = [
-                element(c, x, 0, trip - 1 - iteration if back else iteration)
-                for x, back in zip(parts[states:], backwards, strict=True)
-            ]
-            out = c.scope.inner(graph, [*carried, *rows], c.origin)
-            return None, out[:states], out[states:]
-
-        found = loop_over(c, trip, None, parts[:states], body, [True] * (len(graph.output) - states))
-        return None, [], [v for v in found if v is not None]
-
-    batches = _lengths(c, given, [0] * len(given))
-    return loop_over(c, batches, None, [], one, wanted)

@@ -43,7 +43,8 @@ define(
 
 
 def if_types(node: Node) -> list[Type]:
-    """The result types of an `if_` from its regions. Raises InferenceError where they differ."""
+    """The result types of an `if_` from its regions. Raises InferenceError where these differ; where they differ in a
+    size, types that leave it to a symbol may be given instead."""
     first, second = ([v.type for v in region.outputs] for region in node.regions)
     if len(first) != len(second):
         raise InferenceError(f"the branches give {len(first)} and {len(second)} results")
@@ -82,7 +83,7 @@ def fault(node: Node) -> str | None:
     if node.op == "if_":
         if len(node.regions) != 2 or any(region.inputs for region in node.regions):
             return "an if_ has two regions without inputs"
-        return _condition_fault(node.operand(0).type) or _types_fault(node, if_types)
+        return _condition_fault(node.operand(0).type) or _branches_fault(node)
     if len(node.regions) != 1:
         return f"a loop has one region, not {len(node.regions)}"
     body, attrs = node.regions[0], node.attrs
@@ -105,6 +106,23 @@ def _fits(a: Type | None, b: Type) -> bool:
 def _condition_fault(t: Type) -> str | None:
     one = isinstance(t, TensorType) and t.dtype == BOOL and t.shape is not None and equal(t.size, 1) is True
     return None if one else f"a condition is one bool, not {t}"
+
+
+def _branches_fault(node: Node) -> str | None:
+    for region in node.regions:
+        if len(region.outputs) != len(node.results):
+            return f"a branch gives {len(region.outputs)} values, the node has {len(node.results)} results"
+        for v, result in zip(region.outputs, node.results, strict=True):
+            if not _may_be(v.type, result.type):
+                return f"%{result.name} is {result.type}, a branch gives {v.type}"
+    return None
+
+
+def _may_be(a: Type, b: Type) -> bool:
+    if not (isinstance(a, TensorType) and isinstance(b, TensorType)) or a.shape is None or b.shape is None:
+        return False
+    shapes = zip(a.shape, b.shape, strict=False)
+    return a.dtype == b.dtype and a.rank == b.rank and all(equal(x, y) is not False for x, y in shapes)
 
 
 def _types_fault(node: Node, types: object) -> str | None:
