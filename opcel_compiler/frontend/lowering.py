@@ -45,9 +45,13 @@ def lowers(*op_types: str, domain: str = "", first: int = 7, last: int = 1 << 30
 
 
 IDLE = frozenset(
-    "consumed_inputs hidden_size kernel_shape momentum noop_with_empty_axes num_outputs ratio seed".split()
+    (
+        "consumed_inputs hidden_size inputdimensions kernel_shape momentum multi_class nodes_hitrates "
+        "nodes_hitrates_as_tensor noop_with_empty_axes num_outputs ratio seed"
+    ).split()
 )
-"""Attributes that a lowering need not look at: shapes say the same, only training reads them, or no axes are empty."""
+"""Attributes that a lowering need not look at: shapes say the same, only training reads them, or no axes are empty, or
+they are statistics."""
 
 
 def _default(node: NodeProto, opset: int, name: str) -> AttributeProto | None:

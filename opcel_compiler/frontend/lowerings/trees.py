@@ -144,7 +144,7 @@ def _parts(made: Layout, rows: Dim) -> Dim:
     """Into how many parts the trees are divided: only where there are few rows to share out."""
     steps = int(made.trees[:, 3].sum())
     most = max(1, min(TASKS, len(made.trees) // 8, steps // PART_STEPS))
-    return dim_max(1, dim_min(most, floordiv(TASKS, dim_max(1, ceildiv(rows, 64))))) if most > 1 else 1
+    return dim_max(1, dim_min(most, floordiv(TASKS, dim_max(1, ceildiv(rows, 24))))) if most > 1 else 1
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

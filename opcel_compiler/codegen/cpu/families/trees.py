@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from opcel_compiler.codegen.cpu.expressions import CTYPES
 from opcel_compiler.codegen.cpu.unit import KernelUnit
-from opcel_compiler.ir.dims import ceildiv
+from opcel_compiler.ir.dims import ceildiv, dim_max, dim_min
 from opcel_compiler.ir.program import Kernel
 from opcel_compiler.ir.types import DTYPES
 from opcel_compiler.targets.schema import Target
@@ -13,6 +13,8 @@ ROWS = 12
 """Rows that go through a tree at once."""
 TASK_STEPS = 1 << 16
 """Steps through trees of one task: about 40 microseconds."""
+TASKS = 16
+"""Into how many tasks rows are divided at least, where there are enough."""
 
 
 def emit_trees(kernel: Kernel, target: Target) -> KernelUnit:
@@ -26,7 +28,8 @@ def emit_trees(kernel: Kernel, target: Target) -> KernelUnit:
     count, parts = trees.shape[0], y.shape[0]
     (features,) = x.shape[1:]
     assert isinstance(features, int) and isinstance(count, int)
-    rows_per_task = min(960, max(60, TASK_STEPS // max(1, count * 8) // ROWS * ROWS))
+    most = min(960, max(60, TASK_STEPS // max(1, count * 8) // ROWS * ROWS))
+    rows_per_task = dim_min(most, dim_max(2 * ROWS, ROWS * ceildiv(x.shape[0], TASKS * ROWS)))
     unit.tasks = ceildiv(x.shape[0], rows_per_task) * parts
     node, read, value = "WideNode" if nodes.dtype == DTYPES["u64"] else "NarrowNode", CTYPES[x.dtype], CTYPES[y.dtype]
     fields = [

@@ -1,0 +1,119 @@
+"""ai.onnx.ml's preparation of features, linear models and support vector regression against ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx_harness import interpret, reference, same
+
+from opcel_compiler.frontend.importer import import_model
+from opcel_compiler.ir.verify import verify
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((5, 4)).astype(np.float32)
+FLAWED = np.where(RNG.random((5, 4)) < 0.3, np.float32(np.nan), X)
+WHOLE = RNG.integers(0, 5, (5, 4))
+F, I = TensorProto.FLOAT, TensorProto.INT64  # noqa: E741
+
+
+def build(
+    op_type: str, feeds: dict[str, np.ndarray], kinds: tuple[int, ...], attrs: dict[str, Any], opset: int = 3
+) -> onnx.ModelProto:
+    names = ["y", "z"][: len(kinds)]
+    node = helper.make_node(op_type, list(feeds), names, name="it", domain="ai.onnx.ml", **attrs)
+    given = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()
+    ]
+    wanted = [helper.make_tensor_value_info(n, k, None) for n, k in zip(names, kinds, strict=True)]
+    graph = helper.make_graph([node], "g", given, wanted)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", opset)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+CASES: list[tuple[str, dict[str, np.ndarray], tuple[int, ...], dict[str, Any]]] = [
+    ("ArrayFeatureExtractor", {"x": X, "i": np.array([[3, 0]])}, (F,), {}),
+    ("ArrayFeatureExtractor", {"x": X[0], "i": np.array([2, 1, 1])}, (F,), {}),
+    ("ArrayFeatureExtractor", {"x": WHOLE, "i": np.array([2])}, (I,), {}),
+    ("Binarizer", {"x": X}, (F,), {"threshold": 0.25}),
+    ("Scaler", {"x": X}, (F,), {"offset": [0.5], "scale": [2.0]}),
+    ("Scaler", {"x": X}, (F,), {"offset": [0.5, 1.0, -1.0, 0.0], "scale": [1.0, 2.0, 3.0, 4.0]}),
+    ("Scaler", {"x": WHOLE}, (F,), {"offset": [0.5], "scale": [2.0]}),
+    ("Imputer", {"x": FLAWED}, (F,), {"imputed_value_floats": [1.0, 2.0, 3.0, 4.0], "replaced_value_float": np.nan}),
+    ("Imputer", {"x": WHOLE}, (I,), {"imputed_value_int64s": [7], "replaced_value_int64": 2}),
+    *(("Normalizer", {"x": x}, (F,), {"norm": n}) for n in ("L1", "L2") for x in (X, WHOLE * (WHOLE[:, :1] > 1))),
+    ("Normalizer", {"x": np.abs(X)}, (F,), {"norm": "MAX"}),
+    ("FeatureVectorizer", {"x": X, "w": WHOLE.astype(np.float32)}, (F,), {"inputdimensions": [4, 4]}),
+    ("OneHotEncoder", {"x": WHOLE}, (F,), {"cats_int64s": [3, 1, 4]}),
+    ("OneHotEncoder", {"x": WHOLE[0].astype(np.float32)}, (F,), {"cats_int64s": [3, 1, 4]}),
+    ("LabelEncoder", {"x": WHOLE}, (F,), {"keys_int64s": [3, 1], "values_floats": [0.5, 2.0], "default_float": 9.0}),
+    ("LabelEncoder", {"x": WHOLE}, (I,), {"keys_int64s": [3, 1, 4], "values_int64s": [30, 10, 40]}),
+    (
+        "LabelEncoder", {"x": np.where(WHOLE == 1, np.nan, WHOLE).astype(np.float32)}, (F,),
+        {"keys_floats": [3.0, float("nan")], "values_floats": [0.5, 2.0]},
+    ),
+    *(
+        (
+            "LinearRegressor", {"x": X}, (F,),
+            {"coefficients": c, "intercepts": b, "targets": len(b), "post_transform": p},
+        )
+        for p in ("NONE", "SOFTMAX", "LOGISTIC") for c, b in (([0.1, 0.2, 0.3, -0.4] * 2, [0.5, -0.5]),)
+    ),
+    *(
+        (
+            "LinearClassifier", {"x": X}, (I, F),
+            {"coefficients": (np.arange(4 * n) * 0.1 - 0.2).tolist(), "intercepts": [0.1] * n,
+             "classlabels_ints": [5, 6, 7][: max(n, 2)], "post_transform": p, "multi_class": n > 1},
+        )
+        for p in ("NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO", "PROBIT") for n in (1, 2, 3)
+        if n > 1 or p in ("NONE", "LOGISTIC")
+    ),
+    *(
+        (
+            "SVMRegressor", {"x": X}, (F,),
+            {"kernel_type": k, "kernel_params": [0.3, 0.5, 3.0], "coefficients": [0.5, -1.0, 2.0], "n_supports": 3,
+             "support_vectors": RNG.standard_normal(12).tolist(), "rho": [0.25], "one_class": one},
+        )
+        for k in ("LINEAR", "POLY", "RBF", "SIGMOID") for one in (0, 1)
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("op_type", "feeds", "kinds", "attrs"), CASES, ids=[f"{i}-{c[0]}" for i, c in enumerate(CASES)]
+)
+def test_against_onnxruntime(
+    op_type: str, feeds: dict[str, np.ndarray], kinds: tuple[int, ...], attrs: dict[str, Any]
+) -> None:
+    model = build(op_type, feeds, kinds, attrs)
+    imported = import_model(model)
+    verify(imported.graph)
+    assert not imported.foreign, imported.foreign[0].attrs["reason"]
+    same(interpret(imported, feeds), reference(model, feeds), 1e-5, 1e-5)
+
+
+def test_label_encoder_of_tensors() -> None:
+    tensors = {"keys": np.int64([3, 1]), "values": np.float64([0.5, 2]), "default": np.float64([7])}
+    attrs = {k: numpy_helper.from_array(v, k) for k, v in tensors.items()}
+    attrs = {f"{k}_tensor": v for k, v in attrs.items()}
+    imported = import_model(build("LabelEncoder", {"x": WHOLE}, (TensorProto.DOUBLE,), attrs, opset=4))
+    (y,) = interpret(imported, {"x": WHOLE})
+    np.testing.assert_array_equal(y, np.select([WHOLE == 3, WHOLE == 1], [0.5, 2.0], 7.0))
+
+
+@pytest.mark.parametrize(
+    ("op_type", "attrs", "reason"),
+    [
+        ("OneHotEncoder", {"cats_int64s": [1], "zeros": 0}, "zeros=0"),
+        ("OneHotEncoder", {"cats_strings": ["a"]}, "its categories are strings"),
+        ("LabelEncoder", {"keys_int64s": [1], "values_strings": ["a"]}, "its values are strings"),
+        ("LinearClassifier", {"coefficients": [1.0] * 4, "classlabels_strings": ["a", "b"]}, "its labels are strings"),
+    ],
+)
+def test_what_stays_opaque(op_type: str, attrs: dict[str, Any], reason: str) -> None:
+    kinds = (I, F) if op_type == "LinearClassifier" else (F,)
+    imported = import_model(build(op_type, {"x": WHOLE}, kinds, attrs))
+    assert reason in imported.foreign[0].attrs["reason"]
