@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opcel_compiler.errors import OpcelError
+from opcel_compiler.frontend.exporter import export_model
 from opcel_compiler.frontend.importer import Imported, import_model
-from opcel_compiler.frontend.limits import ModelError
+from opcel_compiler.frontend.limits import ExportError, ModelError
 from opcel_compiler.frontend.proto_types import DimValue
 from opcel_compiler.ir.analysis import flops, made_symbols
 from opcel_compiler.ir.dims import Dim, as_symbol, symbols_of
@@ -123,8 +124,11 @@ def prepare(
         else:
             work.native_flops = work.native_flops + flops(node)
     try:
+        if any(node.op == "read_dims" for node in work.graph.nodes):
+            for region in work.regions:
+                export_model(region)  # a region cannot be given a size that no tensor of it carries
         work.program = lower(work.graph)
-    except LoweringError as error:
+    except (LoweringError, ExportError) as error:
         if description.codegen != "cpu" or specs:
             raise
         work.whole = str(error)

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from benchmarks.conformance.cases import Case
 from benchmarks.conformance.judge import wrong
 
-TYPE_ONLY = {"Constant", "EyeLike", "RandomNormalLike", "RandomUniformLike", "Shape", "Size"}
+TYPE_ONLY = {"Constant", "EyeLike", "OptionalHasElement", "RandomNormalLike", "RandomUniformLike", "Shape", "Size"}
 """Operators that read no element of their inputs: known when the model is compiled, and native all the same."""
 ENGINES = ("opcel", "ort", "openvino")
 

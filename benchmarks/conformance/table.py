@@ -128,7 +128,7 @@ def markdown(rows: Sequence[Row]) -> str:
         "benchmarks/results/conformance.json --markdown docs/conformance.md`.",
         "",
         "- **native**: right, by generated code alone: no region in ONNX Runtime, and the tested operator was computed",
-        "  when the model ran. Operators that read no element of an input (Constant, Shape, Size, EyeLike) are known",
+        "  when the model ran. Operators that read no element of an input (Constant, Shape, EyeLike ...) are known",
         "  when the model is compiled, and count as native.",
         "- **folded**: right, but no input is read although the operator would read one.",
         "- **fallback**: right, with at least one node in ONNX Runtime.",
