@@ -24,7 +24,8 @@ RULE = "fold"
 
 @dataclass(frozen=True)
 class FoldConstants(Pass):
-    """A result is kept when it has at most `max_bytes`, or at most `max_growth` times the bytes of its operands."""
+    """A result is kept when it has at most `max_bytes`, or at most `max_growth` times the bytes of its operands; four
+    times for a dequantization, as what multiplies by weights wants them constant."""
 
     name: ClassVar[str] = "fold-constants"
     summary: ClassVar[str] = "evaluate nodes whose operands are all constants"
@@ -44,7 +45,8 @@ class FoldConstants(Pass):
     def _too_large(self, node: Node) -> str | None:
         given = sum(v.constant.nbytes for v in node.operands if v is not None and v.constant is not None)
         made = sum((v.tensor.dtype.bits * int(np.prod(v.tensor.static_shape)) + 7) // 8 for v in node.results)
-        limit = max(self.max_bytes, self.max_growth * given)
+        growth = max(self.max_growth, 4) if node.op == "dequantize" else self.max_growth
+        limit = max(self.max_bytes, growth * given)
         return f"the result has {made} bytes, more than {limit}" if made > limit else None
 
 

@@ -17,7 +17,7 @@ from opcel_compiler.ir.ops.control import nested
 from opcel_compiler.ir.outline import move_into_region
 from opcel_compiler.ir.types import F32, TensorType
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
-from opcel_compiler.targets.kernels import kernel_table
+from opcel_compiler.targets.cpu.lanes import in_lanes, lane_node
 
 EPILOGUE_ANCHORS = frozenset({"conv", "matmul"})
 ROW_ANCHORS = frozenset({"softmax", "log_softmax", "layer_norm", "rms_norm"})
@@ -75,9 +75,8 @@ def _f32(node: Node) -> bool:
 
 
 def _vector(node: Node) -> bool:
-    """Whether an anchor's kernel can take in `node`: f32, with a form on vectors."""
-    row = kernel_table().elementwise.get(node.op)
-    return _f32(node) and row is not None and row.vector is not None
+    """Whether an anchor's kernel can take in `node`: it has a form on lanes of f32."""
+    return all(v is None or isinstance(v.type, TensorType) for v in node.operands) and lane_node(node)
 
 
 def _last_axis(node: Node) -> bool:
@@ -99,7 +98,9 @@ def _is_vector(t: TensorType, like: TensorType, axis: int) -> bool:
 
 def _extra_fits(value: Value, anchor: Node) -> bool:
     """Whether a kernel of this anchor can read `value` beside its result."""
-    if not isinstance(value.type, TensorType) or value.type.dtype != F32:
+    if not isinstance(value.type, TensorType) or not in_lanes(value.type.dtype):
+        return False
+    if value.type.dtype != F32 and anchor.op not in ROW_ANCHORS:
         return False
     like = anchor.result.tensor
     if same_shape(value.type, like) or value.type.size == 1:
@@ -129,10 +130,10 @@ def _live_out(group: Sequence[Node]) -> list[Value]:
 
 
 def _grow_down(group: list[Node], taken: set[Node], limit: int) -> list[Node]:
-    """The largest extension of `group` by elementwise users that leaves one value alive."""
+    """The largest extension of `group` by elementwise users that leaves one value alive, in f32 if it has an anchor."""
     best = list(group)
     current = list(group)
-    last = group[-1]
+    alone, last = all(map(_elementwise, group)), group[-1]
     node = last._next
     steps = 0
     frontier = {n.result for n in group}
@@ -141,7 +142,7 @@ def _grow_down(group: list[Node], taken: set[Node], limit: int) -> list[Node]:
             if _fits(node, current):
                 current.append(node)
                 frontier.add(node.result)
-                if len(_live_out(current)) == 1:
+                if len(alive := _live_out(current)) == 1 and (alone or alive[0].tensor.dtype == F32):
                     best = list(current)
             steps += 1
         if not any(isinstance(u, Node) and u not in current for v in frontier for u, _ in v.uses):

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from opcel_compiler.ir.graph import Node
 from opcel_compiler.ir.types import DType, TensorType
 from opcel_compiler.targets.constraints import Constraint
 from opcel_compiler.targets.kernels import kernel_table
 
-ARITHMETIC = frozenset("f32 f64 i8 i16 i32 i64 u8 u16 u32 u64 bool".split())
+PLAIN = frozenset("f32 f64 i8 i16 i32 i64 u8 u16 u32 u64 bool".split())
 """The element types that C++ has itself."""
 
 GROUPS: dict[str, Callable[[DType], bool]] = {
     "any": lambda d: d.kind != "s",
     "arithmetic": lambda d: d.kind in "fiub",
     "floats": lambda d: d.kind == "f",
+    "plain": lambda d: d.name in PLAIN,
 }
 """The groups of element types that the kernel table names."""
+
+
+def accepts(allowed: Iterable[str], dtype: DType) -> bool:
+    """Whether `dtype` is among the types and groups of types that the kernel table lists."""
+    return any(GROUPS[name](dtype) if name in GROUPS else name == dtype.name for name in allowed)
 
 
 def cpu_constraints() -> tuple[Constraint, ...]:
@@ -62,7 +68,7 @@ def element_type(node: Node) -> str | None:
         if not isinstance(v.type, TensorType):
             continue
         dtype = v.type.dtype
-        if not any(GROUPS[name](dtype) if name in GROUPS else name == dtype.name for name in allowed):
+        if not accepts(allowed, dtype):
             return f"%{v.name} is {dtype}; {node.op} takes {', '.join(allowed)}"
     return None
 
@@ -121,7 +127,7 @@ def scatter(node: Node) -> str | None:
     if indices.dtype.name not in ("i32", "i64"):
         return f"the indices are {indices.dtype}"
     joins = node.attrs["reduction"] != "none"
-    return f"%{node.operand(0).name} is {x.dtype}" if joins and x.dtype.name not in ARITHMETIC - {"bool"} else None
+    return f"%{node.operand(0).name} is {x.dtype}" if joins and x.dtype.name not in PLAIN - {"bool"} else None
 
 
 def batch_axes(node: Node) -> str | None:

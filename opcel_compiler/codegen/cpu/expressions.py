@@ -9,11 +9,11 @@ import numpy as np
 
 from opcel_compiler.ir.dims import Call, Dim, Expr, Symbol
 from opcel_compiler.ir.encodings import Constant
-from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.graph import Node, Value
 from opcel_compiler.ir.ops.elementwise import saturates
 from opcel_compiler.ir.ops.quant import integer_range
 from opcel_compiler.ir.program import View
-from opcel_compiler.ir.types import BOOL, DTYPES, F32, F64, I32, DType
+from opcel_compiler.ir.types import BOOL, DTYPES, F32, F64, DType
 from opcel_compiler.targets.kernels import kernel_table
 
 CTYPES: dict[DType, str] = {
@@ -79,8 +79,8 @@ def literal(value: float | int | bool, dtype: DType) -> str:
 def _operator(node: Node, args: list[str], vector: bool) -> str:
     """The C++ expression of one elementwise node."""
     entry = kernel_table().elementwise[node.op]
-    if node.op in WRITTEN:
-        return WRITTEN[node.op](node, args, vector)
+    if node.op in _WRITTEN:
+        return _WRITTEN[node.op](node, args, vector)
     if vector and node.op in ("min", "max"):
         constant = next((i for i, v in enumerate(node.operands) if v is not None and v.constant is not None), None)
         if constant is not None:
@@ -130,8 +130,7 @@ def _dequantize(node: Node, args: list[str], vector: bool) -> str:
     return f"({x} - {zero[0]}) * {scale}" if zero else f"{x} * {scale}"
 
 
-WRITTEN = {"cast": _cast, "quantize": _quantize, "dequantize": _dequantize}
-"""Elementwise operators whose C++ depends on more than their operands."""
+_WRITTEN = {"cast": _cast, "quantize": _quantize, "dequantize": _dequantize}
 
 
 def _attribute(value: object, vector: bool, dtype: DType) -> str:
@@ -147,46 +146,6 @@ def _attribute(value: object, vector: bool, dtype: DType) -> str:
 
 ROUNDED = frozenset({"neg", "abs", "relu", "min", "max", "where", "floor", "ceil", "round", "sign", "quantize"})
 """Operators whose results on values of a dtype are values of it, or that round by themselves."""
-CHOICES = frozenset({"min", "max", "where", "equal", "less", "less_equal", "cast", "quantize", "dequantize"})
-"""Operators that work on lanes of f32 which stand for integers."""
-
-
-def _in_lanes(dtype: DType) -> bool:
-    """Whether f32 holds every value of `dtype`, so that it can be computed in lanes of f32 (booleans: in masks)."""
-    return dtype == BOOL or (dtype.is_float and dtype.bits <= 32) or (dtype.is_integer and dtype.bits <= 16)
-
-
-def _read_rounded(value: Value) -> bool:
-    """Whether `value` comes from memory in i32 and every user would round it to f32, as a load of lanes does."""
-    users = [u for u, _ in value.uses]
-    return (
-        value.producer is None
-        and value.tensor.dtype == I32
-        and all(isinstance(u, Node) and u.op in ("cast", "dequantize") and u.result.tensor.dtype == F32 for u in users)
-    )
-
-
-def lane_node(node: Node) -> bool:
-    """Whether an elementwise node has a form on lanes of f32."""
-    result = node.result.tensor.dtype
-    if node.op == "constant":
-        return _in_lanes(result)
-    dtypes = [F32 if _read_rounded(v) else v.tensor.dtype for v in node.operands if v is not None]
-    if not all(map(_in_lanes, (*dtypes, result))):
-        return False
-    if node.op == "cast":
-        return result == BOOL or (result.is_float and result.name != "f8e8m0")
-    if node.op in ("where", "equal") and BOOL in dtypes[node.op == "where" :]:
-        return False
-    if any(d.is_integer for d in (*dtypes, result)) and node.op not in CHOICES:
-        return False
-    return node.op in WRITTEN or kernel_table().elementwise[node.op].vector is not None
-
-
-def vectorizable(body: Graph) -> bool:
-    """Whether a body can be computed in lanes of f32, with masks for booleans, whatever it reads and writes."""
-    readable = (_in_lanes(v.tensor.dtype) or _read_rounded(v) for v in body.inputs)
-    return all(readable) and all(_in_lanes(v.tensor.dtype) for v in body.outputs) and all(map(lane_node, body.nodes))
 
 
 def lane_type(dtype: DType) -> str:

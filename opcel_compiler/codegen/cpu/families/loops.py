@@ -12,12 +12,12 @@ from opcel_compiler.codegen.cpu.expressions import (
     lane_store,
     lane_type,
     stored_type,
-    vectorizable,
 )
 from opcel_compiler.codegen.cpu.unit import MAX_TASK_WORK, KernelUnit
 from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, equal, floordiv, product
 from opcel_compiler.ir.graph import Value
 from opcel_compiler.ir.program import Kernel, View
+from opcel_compiler.targets.cpu.lanes import vectorizable
 from opcel_compiler.targets.schema import Target
 
 
