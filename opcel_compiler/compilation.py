@@ -19,6 +19,7 @@ from opcel_compiler.ir.program import Program
 from opcel_compiler.ir.types import TensorType
 from opcel_compiler.report.sketch import Sketch, graph_sketch
 from opcel_compiler.rewrite.context import PassContext
+from opcel_compiler.rewrite.driver import optimizable
 from opcel_compiler.rewrite.instruments import Counters, Instrument, Timing
 from opcel_compiler.rewrite.pipeline import PassManager, Pipeline
 from opcel_compiler.schedule.carry import stuck_boundary, stuck_in, stuck_node
@@ -63,6 +64,9 @@ class Compilation:
     sketch: Sketch = dataclasses.field(default_factory=dict)
     """The graph as it was imported."""
 
+    quantized: bool = False
+    """Whether the model rounds numbers to a grid."""
+
     @property
     def graph(self) -> Graph:
         return self.imported.graph
@@ -102,6 +106,7 @@ def prepare(
     work.dims = dict(dims or {})
     work.sketch = graph_sketch(imported.graph, imported.input_names)
     work.imported_nodes = len(work.graph)
+    work.quantized = any(n.op == "quantize" for n in optimizable(work.graph))
     constants = [v.constant for v in work.graph.values()]
     work.parameters = sum(int(data.array.size) for data in constants if data is not None and data.dtype.is_float)
     report("optimizing", 0, 0)

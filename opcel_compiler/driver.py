@@ -86,7 +86,7 @@ def compile(
     """
     if fallback not in FALLBACK_MODES:
         raise OpcelError(f"fallback is one of {', '.join(FALLBACK_MODES)}, not {fallback!r}")
-    bound = Bound.of(precision, max_error)
+    Bound.of(precision, max_error)
     report = progress or (lambda what, done, of: None)
     started = time.perf_counter()
     keep: tempfile.TemporaryDirectory[str] | None = None
@@ -105,6 +105,7 @@ def compile(
     )  # fmt: skip
     if not work.whole:
         check_bound(work.graph)
+    bound = Bound.of(precision, max_error, work.quantized)
     times = {"front": time.perf_counter() - started}
     with staged(place_at) as folder:
         _ = work.imported.model_hash  # reads the whole file

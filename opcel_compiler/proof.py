@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.dims import Dim, evaluate, symbols_of
 from opcel_compiler.ir.graph import Graph, Node, Value
-from opcel_compiler.ir.types import TensorType
+from opcel_compiler.ir.types import DType, TensorType, dtype_of
 
 Feeds = Mapping[str, np.ndarray]
 SIZES = ((3, 7, 5, 2, 11, 13), (2, 64, 96, 32, 128), (64,))
@@ -23,7 +24,8 @@ shapes and the reference allow."""
 
 
 BF16_NORM = 2e-2
-"""The relative L2 error that is allowed with products in bf16: ten roundings, of 2**-9 at most, all the same way."""
+"""The relative L2 error that is allowed with products in bf16: ten roundings, of 2**-9 at most, all the same way; and
+with numbers rounded to grids of 8 bits, whose steps are as large."""
 
 
 class ProofError(OpcelError):
@@ -42,18 +44,30 @@ class Bound:
     absolute: float = 1e-4
     relative: float = 1e-3
     norm: float = 1e-4
+    grid: bool = False
+    """Whether integers of 16 bits and less are on a grid that a real number was rounded to, and judged as it is."""
 
     @staticmethod
-    def of(precision: str, max_error: float | None = None) -> Bound:
+    def of(precision: str, max_error: float | None = None, quantized: bool = False) -> Bound:
         """The bound of an artifact. With products in bf16 (8 bits of precision, each operand rounded) the error is that
-        of the norm alone: a value near zero that is the difference of large ones has no relative precision.
+        of the norm alone: a value near zero that is the difference of large ones has no relative precision. So it is
+        for a model that quantizes: what lies between two steps of a grid may be rounded to either.
 
         `max_error` replaces the relative L2 error that is allowed. Raises OpcelError unless it is positive and finite.
         """
         if max_error is not None and not 0 < max_error < float("inf"):
             raise OpcelError(f"the largest error is a positive number, not {max_error}")
-        bound = Bound() if precision == "f32" else Bound(float("inf"), 0.0, BF16_NORM)
+        plain = precision == "f32" and not quantized
+        bound = Bound() if plain else Bound(float("inf"), 0.0, BF16_NORM, quantized)
         return bound if max_error is None else replace(bound, norm=max_error)
+
+    def at_least(self, dtype: DType) -> Bound:
+        """This bound, or that of four units in the last place of `dtype` where it is a float under 32 bits."""
+        if not dtype.is_float or dtype.bits >= 32:
+            return self
+        info = ml_dtypes.finfo(dtype.numpy)  # type: ignore[no-untyped-call]
+        ulps, smallest = 4 * float(info.eps), 4 * float(info.smallest_normal) * float(info.eps)
+        return Bound(max(self.absolute, smallest), max(self.relative, ulps), max(self.norm, ulps), self.grid)
 
     def __str__(self) -> str:
         element = f"|err| <= {self.absolute:g} + {self.relative:g}*|ref|, "
@@ -93,7 +107,7 @@ class Proof:
 
 def manifest_bound(manifest: Mapping[str, Any]) -> Bound:
     """The bound of the artifact that a manifest describes."""
-    return Bound.of(manifest.get("precision", "f32"), manifest.get("max_error"))
+    return Bound.of(manifest.get("precision", "f32"), manifest.get("max_error"), manifest.get("quantized", False))
 
 
 def outside(stamp: Proof) -> str:
@@ -106,12 +120,17 @@ def outside(stamp: Proof) -> str:
 
 
 def compare(name: str, got: np.ndarray, want: np.ndarray, bound: Bound) -> OutputError_:
-    """Measure one output against the reference. NaNs and infinities must be in the same places."""
+    """Measure one output against the reference. NaNs and infinities must be in the same places.
+
+    Floats under 32 bits may differ by roundings: the bound is widened to four units of their precision.
+    """
     if got.shape != want.shape or got.dtype != want.dtype:
         return OutputError_(name, float("inf"), float("inf"), False)
-    if not np.issubdtype(want.dtype, np.floating) and want.dtype.kind != "V":
+    dtype = dtype_of(want)
+    if not dtype.is_float and not (bound.grid and dtype.is_integer and dtype.bits <= 16):
         same = bool(np.array_equal(got, want))
         return OutputError_(name, 0.0 if same else float("inf"), 0.0 if same else float("inf"), same)
+    bound = bound.at_least(dtype)
     g, w = got.astype(np.float64), want.astype(np.float64)
     finite = np.isfinite(w)
     same = bool(np.array_equal(g[~finite], w[~finite], equal_nan=True))

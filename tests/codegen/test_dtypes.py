@@ -163,3 +163,34 @@ def test_quantization() -> None:
         feeds |= given
     read = [n for n in nodes if n[0] == "QuantizeLinear"]
     check([*nodes, *(("Identity", o, f"{o}_out", {}) for _, _, o, _ in read)], feeds)
+
+
+@pytest.mark.parametrize("name", ["f16", "bf16", "f64"])
+def test_operators_with_anchors(name: str) -> None:
+    """Products, convolutions, rows and reductions in types that their kernels take, or are computed in f32."""
+    dtype = DTYPES[name].numpy
+
+    def some(*shape: int) -> np.ndarray:
+        return RNG.standard_normal(shape).astype(dtype)
+
+    feeds = {
+        "x": some(2, 5, 12),
+        "w": some(12, 7),
+        "i": some(1, 3, 9, 9),
+        "f": some(4, 3, 3, 3),
+        "b": some(4),
+        "s": some(12),
+    }
+    nodes: Nodes = [
+        ("MatMul", "x w", "product", {}), ("Relu", "product", "relu", {}), ("Softmax", "relu", "softmax", {}),
+        ("LayerNormalization", "x s s", "norm", {}), ("LogSoftmax", "norm", "log", {"axis": 1}),
+        ("Conv", "i f b", "conv", {"pads": [1, 1, 1, 1]}), ("MaxPool", "conv", "max", {"kernel_shape": [2, 2]}),
+        ("ConvTranspose", "i g", "transposed", {"strides": [2, 2]}), ("ReduceMax", "x", "top", {"keepdims": 0}),
+        ("ReduceMean", "conv", "mean", {}), ("ArgMax", "x", "arg", {"axis": 2}), ("Transpose", "x", "turned", {}),
+        ("Concat", "x x", "twice", {"axis": 1}), ("Pad", "x p", "padded", {}),
+    ]  # fmt: skip
+    feeds |= {"g": some(3, 2, 3, 3)}
+    if name == "f64":
+        nodes = [n for n in nodes if n[0] != "MaxPool"]
+    constants = [("Constant", "", "p", {"value_ints": [0, 1, 0, 0, 0, 2]})]
+    check([*constants, *nodes], feeds, ulps=8 if name == "f64" else 2, opset=22)

@@ -82,6 +82,23 @@ def test_the_bound_of_bf16_is_that_of_the_norm() -> None:
         assert not compare("y", got, want, bound).within
 
 
+def test_the_bound_of_narrow_floats_is_their_precision() -> None:
+    want = np.float32([1, 1e-3, -50]).astype(np.float16)
+    assert compare("y", np.nextafter(want, np.float16(0)), want, Bound()).within
+    assert not compare("y", (want * np.float16(1.02)).astype(np.float16), want, Bound()).within
+
+
+def test_the_bound_of_a_grid_is_that_of_the_norm() -> None:
+    want = np.random.default_rng(0).integers(0, 256, 1000, np.uint8)
+    near, far = want.copy(), want.copy()
+    near[:9] ^= 1
+    far[:9] ^= 128
+    assert compare("y", near, want, Bound.of("f32", quantized=True)).within
+    assert not compare("y", far, want, Bound.of("f32", quantized=True)).within
+    assert not compare("y", near, want, Bound()).within
+    assert not compare("y", near.astype(np.int64), want.astype(np.int64), Bound.of("f32", quantized=True)).within
+
+
 # -- kernels in bf16 ---------------------------------------------------------------------------------------------------
 
 runs_bf16 = pytest.mark.skipif(bool(missing_features(load_target(BF16_TARGET))), reason="this CPU has no AVX512_BF16")

@@ -45,7 +45,7 @@ REFERENCE = """
 #include "kernels/conv/reference.h"
 using namespace opcel;
 extern "C" void conv(void* const* p, const int64_t* d) {
-  ConvReferenceArgs a{(float*)p[0], (float*)p[1], (float*)p[2], (float*)p[3], d[0], d[1], d[2], d[3],
+  ConvReferenceArgs<float> a{(float*)p[0], (float*)p[1], (float*)p[2], (float*)p[3], d[0], d[1], d[2], d[3],
                       {}, {}, {}, {}, {}, {}};
   int64_t* to[] = {a.in, a.out, a.kernel, a.stride, a.dilation, a.pad};
   for (int i = 0; i < 18; ++i) to[i / 3][i % 3] = d[4 + i];

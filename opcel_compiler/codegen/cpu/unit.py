@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from opcel_compiler.ir.dims import Dim, symbol
 from opcel_compiler.ir.program import View
-from opcel_compiler.ir.types import BF16
+from opcel_compiler.ir.types import BF16, BOOL
 
 MAX_TASK_WORK = 1 << 16
 """Elementwise work of one task, in elements: enough to pay for handing it to another thread."""
@@ -31,6 +31,8 @@ class KernelUnit:
     tasks: Dim = 1
     source: str = ""
     fallible: bool = False
+    headers: list[str] = field(default_factory=list)
+    """What the declarations need beyond the headers that `finish` is given."""
     calls: Dim = 1
 
     def pointer(self, view: View, ctype: str = "float", const: bool = True) -> str:
@@ -42,6 +44,8 @@ class KernelUnit:
         held = view.buffer.layout.storage or ("bf16" if view.dtype == BF16 else "")
         if ctype != "char" and (held == "bf16") != (ctype == "bf16"):
             raise ValueError(f"{view.buffer!r} cannot be read or written as {ctype}")
+        if ctype == view.dtype.name and view.dtype != BOOL:
+            self.headers.append("base/narrow.h")
         self.pointers.append(view)
         return f"static_cast<{'const ' if const else ''}{ctype}*>(p[{len(self.pointers) - 1}])"
 
@@ -62,7 +66,7 @@ class KernelUnit:
 
     def finish(self, headers: list[str], declarations: str, statements: str) -> KernelUnit:
         """Set `source` from the headers it needs, declarations before the kernel, and the kernel's statements."""
-        includes = "".join(f'#include "{h}"\n' for h in headers)
+        includes = "".join(f'#include "{h}"\n' for h in dict.fromkeys((*headers, *self.headers)))
         self.source = (
             f"{includes}using namespace opcel;\nnamespace {{\n{declarations}}}\n"
             'extern "C" __attribute__((visibility("hidden"))) void KERNEL(void* const* p, const int64_t* d, '

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from opcel_compiler.codegen.cpu.expressions import stored_type
+from opcel_compiler.codegen.cpu.expressions import CTYPES, stored_type
 from opcel_compiler.codegen.cpu.families.functors import Functor, after
 from opcel_compiler.codegen.cpu.unit import KernelUnit
 from opcel_compiler.ir.dims import Dim, ceildiv, product
@@ -185,17 +185,17 @@ def _padded_list(unit: KernelUnit, values: Sequence[Dim], size: int, fill: int) 
 
 
 def emit_conv_reference(kernel: Kernel, target: Target) -> KernelUnit:
-    """Any f32 conv or conv_transpose on dense row-major tensors."""
+    """Any conv or conv_transpose in f32 or f64 on dense row-major tensors."""
     anchor = kernel.anchor
     assert anchor is not None
     unit = KernelUnit()
     inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
     x, w, y = inputs[anchor.operand(0)], inputs[anchor.operand(1)], kernel.outputs[0]
     bias = anchor.operands[2] if len(anchor.operands) > 2 else None
-    a = anchor.attrs
+    a, t = anchor.attrs, CTYPES[y.dtype]
     fields = [
-        unit.pointer(x), unit.pointer(w), unit.pointer(inputs[bias]) if bias is not None else "nullptr",
-        unit.pointer(y, const=False), *map(unit.integer, (x.shape[0], x.shape[1], y.shape[1], a["groups"])),
+        unit.pointer(x, t), unit.pointer(w, t), unit.pointer(inputs[bias], t) if bias is not None else "nullptr",
+        unit.pointer(y, t, const=False), *map(unit.integer, (x.shape[0], x.shape[1], y.shape[1], a["groups"])),
         _padded_list(unit, x.shape[2:], 3, 1), _padded_list(unit, y.shape[2:], 3, 1),
         _padded_list(unit, w.shape[2:], 3, 1), _padded_list(unit, a["strides"], 3, 1),
         _padded_list(unit, a["dilations"], 3, 1), _padded_list(unit, a["pads"][: len(a["pads"]) // 2], 3, 0),
@@ -205,7 +205,7 @@ def emit_conv_reference(kernel: Kernel, target: Target) -> KernelUnit:
     header, tasks = ("transposed", "conv_transpose") if transposed else ("reference", "conv_reference")
     return unit.finish(
         [f"kernels/conv/{header}.h"], "",
-        f"  const ConvReferenceArgs args{{{', '.join(fields)}}};\n  {tasks}_tasks(args, begin, end);\n",
+        f"  const ConvReferenceArgs<{t}> args{{{', '.join(fields)}}};\n  {tasks}_tasks(args, begin, end);\n",
     )  # fmt: skip
 
 
