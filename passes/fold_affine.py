@@ -53,6 +53,8 @@ def _plain_weights(m: Match) -> str | None:
         if data is not None and data.encoding != DENSE:
             return f"the weights are encoded as {data.encoding}"
     anchor = m.maker("anchor")
+    if anchor.attrs.get("exact"):
+        return "the sums are exact and must stay so"
     return "a matrix product with a vector" if anchor.op == "matmul" and m.array("w").ndim < 2 else None
 
 

@@ -249,7 +249,7 @@ _AND_BIAS = op("add", _ROWS, value("b"), single_use=True)
 def reshape_before_matmul(m: Match, build: Builder) -> Value:
     """A linear layer on x flattened to rows, the rows then regrouped, is the layer on x so grouped"""
     rows = (*m.root.tensor.dims[:-1], m["flat"].tensor.dims[-1])
-    y = build("matmul", build("reshape", m["x"], shape=rows), m["w"])
+    y = build("matmul", build("reshape", m["x"], shape=rows), m["w"], **m.maker("product").attrs)
     if "b" not in m:
         return y
     bias = m["b"]

@@ -31,7 +31,8 @@ class StoreBf16(Pass):
     level: ClassVar[str] = "program"
 
     def run(self, program: Program, ctx: PassContext) -> None:
-        if ctx.precision != "bf16":
+        exact = any(k.anchor is not None and k.anchor.attrs.get("exact") for k in program.kernels)
+        if ctx.precision != "bf16" or exact:
             return
         for buffer in _stored(program):
             buffer.layout = buffer.layout.stored_as("bf16")

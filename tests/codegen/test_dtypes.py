@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import opcel_compiler as oc
 from opcel_compiler.frontend.importer import import_model
@@ -194,3 +194,18 @@ def test_operators_with_anchors(name: str) -> None:
         nodes = [n for n in nodes if n[0] != "MaxPool"]
     constants = [("Constant", "", "p", {"value_ints": [0, 1, 0, 0, 0, 2]})]
     check([*constants, *nodes], feeds, ulps=8 if name == "f64" else 2, opset=22)
+
+
+def test_sums_of_integers_are_exact() -> None:
+    """Sizes at which kernels for real numbers would scale, split or transform what they multiply."""
+    a, b = RNG.integers(0, 256, (9, 3000), np.uint8), RNG.integers(0, 256, (3000, 70), np.uint8)
+    x, w = RNG.integers(0, 256, (1, 64, 20, 20), np.uint8), RNG.integers(-128, 128, (32, 64, 3, 3), np.int8)
+    feeds = {"a": a, "b": b, "x": x, "za": np.array(255, np.uint8), "zb": np.array(3, np.uint8)}
+    constants = [("Constant", "", "w", {"value": numpy_helper.from_array(w)})]
+    products: Nodes = [("MatMulInteger", "a b za zb", "m", {}), ("ConvInteger", "x w za", "c", {})]
+    with oc.compile(model_of([*constants, *products], feeds), fallback="error", threads=2, proof=False) as compiled:
+        got = compiled.run(feeds)
+        assert not {"conv.winograd", "gemm.strassen"} & {k["family"] for k in compiled.report["kernels"]}
+    np.testing.assert_array_equal(got["m"], (a.astype(np.int64) - 255) @ (b.astype(np.int64) - 3))
+    windows = np.lib.stride_tricks.sliding_window_view(x[0].astype(np.int64) - 255, (3, 3), (1, 2))
+    np.testing.assert_array_equal(got["c"][0], np.einsum("chwij,ocij->ohw", windows, w.astype(np.int64)))

@@ -98,7 +98,7 @@ def convolved(c: Lowering, x: Value, w: Value, bias: Value | None, window: dict[
     pads, n = window["pads"], c.rank(x) - 2
     stride, dilation = window["strides"][0], window["dilations"][0]
     x = c.emit("pad", x, pads=(0, 0, pads[0], *[0] * n, 0, pads[n], *[0] * (n - 1)))
-    inner = {**{k: window[k][1:] for k in ("strides", "dilations")}, "groups": window["groups"]}
+    inner = {**{k: window[k][1:] for k in ("strides", "dilations")}, **{k: window[k] for k in ("groups", "exact")}}
     inner["pads"] = (*pads[1:n], *pads[n + 1 :])
     kernel = c.shape(w)[2]
     assert isinstance(kernel, int)
@@ -120,18 +120,30 @@ def convolved(c: Lowering, x: Value, w: Value, bias: Value | None, window: dict[
 
 @lowers("Conv")
 def conv(c: Lowering) -> Value:
-    x, w, bias = c.x(0), c.x(1), c.opt(2)
+    return convolution(c, c.x(0), c.x(1), c.opt(2))
+
+
+def convolution(c: Lowering, x: Value, w: Value, bias: Value | None, exact: bool = False) -> Value:
+    """The convolution that the node's attributes describe, of these operands."""
     dims, n = c.shape(x), c.rank(x) - 2
     if c.rank(w) != n + 2 or n < 1:
-        raise ModelError(f"node {c.origin!r} (Conv): x has rank {n + 2}, the weights have rank {c.rank(w)}")
+        raise ModelError(f"node {c.origin!r} ({c.op_type}): x has rank {n + 2}, the weights have rank {c.rank(w)}")
     kernel = _static(c, c.shape(w)[2:], "the kernel")
     declared = c.attr_ints("kernel_shape", kernel)
     if tuple(declared) != kernel:
-        raise ModelError(f"node {c.origin!r} (Conv): kernel_shape {list(declared)} is not the weights' {list(kernel)}")
+        raise ModelError(
+            f"node {c.origin!r} ({c.op_type}): kernel_shape {list(declared)} is not the weights' {list(kernel)}"
+        )
     strides, dilations = per_axis(c, "strides", n), per_axis(c, "dilations", n)
     x, pads = padded(c, x, same_pads(c, dims[2:], kernel, strides, dilations), 0.0)
-    groups = c.attr_int("group", 1)
-    return convolved(c, x, w, bias, {"strides": strides, "pads": pads, "dilations": dilations, "groups": groups})
+    window = {
+        "strides": strides,
+        "pads": pads,
+        "dilations": dilations,
+        "groups": c.attr_int("group", 1),
+        "exact": exact,
+    }
+    return convolved(c, x, w, bias, window)
 
 
 @lowers("ConvTranspose")

@@ -1,12 +1,17 @@
-"""Quantization, and products of quantized numbers: exact in i32, then scaled and rounded once."""
+"""Quantization, and products of quantized numbers: sums of integers, exact in f32, then scaled and rounded once."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers
-from opcel_compiler.ir.dims import equal
+from opcel_compiler.frontend.lowerings.nn import convolution
+from opcel_compiler.ir.dims import Dim, equal
 from opcel_compiler.ir.graph import Value
+from opcel_compiler.ir.ops.quant import integer_range
 from opcel_compiler.ir.types import F32, I32, U8
 
 MICROSOFT = "com.microsoft"
@@ -71,11 +76,11 @@ def dequantize_linear(c: Lowering) -> Value:
 
 @lowers("DynamicQuantizeLinear", first=11)
 def dynamic_quantize(c: Lowering) -> list[Value]:
-    scale, zero = _range_of(c, c.x())
+    scale, zero = range_of(c, c.x())
     return [c.emit("quantize", c.x(), scale, zero, dtype=U8), scale, zero]
 
 
-def _range_of(c: Lowering, x: Value) -> tuple[Value, Value]:
+def range_of(c: Lowering, x: Value) -> tuple[Value, Value]:
     """(scale, zero point) of u8 for all of x and 0."""
     axes, nought = tuple(range(c.rank(x))), c.number(0, x)
     high = c.emit("max", c.emit("reduce_max", x, axes=axes, keepdims=False), nought)
@@ -88,27 +93,126 @@ def _range_of(c: Lowering, x: Value) -> tuple[Value, Value]:
 # -- products ---------------------------------------------------------------------------------------------------------
 
 
-def _shifted(c: Lowering, x: Value, zero: Value | None, axis: int) -> Value:
-    """x - zero point in i32; a vector of zero points lies along `axis` (negative) of x."""
-    wide = c.cast(x, I32)
+@dataclass(frozen=True)
+class Whole:
+    """A float tensor of integers, none further from zero than `largest`."""
+
+    value: Value
+    largest: int
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What is to be added up, in f32 or i32: each is a tensor of integers, times its factor."""
+
+    terms: tuple[tuple[int, Value], ...]
+
+    def in_i32(self, c: Lowering) -> Value:
+        total: Value | None = None
+        for factor, term in self.terms:
+            part = c.cast(term, I32)
+            part = part if factor == 1 else c.emit("mul", part, c.number(factor, part))
+            total = part if total is None else c.emit("add", total, part)
+        assert total is not None
+        return total
+
+    def in_f32(self, c: Lowering) -> Value:
+        """The sum, rounded once."""
+        if len(self.terms) > 2 or c.dtype(self.terms[0][1]) != F32:
+            return c.cast(self.in_i32(c), F32)
+        (factor, total), *rest = self.terms
+        total = total if factor == 1 else c.emit("mul", total, c.number(factor, total))
+        for _, term in rest:
+            total = c.emit("add", total, term)
+        return total
+
+
+EXACT = 1 << 24
+"""Sums of integers up to this size are exact in f32."""
+DIGIT = 16
+"""What a number is divided by into a high and a low part, where its products are too large."""
+
+
+def whole(c: Lowering, x: Value, zero: Value | None, axis: int) -> Whole:
+    """x - zero point in f32; a vector of zero points lies along `axis` (negative) of x."""
+    low, high = _bounds(x)
+    value = c.cast(x, F32)
     if zero is None:
-        return wide
+        return Whole(value, max(-low, high))
+    first, last = _bounds(zero)
+    if first == last == 0:
+        return Whole(value, max(-low, high))
     shape = c.shape(zero)
     if shape == (1,):
         zero = c.reshape(zero, ())
     elif len(shape) == 1:
         zero = c.reshape(zero, (*shape, *[1] * (-1 - axis)))
-    return c.emit("sub", wide, c.cast(zero, I32))
+    return Whole(c.emit("sub", value, c.cast(zero, F32)), max(last - low, high - first))
+
+
+def _bounds(x: Value) -> tuple[int, int]:
+    """The least and the largest element that an integer tensor may have."""
+    data = x.constant
+    if data is not None and data.array.size:
+        wide = data.array.astype(np.int64)
+        return int(wide.min()), int(wide.max())
+    return integer_range(x.tensor.dtype)
+
+
+def exact_sums(c: Lowering, a: Whole, b: Whole, depth: Dim, product: Callable[[Value, Value], Value]) -> Sums | None:
+    """The sums of `depth` products each of elements of a and b; None when even parts of them are too large for f32."""
+    if not isinstance(depth, int):
+        return None
+    for split_a, split_b in ((False, False), (True, False), (False, True), (True, True)):
+        if depth * _part(a, split_a) * _part(b, split_b) <= EXACT:
+            parts = [
+                (i * j, product(x, y)) for i, x in _parts(c, a, split_a) for j, y in _parts(c, b, split_b)
+            ]  # fmt: skip
+            return Sums(tuple(sorted(parts, key=lambda p: -p[0])))
+    return None
+
+
+def _part(x: Whole, split: bool) -> int:
+    return max(DIGIT - 1, x.largest // DIGIT + 1) if split else x.largest
+
+
+def _parts(c: Lowering, x: Whole, split: bool) -> list[tuple[int, Value]]:
+    if not split:
+        return [(1, x.value)]
+    high = c.emit("floor", c.emit("mul", x.value, c.number(1 / DIGIT, x.value)))
+    low = c.emit("sub", x.value, c.emit("mul", high, c.number(DIGIT, x.value)))
+    return [(DIGIT, high), (1, low)]
+
+
+def product_sums(c: Lowering, a: Whole, b: Whole) -> Sums:
+    """Of a matrix product; in i32 where the number of products is not known, or too large."""
+    found = exact_sums(c, a, b, c.shape(a.value)[-1], lambda x, y: c.emit("matmul", x, y, exact=True))
+    return found or Sums(((1, c.emit("matmul", c.cast(a.value, I32), c.cast(b.value, I32))),))
+
+
+def convolution_sums(c: Lowering, x: Whole, w: Whole) -> Sums:
+    depth: Dim = 1
+    for d in c.shape(w.value)[1:]:
+        depth = depth * d
+    found = exact_sums(c, x, w, depth, lambda a, b: convolution(c, a, b, None, exact=True))
+    if found is None:
+        raise Unsupported(f"sums of {depth} products of integers are not exact in f32")
+    return found
 
 
 @lowers("MatMulInteger", first=10)
 def matmul_integer(c: Lowering) -> Value:
-    return c.emit("matmul", _shifted(c, c.x(0), c.opt(2), -2), _shifted(c, c.x(1), c.opt(3), -1))
+    return product_sums(c, whole(c, c.x(0), c.opt(2), -2), whole(c, c.x(1), c.opt(3), -1)).in_i32(c)
 
 
-def requantized(c: Lowering, sums: Value, scale: Value, zero: Value | None, default: Value) -> Value:
-    """i32 `sums` times `scale` in the type of `zero`, or of `default` where there is none."""
-    real = c.emit("mul", c.cast(sums, F32), c.cast(scale, F32))
+@lowers("ConvInteger", first=10)
+def conv_integer(c: Lowering) -> Value:
+    n = c.rank(c.x(0))
+    return convolution_sums(c, whole(c, c.x(0), c.opt(2), -1), whole(c, c.x(1), c.opt(3), -n)).in_i32(c)
+
+
+def requantized(c: Lowering, real: Value, zero: Value | None, default: Value) -> Value:
+    """f32 numbers rounded, in the type of `zero`, or of `default` where there is none."""
     dtype = c.dtype(default if zero is None else zero)
     one = c.constant(np.array(1, np.float32))
     return c.emit("quantize", real, one, *([] if zero is None else [zero]), dtype=dtype)
@@ -119,7 +223,7 @@ def _rescale(c: Lowering, a: Value, b: Value, y: Value) -> Value:
     return c.emit("div", c.emit("mul", c.cast(a, F32), c.cast(b, F32)), c.cast(y, F32))
 
 
-def _along(c: Lowering, p: Value, after: int) -> Value:
+def along(c: Lowering, p: Value, after: int) -> Value:
     """A scale or zero point as a number, or as a vector with `after` axes of extent 1 behind it."""
     shape = c.shape(p)
     if not shape or shape == (1,):
@@ -130,6 +234,18 @@ def _along(c: Lowering, p: Value, after: int) -> Value:
 @lowers("QLinearMatMul", first=10)
 def qlinear_matmul(c: Lowering) -> Value:
     a, b, zero = c.x(0), c.x(3), c.opt(7)
-    sums = c.emit("matmul", _shifted(c, a, c.opt(2), -2), _shifted(c, b, c.opt(5), -1))
-    scale = _rescale(c, _along(c, c.x(1), 1), _along(c, c.x(4), 0), _along(c, c.x(6), 0))
-    return requantized(c, sums, scale, None if zero is None else _along(c, zero, 0), a)
+    sums = product_sums(c, whole(c, a, c.opt(2), -2), whole(c, b, c.opt(5), -1)).in_f32(c)
+    scale = _rescale(c, along(c, c.x(1), 1), along(c, c.x(4), 0), along(c, c.x(6), 0))
+    return requantized(c, c.emit("mul", sums, scale), None if zero is None else along(c, zero, 0), a)
+
+
+@lowers("QLinearConv", first=10)
+def qlinear_conv(c: Lowering) -> Value:
+    x, w, zero, bias = c.x(0), c.x(3), c.opt(7), c.opt(8)
+    n = c.rank(x)
+    sums = convolution_sums(c, whole(c, x, c.opt(2), -1), whole(c, w, c.opt(5), -n))
+    total = sums.in_f32(c)
+    if bias is not None:
+        total = c.emit("add", total, c.cast(along(c, bias, n - 2), F32))
+    scale = _rescale(c, along(c, c.x(1), 0), along(c, c.x(4), n - 2), along(c, c.x(6), 0))
+    return requantized(c, c.emit("mul", total, scale), None if zero is None else along(c, zero, 0), x)

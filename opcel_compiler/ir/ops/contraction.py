@@ -28,6 +28,10 @@ from opcel_compiler.ir.ops.norm import softmax
 from opcel_compiler.ir.ops.windows import check_window, padded, taps, window_counts, windows
 from opcel_compiler.ir.types import TensorType, Type
 
+EXACT = AttrDef("exact", "bool", False)
+"""The operands are floats that are integers, and so are all sums of their products: none is rounded, and nothing may be
+done that rounds one, as to scale the operands or to compute with sums and quotients of them."""
+
 # -- matmul ----------------------------------------------------------------------------------------------------------
 
 
@@ -62,13 +66,16 @@ define(
     "a b",
     _infer_matmul,
     _matmul,
+    (EXACT,),
     flops=_matmul_flops,
     traits="contraction",
 )
 
 # -- convolution -----------------------------------------------------------------------------------------------------
 
-_CONV = (AttrDef("strides", "ints"), AttrDef("pads", "ints"), AttrDef("dilations", "ints"), AttrDef("groups", "int", 1))
+_CONV = (
+    AttrDef("strides", "ints"), AttrDef("pads", "ints"), AttrDef("dilations", "ints"), AttrDef("groups", "int", 1),
+)  # fmt: skip
 
 
 def _conv_shapes(operands: Operands, attrs: Attrs) -> tuple[TensorType, TensorType, TensorType | None]:
@@ -148,7 +155,7 @@ define(
     "x w bias?",
     _infer_conv,
     _conv,
-    _CONV,
+    (*_CONV, EXACT),
     flops=_conv_flops,
     traits="contraction",
 )

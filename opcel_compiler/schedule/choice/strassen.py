@@ -142,7 +142,13 @@ def _sizes(kernel: Kernel) -> tuple[Dim, int, int] | None:
     at = {v: i for i, v in enumerate(kernel.body.inputs)}
     a, b = (kernel.inputs[at[anchor.operand(i)]] for i in (0, 1))
     c = kernel.outputs[0]
-    if any(v.dtype != F32 for v in (a, b, c)) or b.buffer.kind != "weight" or len(b.shape) != 2 or len(a.shape) < 2:
+    if (
+        anchor.attrs["exact"]
+        or any(v.dtype != F32 for v in (a, b, c))
+        or b.buffer.kind != "weight"
+        or len(b.shape) != 2
+        or len(a.shape) < 2
+    ):
         return None
     rows = [View(v.buffer, v.shape[:-1], v.strides[:-1]) for v in (a, c)]
     if any(len(v.merged()[0]) > 1 for v in rows) or a.strides[-1] != 1:

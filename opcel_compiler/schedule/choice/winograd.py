@@ -62,7 +62,13 @@ def winograd_plans(kernel: Kernel, choosing: Choosing) -> list[Winograd]:
     assert anchor is not None
     a = anchor.attrs
     w = anchor.operand(1).tensor.static_shape
-    fits = w[2:] == (3, 3) and set(a["strides"]) == {1} and set(a["dilations"]) == {1} and a["groups"] == 1
+    fits = (
+        not a["exact"]
+        and w[2:] == (3, 3)
+        and set(a["strides"]) == {1}
+        and set(a["dilations"]) == {1}
+        and a["groups"] == 1
+    )
     sizes = [d for d in (y.shape[0], *y.shape[2:]) if isinstance(d, int) and d > 0]
     if not fits or kernel.params["kind"] != "blocked" or len(sizes) != 3:
         return []
