@@ -80,11 +80,12 @@ def _cast(c: Lowering, x: Value, to: DType) -> Value:
         return x
     if "s" in (have.kind, to.kind) or "c" in (have.kind, to.kind):
         raise Unsupported(f"a cast from {have} to {to} has no lowering")
+    saturate, mode = bool(c.attr_int("saturate", 1)), c.attr_str("round_mode", "up")
     attrs: dict[str, Any] = {}
-    if saturates(to):
-        attrs["saturate"] = bool(c.attr_int("saturate", 1))
-    elif to.name == "f8e8m0":
-        attrs = {"saturate": bool(c.attr_int("saturate", 1)), "round_mode": c.attr_str("round_mode", "up")}
+    if saturates(to) or to.name == "f8e8m0":
+        attrs["saturate"] = saturate
+    if to.name == "f8e8m0":
+        attrs["round_mode"] = mode
     return c.emit("cast", x, dtype=to, **attrs)
 
 

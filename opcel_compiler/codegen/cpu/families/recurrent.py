@@ -18,7 +18,7 @@ def emit_recurrent(kernel: Kernel, target: Target) -> KernelUnit:
     assert anchor is not None
     unit = KernelUnit()
     inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
-    operands = [*(None if v is None else inputs[v] for v in anchor.operands), None, None, None][:6]
+    operands = [*(None if v is None else inputs[v] for v in anchor.operands), *[None] * 4][:6]
     gates, r, _, bias, hidden, cell = operands
     assert gates is not None and r is not None
     y = kernel.outputs[0]
