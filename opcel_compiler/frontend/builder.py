@@ -109,7 +109,8 @@ class Builder:
             found = symbolic.evaluate(maker.op, parts, first, maker.attrs)
         if found is None:
             count = int(np.prod(t.static_shape))
-            names = [value.name] if count == 1 else [f"{value.name}_{i}" for i in range(count)]
+            base = value.name if maker is None or not value.name.startswith(maker.op) else origin
+            names = [base] if count == 1 else [f"{base}_{i}" for i in range(count)]
             symbols = [self.symbols.late(name, lo, hi) for name in names]
             self.add("read_dims", (value,), {"symbols": tuple(symbols)}, origin)
             found = np.empty(count, object)

@@ -26,28 +26,26 @@ def info(name: str, code: int = TensorProto.FLOAT, shape: tuple[int, ...] | None
 
 
 def test_types_come_from_the_operator() -> None:
-    feeds = {"x": floats(2, 5)}
-    model = one_node("TopK", feeds, 13, constants={"k": np.array([3])}, outputs=2)
-    imported = check(model, feeds, foreign=["TopK"])
+    feeds = {"x": np.array([["a b", "c"]], object)}
+    imported = check(one_node("RegexFullMatch", feeds, 20, pattern="[a-z]"), feeds, foreign=["RegexFullMatch"])
     (kept,) = imported.foreign
-    assert [str(v.type) for v in kept.results] == ["f32[2, 3]", "i64[2, 3]"]
-    assert kept.attrs["reason"] == "TopK has no lowering"
+    assert [str(v.type) for v in kept.results] == ["bool[1, 2]"]
+    assert kept.attrs["reason"] == "RegexFullMatch has no lowering"
     assert kept.origin == ("the_node",)
 
 
 def test_symbols_pass_through_the_inference_of_opaque_nodes() -> None:
-    feeds = {"x": floats(3, 5)}
-    nodes = [node("Concat", "x x", "c", axis=0), node("CumSum", "c axis", "y")]
-    model = model_of(nodes, feeds, 13, {"axis": np.array(0)}, symbolic={"x": ["n", 5]})
-    imported = check(model, feeds, foreign=["CumSum"])
-    assert str(imported.graph.outputs[0].type) == "f32[2*n, 5]"
+    feeds = {"x": np.array([["a"], ["b c"], [""]], object)}
+    nodes = [node("Concat", "x x", "c", axis=0), node("RegexFullMatch", "c", "y", pattern="[a-z]")]
+    imported = check(model_of(nodes, feeds, 20, symbolic={"x": ["n", 1]}), feeds, foreign=["RegexFullMatch"])
+    assert str(imported.graph.outputs[0].type) == "bool[2*n, 1]"
 
 
 def test_sizes_that_depend_on_data_are_fresh_symbols() -> None:
-    feeds = {"x": np.array([0.0, 1.0, 2.0], np.float32)}
-    nodes = [node("Unique", "x", "i"), node("Neg", "i", "y")]
-    imported = check(model_of(nodes, feeds, 13), feeds, foreign=["Unique"])
-    assert str(imported.graph.outputs[0].type) == "f32[d0]"
+    feeds = {"x": np.array(["a b", "c d e"], object)}
+    nodes = [node("StringSplit", "x", "parts count", delimiter=" "), node("Transpose", "parts", "y")]
+    imported = check(model_of(nodes, feeds, 20), feeds, foreign=["StringSplit"])
+    assert str(imported.graph.outputs[0].type) == "string[d0, 2]"
 
 
 def test_branches_with_captured_values() -> None:

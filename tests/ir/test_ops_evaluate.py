@@ -351,7 +351,22 @@ def numpy_only() -> list[tuple[str, Arrays, dict[str, Any], np.ndarray]]:
 
 def dynamic() -> list[tuple[str, Arrays, dict[str, Any], np.ndarray]]:
     x = np.array([[1, 0, 2], [0, np.nan, -0.0]], np.float32)
-    return [("nonzero", [x], {"count": (3,)}, np.stack(np.nonzero(x)))]
+    many = np.array([[3, 1, 3], [np.nan, 3, 2]], np.float32)
+    rows = np.array([[2, 1], [0, 1], [2, 1], [0, 0]], np.int32)
+    boxes = np.array([[[0, 0, 1, 1], [0, 0.1, 1, 1.1], [0, 2, 1, 3]]], np.float32)
+    scores = np.array([[[0.5, 0.75, 0.25], [0.5, 0.125, 0.25]]], np.float32)
+    limits = [np.array(2), np.array(0.5, np.float32), np.array(0.2, np.float32)]
+    down = {"axis": 0, "kind": "product", "exclusive": True, "reverse": True}
+    return [
+        ("nonzero", [x], {"count": (3,)}, np.stack(np.nonzero(x))),
+        ("topk", [many], {"axis": 1, "k": (2,)}, np.array([[3, 3], [np.nan, 3]], np.float32)),
+        ("topk", [many], {"axis": 0, "k": (1,), "largest": False}, np.array([[3, 1, 2]], np.float32)),
+        ("unique", [rows], {}, np.array([3, 1, 0, 0])),
+        ("unique", [rows], {"sorted": False}, np.array([0, 1, 3, 0])),
+        ("suppress", [boxes, scores, *limits], {"room": (3,)}, np.array([[[1, 2, -1], [0, 2, -1]]])),
+        ("cumulate", [rows], {"axis": 1}, np.array([[2, 3], [0, 1], [2, 3], [0, 0]], np.int32)),
+        ("cumulate", [rows], down, np.array([[0, 0], [0, 0], [0, 0], [1, 1]], np.int32)),
+    ]
 
 
 def trees() -> Iterator[tuple[str, Arrays, dict[str, Any], np.ndarray]]:

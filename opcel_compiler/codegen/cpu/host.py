@@ -71,6 +71,10 @@ class HostWriter:
     def dim(self, value: Dim) -> str:
         return c_dim(value, {**self.symbols, **self.iterations, "opcel_threads": "int64_t{r->threads}"})
 
+    def wide(self, value: Dim) -> str:
+        """The same as a double, for what may be too large."""
+        return c_dim(value, {n: f"static_cast<double>({s})" for n, s in self.symbols.items()}, "double")
+
     def text(self) -> str:
         kernels = sorted({u.name for calls in self.units for u in calls})
         declared = "".join(
@@ -164,7 +168,7 @@ class HostWriter:
         arena = self.memory.arena
         guard = ""
         if not isinstance(arena, int):
-            wide = c_dim(arena, {n: f"static_cast<double>({s})" for n, s in self.symbols.items()}, "double")
+            wide = self.wide(arena)
             guard = f"  if ({wide} > 0x1p62) return SIZE_MAX;\n"
         return (
             f"size_t arena_bytes(const int64_t* s) {{\n  (void)s;\n{guard}"
@@ -262,7 +266,7 @@ class HostWriter:
         lines += ["  " + self._check(check, FAIL) for check in self.checks.reads.get(number, ())]
         if number in self.memory.blocks:
             size = self.memory.blocks[number]
-            wide = c_dim(size, {n: f"static_cast<double>({s})" for n, s in self.symbols.items()}, "double")
+            wide = self.wide(size)
             lines.append(f"    block{number} = opcel_block(r, {list(self.memory.blocks).index(number)}, {wide},")
             lines.append(f"                          {wide} < 0x1p62 ? {self.dim(size)} : 0);")
             lines.append(f"    if (!block{number}) return OPCEL_MEMORY;")

@@ -6,6 +6,8 @@ plain, and the same arithmetic serves whatever the numbers turn out to be.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from opcel_compiler.frontend.limits import ModelError
@@ -207,6 +209,16 @@ def around(c: Lowering, x: Value, axis: Value) -> Value:
     for hit in (c.emit("less", places, at), c.emit("equal", places, at), c.emit("less", at, places)):
         parts.append(c.emit("reduce_prod", c.emit("where", hit, size, number(c, 1)), axes=(0,), keepdims=True))
     return c.reshape(x, c.sizes(c.emit("concat", *parts, axis=0), "the sizes around the axis"))
+
+
+def without_axes(c: Lowering, dims: Sequence[Dim], axes: Value, keep: bool) -> tuple[Dim, ...]:
+    """A shape without axes that are computed from data, or with ones in their place."""
+    rank = len(dims)
+    hit, n = hit_axes(c, axes, rank)
+    size, one = c.of_dims(dims), number(c, 1)
+    if keep:
+        return c.sizes(c.emit("where", c.emit("less", number(c, 0), hit), one, size), "the sizes of the result")
+    return c.sizes(picked(c, size, c.emit("sub", one, hit), rank, rank - n), "the sizes of the result")
 
 
 def split_axes(c: Lowering, x: Value, axes: Value) -> tuple[Value, tuple[Dim, ...], tuple[Dim, ...]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers
+from typing import Any
+
+from opcel_compiler.frontend.lowering import Lowering, lowers
+from opcel_compiler.frontend.lowerings import late
 from opcel_compiler.frontend.lowerings.shape import axes_of
 from opcel_compiler.ir.graph import Value
 
@@ -17,23 +20,34 @@ _PLAIN = {
 
 @lowers(*_PLAIN, "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare")
 def reduce(c: Lowering) -> Value:
-    x = c.x()
+    x, keep = c.x(), bool(c.attr_int("keepdims", 1))
     rank = c.rank(x)
-    axes = axes_of(c, rank, 13 if c.op_type == "ReduceSum" else 18)
-    if not axes:
-        if c.attr_int("noop_with_empty_axes", 0):
-            if c.op_type not in _PLAIN:
-                raise Unsupported(f"{c.op_type} without axes is left to the fallback")
-            return x
+    since = 13 if c.op_type == "ReduceSum" else 18
+    given = c.opt(1) if c.opset >= since else None
+    if given is not None and c.shape(given) != (0,) and not late.known_axes(c, given):
+        return _over_late_axes(c, x, given, keep)
+    none = given is not None and c.shape(given) == (0,)
+    axes = () if none else axes_of(c, rank, since)
+    if not axes and not c.attr_int("noop_with_empty_axes", 0):
         axes = tuple(range(rank))
-    keep = bool(c.attr_int("keepdims", 1))
-    if not axes:
-        if c.op_type not in _PLAIN:
-            raise Unsupported(f"{c.op_type} of a scalar is left to the fallback")
-        return x
+    return _over(c, x, axes or (), keep)
+
+
+def _over_late_axes(c: Lowering, x: Value, axes: Value, keep: bool) -> Value:
+    """A reduction over axes that are computed from data."""
+    rank = c.rank(x)
+    if c.shape(axes) in ((), (1,)):
+        y = _over(c, late.around(c, x, axes), (1,), False)
+        return c.reshape(y, late.without_axes(c, c.shape(x), axes, keep))
+    y, kept, rest = late.split_axes(c, x, axes)
+    return c.reshape(_over(c, y, tuple(range(rank, 2 * rank)), False), kept if keep else rest)
+
+
+def _over(c: Lowering, x: Value, axes: tuple[int, ...], keep: bool) -> Value:
+    """The reduction over known axes; over none, what it does to each element alone."""
 
     def over(op: str, y: Value, keepdims: bool = keep) -> Value:
-        return c.emit(op, y, axes=axes, keepdims=keepdims)
+        return c.emit(op, y, axes=axes, keepdims=keepdims) if axes else y
 
     if c.op_type in _PLAIN:
         return over(_PLAIN[c.op_type], x)
@@ -42,6 +56,8 @@ def reduce(c: Lowering) -> Value:
     if c.op_type == "ReduceLogSum":
         return c.emit("log", over("reduce_sum", x))
     if c.op_type == "ReduceLogSumExp":
+        if not axes:
+            return x
         top = over("reduce_max", x, True)
         top = c.emit("where", c.emit("is_inf", top), c.number(0, top), top)
         y = c.emit("add", c.emit("log", over("reduce_sum", c.emit("exp", c.emit("sub", x, top)), True)), top)
@@ -49,6 +65,20 @@ def reduce(c: Lowering) -> Value:
         return y if keep else c.reshape(y, [d for i, d in enumerate(dims) if i not in axes])
     squares = over("reduce_sum", c.emit("mul", x, x))
     return c.emit("sqrt", squares) if c.op_type == "ReduceL2" else squares
+
+
+@lowers("CumSum", "CumProd", first=11)
+def cumulate(c: Lowering) -> Value:
+    x, axis = c.x(), c.x(1)
+    dims = c.shape(x)
+    attrs: dict[str, Any] = {
+        "kind": "sum" if c.op_type == "CumSum" else "product",
+        "exclusive": bool(c.attr_int("exclusive", 0)), "reverse": bool(c.attr_int("reverse", 0)),
+    }  # fmt: skip
+    if late.known_axes(c, axis):
+        (at,) = c.known_ints(axis, "the axis")
+        return c.emit("cumulate", x, axis=c.axis(at, len(dims)), **attrs)
+    return c.reshape(c.emit("cumulate", late.around(c, x, axis), axis=1, **attrs), dims)
 
 
 @lowers("ArgMax", "ArgMin")

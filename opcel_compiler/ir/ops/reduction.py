@@ -40,7 +40,8 @@ def lowest(dtype: np.dtype) -> Any:
     return -np.inf if d.kind == "f" else False if d.kind == "b" else np.iinfo(dtype).min
 
 
-def _highest(dtype: np.dtype) -> Any:
+def highest(dtype: np.dtype) -> Any:
+    """The value that min ignores."""
     d = dtype_of(np.empty(0, dtype))
     return np.inf if d.kind == "f" else True if d.kind == "b" else np.iinfo(dtype).max
 
@@ -58,7 +59,7 @@ def _max(x: np.ndarray, axes: tuple[int, ...], keep: bool) -> Any:
 
 
 def _min(x: np.ndarray, axes: tuple[int, ...], keep: bool) -> Any:
-    return x.min(axes, keepdims=keep, initial=_highest(x.dtype))
+    return x.min(axes, keepdims=keep, initial=highest(x.dtype))
 
 
 def _mean(x: np.ndarray, axes: tuple[int, ...], keep: bool) -> Any:

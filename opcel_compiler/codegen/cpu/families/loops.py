@@ -11,11 +11,13 @@ from opcel_compiler.codegen.cpu.expressions import (
     lane_load,
     lane_store,
     lane_type,
+    literal,
     stored_type,
 )
 from opcel_compiler.codegen.cpu.unit import MAX_TASK_WORK, KernelUnit
 from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, equal, floordiv, product
 from opcel_compiler.ir.graph import Value
+from opcel_compiler.ir.ops.reduction import highest, lowest
 from opcel_compiler.ir.program import Kernel, View
 from opcel_compiler.targets.cpu.lanes import vectorizable
 from opcel_compiler.targets.schema import Target
@@ -203,7 +205,7 @@ def emit_reduce(kernel: Kernel, target: Target) -> KernelUnit:
     kept = [i for i in range(len(x.shape)) if i not in axes]
     start, step = _REDUCE[kernel.anchor.op]
     if start is None:
-        start = "src[0]"
+        start = literal((lowest if kernel.anchor.op == "reduce_max" else highest)(x.dtype.numpy), x.dtype)
     source = unit.pointer(x, ctype)
     target_ = unit.pointer(y, ctype, const=False)
     unit.tasks = product([x.shape[i] for i in kept])
