@@ -34,9 +34,9 @@ def known_after(program: Program, *dims: Dim) -> int:
     return max((read.get(s.name, -1) for d in dims for s in symbols_of(d)), default=-1)
 
 
-def checks_of(program: Program, write: Callable[[Dim], str]) -> Checks:
+def checks_of(program: Program, write: Callable[[Dim], str], wide: Callable[[Dim], str]) -> Checks:
     """Every check at the first place where all its sizes are known, and only if the steps that rely on them run.
-    `write` gives the C++ expression of a dim."""
+    `write` gives the C++ expression of a dim, `wide` that of the same as a double."""
     out = Checks()
     around = blocks(program.steps)
     at = {id(step): i for i, step in enumerate(program.steps)}
@@ -49,6 +49,9 @@ def checks_of(program: Program, write: Callable[[Dim], str]) -> Checks:
         required = owner.requirements if isinstance(owner, (Program, Control)) else []
         for check, dims in _checks(steps, required, write):
             after = known_after(program, *dims)
+            if after >= 0:  # no product of sizes that data makes up may wrap around
+                huge = [f"!(__builtin_fabs({wide(d)}) < 0x1p62)" for d in dims if not isinstance(d, int)]
+                check = Check(" || ".join([*huge, check.condition]), check.text, check.values)
             if after >= 0 and (mark is None or mark in reads[after]):
                 place = out.reads.setdefault(after, [])
             else:

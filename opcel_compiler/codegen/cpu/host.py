@@ -61,7 +61,7 @@ class HostWriter:
         self.names, self.features = names, features
         self.symbols = {name: f"s[{i}]" for i, name in enumerate(program.symbols)}
         self.iterations = {name: f"at_{name}" for name in program.iterations}
-        self.checks = checks_of(program, self.dim)
+        self.checks = checks_of(program, self.dim, self.wide)
         self.place: dict[Buffer, str] = {}
         for i, b in enumerate(program.inputs):
             self.place[b] = f"static_cast<char*>(r->in[{i}])"
