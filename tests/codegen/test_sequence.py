@@ -181,3 +181,10 @@ def test_windows_and_mel_filters_of_computed_size() -> None:
     net.add("MelWeightMatrix", [scalar(20), scalar(400), scalar(16000), *edges])
     net.prove()
     net.prove(constants=tuple(net.feeds))
+
+
+def test_recurrent_layers_with_weights_alone() -> None:
+    net = Net(18)
+    net.add("LSTM", [floats(3, 2, 5), floats(1, 16, 5), floats(1, 16, 4)], outputs=3, hidden_size=4)
+    net.add("RNN", [floats(3, 2, 5), floats(1, 4, 5), floats(1, 4, 4)], outputs=2, hidden_size=4)
+    assert {"lstm", "rnn"} <= set(net.prove(constants=("x1", "x2", "x4", "x5")))
