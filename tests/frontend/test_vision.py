@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from onnx_harness import check, floats, interpret, model_of, one_node, reference
 
@@ -269,3 +270,15 @@ def test_max_unpool() -> None:
     model = one_node("MaxUnpool", feeds, 11, constants={"s": np.array([1, 1, 5, 6])}, **attrs)
     (want,) = ReferenceEvaluator(model).run(None, feeds)
     np.testing.assert_array_equal(interpret(import_model(model), feeds)[0], want)
+
+
+def test_max_pool_of_bytes() -> None:
+    x = np.random.default_rng(0).integers(0, 255, (1, 3, 7, 5)).astype(np.uint8)
+    attrs = {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1]}
+    check(one_node("MaxPool", {"x": x}, 12, **attrs), {"x": x})
+    feeds = {"x": np.ascontiguousarray(x.transpose(0, 2, 3, 1))}
+    model = one_node("MaxPool", feeds, 12, **attrs)
+    model.graph.node[0].op_type, model.graph.node[0].domain = "NhwcMaxPool", "com.microsoft"
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    model.graph.output[0].CopyFrom(helper.make_empty_tensor_value_info("y0"))
+    check(model, feeds)

@@ -11,6 +11,7 @@ from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers
 from opcel_compiler.frontend.lowerings.nn import padded, per_axis, same_pads
 from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv, product
 from opcel_compiler.ir.graph import Value
+from opcel_compiler.ir.types import F32
 
 
 def window_of(c: Lowering, x: Value) -> tuple[dict[str, Any], tuple[Dim, ...]]:
@@ -25,18 +26,39 @@ def window_of(c: Lowering, x: Value) -> tuple[dict[str, Any], tuple[Dim, ...]]:
     return {**window, "ceil_mode": bool(c.attr_int("ceil_mode", 0))}, pads
 
 
-@lowers("MaxPool", "AveragePool")
-def pool(c: Lowering) -> list[Value]:
+@lowers("AveragePool")
+def average_pool(c: Lowering) -> Value:
     window, pads = window_of(c, c.x())
-    if c.op_type == "AveragePool" and not all(isinstance(p, int) for p in pads):
+    if not all(isinstance(p, int) for p in pads):
         raise Unsupported("auto_pad of AveragePool needs known sizes")
-    x, window["pads"] = padded(c, c.x(), pads, -math.inf)
-    if c.op_type == "AveragePool":
-        return [c.emit("avg_pool", x, **window, count_include_pad=bool(c.attr_int("count_include_pad", 0)))]
-    y = c.emit("max_pool", x, **window)
+    x, window["pads"] = padded(c, c.x(), pads, 0.0)
+    return c.emit("avg_pool", x, **window, count_include_pad=bool(c.attr_int("count_include_pad", 0)))
+
+
+@lowers("MaxPool")
+def max_pool(c: Lowering) -> list[Value]:
+    return largest(c, c.x())
+
+
+@lowers("NhwcMaxPool", domain="com.microsoft", first=1)
+def nhwc_max_pool(c: Lowering) -> Value:
+    last = c.rank(c.x()) - 1
+    (y,) = largest(c, c.transpose(c.x(), (0, last, *range(1, last))))
+    return c.transpose(y, (0, *range(2, last + 1), 1))
+
+
+def largest(c: Lowering, image: Value) -> list[Value]:
+    """The largest elements of the windows of `image` and, where they are wanted, their indices. Short integers are
+    compared as f32, which holds them all."""
+    dtype = c.dtype(image)
+    if dtype.is_integer and dtype.bits <= 16:
+        image = c.cast(image, F32)
+    window, pads = window_of(c, image)
+    x, window["pads"] = padded(c, image, pads, -math.inf)
+    y = c.cast(c.emit("max_pool", x, **window), dtype)
     if not c.wants(1):
         return [y]
-    if c.shape(x) != c.shape(c.x()):
+    if c.shape(x) != c.shape(image):
         raise Unsupported("the indices of a MaxPool whose pads are negative or symbolic have no lowering")
     at = c.emit("arg_max_pool", x, **window)
     return [y, _column_major(c, at, c.shape(x)[2:]) if c.attr_int("storage_order", 0) else at]
