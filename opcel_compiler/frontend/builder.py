@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,24 +65,30 @@ class Builder:
             node = self.log.pop()
             for value in node.results:
                 self._contents.pop(value, None)
-            if made := set(made_symbols(node)):
-                named = [v for v, c in self._contents.items() if any(s in made for d in c.flat for s in symbols_in(d))]
-                for value in named:
-                    del self._contents[value]
+            self._forget(made_symbols(node))
             if node.graph is not None:
                 node.graph.erase(node)
 
     @contextmanager
     def inside(self, region: Graph) -> Iterator[None]:
-        """Emit into `region`, which is emptied when that fails."""
+        """Emit into `region`, which is emptied when that fails. What is read in it of values outside has no symbol
+        outside."""
         outer, self.graph = self.graph, region
         try:
             yield
         except BaseException:
+            self._forget([s for node in region.walk() for s in made_symbols(node)])
             region.clear()
             raise
         finally:
+            self._forget([s for node in region.walk() for s in made_symbols(node)])
             self.graph = outer
+
+    def _forget(self, symbols: Collection[Symbol]) -> None:
+        """Drop the contents that name one of `symbols`."""
+        for value, content in list(self._contents.items()) if symbols else ():
+            if any(s in symbols for d in content.flat for s in symbols_in(d)):
+                del self._contents[value]
 
     # -- contents ------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-/* Knows only opcel.h. run THREADS (ARTIFACT INPUTS OUTPUTS)...: runs artifacts of constant shapes on one pool, twice in
+/* Knows only opcel.h. run THREADS (ARTIFACT INPUTS OUTPUTS)...: runs artifacts whose inputs have constant shapes on one pool, twice in
  * turn. Files hold dense tensors one after another. Prints the number of threads of the process. */
 #include <dirent.h>
 #include <stdlib.h>
@@ -53,13 +53,19 @@ int main(int argc, char **argv) {
       check(api[i]->output_shapes(context[i], in, shapes) == OPCEL_OK, "shapes", api[i]->last_error(context[i]));
       for (int32_t k = 0; k < d->n_outputs; ++k) {
         const opcel_value *v = &d->outputs[k];
-        out[k] = (opcel_tensor){malloc(bytes_of(v->dtype, v->rank, shapes[k])), shapes[k], NULL, v->dtype, v->rank};
+        int late = 0;
+        for (int32_t axis = 0; axis < v->rank; ++axis) late = late || shapes[k][axis] < 0;
+        out[k] = (opcel_tensor){NULL, NULL, NULL, v->dtype, v->rank};
+        if (!late) out[k].data = malloc(bytes_of(v->dtype, v->rank, out[k].shape = shapes[k]));
       }
       check(api[i]->run(context[i], in, out) == OPCEL_OK, "run", api[i]->last_error(context[i]));
       file = fopen(argv[4 + 3 * i], "wb");
       check(file != NULL, "outputs", argv[4 + 3 * i]);
-      for (int32_t k = 0; k < d->n_outputs; ++k)
-        fwrite(out[k].data, 1, bytes_of(out[k].dtype, out[k].rank, out[k].shape), file), free(out[k].data);
+      for (int32_t k = 0; k < d->n_outputs; ++k) {
+        opcel_tensor made;
+        api[i]->result(context[i], k, &made);
+        fwrite(made.data, 1, bytes_of(made.dtype, made.rank, made.shape), file), free(out[k].data);
+      }
       for (int32_t k = 0; k < d->n_inputs; ++k) free(in[k].data);
       fclose(file);
     }

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto
 
 import opcel_compiler as oc
 
+from .builder import Net
 from .conftest import GetTwin, assert_same, reference
 from .twins import TWINS, feeds
 
@@ -82,6 +84,21 @@ def test_a_c_program_runs_two_artifacts_on_one_pool(
         parts = np.split(flat, np.cumsum([v.size for v in want.values()])[:-1])
         got = {name: part.reshape(value.shape) for (name, value), part in zip(want.items(), parts, strict=True)}
         assert_same(got, want)
+
+
+def test_a_c_program_takes_results_whose_shape_the_data_tells(c_program: Path, tmp_path: Path) -> None:
+    net = Net("late")
+    x, shape = net.input("x", 4, 6), net.input("shape", 2, dtype=TensorProto.INT64)
+    net.output("same", net("Exp", x))
+    net.output("places", net("NonZero", net("Greater", net("Reshape", x, shape), 0.0)), TensorProto.INT64)
+    given = {"x": np.linspace(-1, 2, 24, dtype=np.float32).reshape(4, 6), "shape": np.array([3, -1])}
+    oc.compile(net.model(), output=tmp_path / "late.opcel", proof=False, fallback="error")
+    (tmp_path / "in").write_bytes(b"".join(v.tobytes() for v in given.values()))
+    arguments = [str(tmp_path / name) for name in ("late.opcel", "in", "out")]
+    done = subprocess.run([str(c_program), "2", *arguments], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "threads 2\n"), done.stderr
+    want = reference(net.model(), given)
+    assert (tmp_path / "out").read_bytes() == want["same"].tobytes() + want["places"].tobytes()
 
 
 def test_four_threads_run_one_artifact_at_once(twin: GetTwin) -> None:

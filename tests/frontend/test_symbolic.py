@@ -191,3 +191,18 @@ def test_symbolic_auto_pad() -> None:
         imported = import_model(model)
         assert not imported.foreign
         same(interpret(imported, feeds), reference(model, feeds), 1e-4, 1e-5)
+
+
+def test_what_a_branch_reads_of_an_outer_value_has_no_symbol_after_it() -> None:
+    feeds = {"x": floats(1, 1), "s": np.array([3, 2]), "c": np.array(True)}
+
+    def branch(name: str, op: str) -> onnx.GraphProto:
+        nodes = [node("Expand", "x s", f"{name}x"), node(op, f"{name}x", f"{name}y")]
+        nodes.append(node("ReduceSum", f"{name}y", name, keepdims=0))
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(name, 1, [])])
+
+    chosen = helper.make_node("If", ["c"], ["sum"], then_branch=branch("t", "Exp"), else_branch=branch("e", "Neg"))
+    nodes = [chosen, node("Expand", "x s", "after"), node("Add", "after sum", "y")]
+    imported = check(model_of(nodes, feeds, 13), feeds)
+    reads = [n for n in imported.graph.walk() if n.op == "read_dims"]
+    assert len(reads) == 3 and len({s for n in reads for s in n.attrs["symbols"]}) == 6

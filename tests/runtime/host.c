@@ -68,6 +68,15 @@ int main(int argc, char **argv) {
     out[1].data = NULL;
     check(apis[0]->run(contexts[0], in, out) == OPCEL_ARGUMENT, "no data", "taken");
     puts(apis[0]->last_error(contexts[0]));
+    out[1].shape = NULL; /* neither data nor shape: the context keeps it */
+    check(apis[0]->run(contexts[0], in, out) == 0, "kept by the context", apis[0]->last_error(contexts[0]));
+    {
+      opcel_tensor kept;
+      apis[0]->result(contexts[0], 1, &kept);
+      check(OPCEL_HAS(apis[0], result) && kept.rank == 2 && kept.shape[0] == 64 && kept.shape[1] == 3, "shape", "wrong");
+      check(((float *)kept.data)[4] == 2 * c[4] && kept.data != d, "kept", "wrong");
+    }
+    out[1].shape = shape;
     out[1].data = d, in[0].dtype = 7;
     check(apis[0]->run(contexts[0], in, out) == OPCEL_ARGUMENT, "dtype", "taken");
     puts(apis[0]->last_error(contexts[0]));

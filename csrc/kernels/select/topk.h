@@ -2,13 +2,16 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
+
+#include "base/vec.h"
 
 namespace opcel {
 
 /// Whether a comes before b in ascending order; NaN is the largest, and equal to itself.
 template <class T>
 inline bool ascends(T a, T b) {
-  return a < b || (b != b && a == a);
+  return (a < b) | ((b != b) & (a == a));
 }
 
 struct TopkArgs {
@@ -24,17 +27,30 @@ class TopkLine {
   TopkLine(const T* x, std::int64_t* index, std::int64_t step) : x_(x), index_(index), step_(step) {}
 
   /// The first k of n elements, in order.
-  void select(std::int64_t n, std::int64_t k) {
+  void choose(std::int64_t n, std::int64_t k) {
     if (k == 0) return;
+    if (k == 1) return choose_one(n);
     for (std::int64_t i = 0; i < k; ++i) at(i) = i;
     for (std::int64_t i = k / 2; i-- > 0;) sink(i, k);
     Number worst = value(at(0));
-    for (std::int64_t i = k; i < n; ++i) {
+    const auto better = [&](std::int64_t i) {  // than the last one; an equal one comes later
       const Number item = value(i);
-      if (!(Largest ? ascends(worst, item) : ascends(item, worst))) continue;  // an equal one comes later
-      at(0) = i;
-      sink(0, k);
-      worst = value(at(0));
+      return Largest ? ascends(worst, item) : ascends(item, worst);
+    };
+    constexpr std::int64_t kBlock = 4 * W;
+    for (std::int64_t i = k; i < n; i += kBlock) {
+      const std::int64_t last = i + kBlock < n ? i + kBlock : n;
+      if (last - i == kBlock) {
+        if constexpr (std::is_same<T, float>::value) {
+          if (step_ == 1 && !any_better(x_ + i, worst)) continue;
+        }
+      }
+      for (std::int64_t j = i; j < last; ++j) {
+        if (!better(j)) continue;
+        at(0) = j;
+        sink(0, k);
+        worst = value(at(0));
+      }
     }
     for (std::int64_t left = k; left-- > 1;) {
       const std::int64_t last = at(0);
@@ -45,6 +61,28 @@ class TopkLine {
   }
 
  private:
+  void choose_one(std::int64_t n) {
+    std::int64_t best = 0;
+    Number found = value(0);
+    for (std::int64_t i = 1; i < n; ++i) {
+      const Number item = value(i);
+      if (!(Largest ? ascends(found, item) : ascends(item, found))) continue;
+      found = item;
+      best = i;
+    }
+    at(0) = best;
+  }
+
+  /// Whether a block of 4 W elements may hold one that is better than `worst`.
+  static bool any_better(const float* block, float worst) {
+    vi none = block_mask(block, worst);
+    for (int v = 1; v < 4; ++v) none &= block_mask(block + v * W, worst);
+    return hmin(select(none, set(1.0f), vf{})) == 0;
+  }
+  static vi block_mask(const float* block, float worst) {
+    return Largest ? load(block) <= set(worst) : load(block) >= set(worst);
+  }
+
   std::int64_t& at(std::int64_t i) { return index_[i * step_]; }
   Number value(std::int64_t i) const { return static_cast<Number>(x_[i * step_]); }
 
@@ -80,7 +118,7 @@ void topk_tasks(const TopkArgs& args, const T* x, T* y, std::int64_t* index, std
     const std::int64_t outer = line / args.inner, at = line % args.inner;
     const T* from = x + outer * args.n * args.inner + at;
     const std::int64_t to = outer * args.k * args.inner + at;
-    TopkLine<T, Number, Largest>(from, index + to, args.inner).select(args.n, args.k);
+    TopkLine<T, Number, Largest>(from, index + to, args.inner).choose(args.n, args.k);
     for (std::int64_t i = 0; i < args.k; ++i) y[to + i * args.inner] = from[index[to + i * args.inner] * args.inner];
   }
 }
