@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from onnx_harness import interpret, reference, same
 
 from opcel_compiler.frontend.importer import import_model
@@ -117,3 +118,54 @@ def test_what_stays_opaque(op_type: str, attrs: dict[str, Any], reason: str) -> 
     kinds = (I, F) if op_type == "LinearClassifier" else (F,)
     imported = import_model(build(op_type, {"x": WHOLE}, kinds, attrs))
     assert reason in imported.foreign[0].attrs["reason"]
+
+
+GRAMS: dict[str, Any] = {
+    "min_gram_length": 1, "max_gram_length": 3, "max_skip_count": 2, "ngram_counts": [0, 3, 9],
+    "pool_int64s": [1, 2, 4, 0, 1, 3, 3, 1, 4, 0, 1, 2, 4, 4, 4],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["TF", "IDF", "TFIDF"])
+@pytest.mark.parametrize(
+    ("columns", "weights"), [([2, 0, 1, 5, 4, 3, 8, 6], []), ([2, 0, 1, 5, 4, 3, 7, 6], [1.5, 2, 3, 4, 5, 6, 7, 8])]
+)
+@pytest.mark.parametrize("x", [WHOLE[0], WHOLE.astype(np.int32), np.tile(WHOLE, (1, 3))])
+def test_ngrams(mode: str, columns: list[int], weights: list[float], x: np.ndarray) -> None:
+    attrs = {**GRAMS, "mode": mode, "ngram_indexes": columns, **({"weights": weights} if weights else {})}
+    model = build("TfIdfVectorizer", {"x": x}, (F,), attrs)
+    model.graph.node[0].domain = ""
+    imported = import_model(model)
+    assert not imported.foreign, imported.foreign[0].attrs["reason"]
+    same(interpret(imported, {"x": x}), reference(model, {"x": x}))
+
+
+@pytest.mark.parametrize("updates", [0, 3])
+@pytest.mark.parametrize(
+    ("op_type", "states", "attrs"),
+    [
+        ("Adagrad", 1, {"decay_factor": 0.1, "epsilon": 1e-3, "norm_coefficient": 0.01}),
+        ("Adam", 2, {"alpha": 0.9, "beta": 0.8, "norm_coefficient": 0.01, "norm_coefficient_post": 0.1}),
+        ("Momentum", 1, {"alpha": 0.9, "beta": 0.7, "norm_coefficient": 0.01, "mode": "standard"}),
+        ("Momentum", 1, {"alpha": 0.9, "beta": 0.7, "norm_coefficient": 0.01, "mode": "nesterov"}),
+    ],
+)
+def test_optimizers(op_type: str, states: int, attrs: dict[str, Any], updates: int) -> None:
+    """Two tensors, against ONNX's own evaluation."""
+    feeds: dict[str, np.ndarray] = {"r": np.array(0.1, np.float32), "t": np.array(updates, np.int64)}
+    for group in range(2 + states):
+        for tensor, shape in enumerate(((3,), (2, 2))):
+            feeds[f"v{group}{tensor}"] = np.abs(RNG.standard_normal(shape)).astype(np.float32)
+    outputs = [f"y{i}" for i in range(2 + 2 * states)]
+    domain = "ai.onnx.preview.training"
+    node = helper.make_node(op_type, list(feeds), outputs, name="it", domain=domain, **attrs)
+    graph = helper.make_graph(
+        [node], "g",
+        [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()],
+        [helper.make_tensor_value_info(n, F, None) for n in outputs],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(domain, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    imported = import_model(model)
+    assert not imported.foreign, imported.foreign[0].attrs["reason"]
+    same(interpret(imported, feeds), ReferenceEvaluator(model).run(None, feeds), 1e-5, 1e-6)
