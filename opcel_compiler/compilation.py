@@ -10,6 +10,7 @@ from opcel_compiler.errors import OpcelError
 from opcel_compiler.frontend.exporter import export_model
 from opcel_compiler.frontend.importer import Imported, import_model
 from opcel_compiler.frontend.limits import ExportError, ModelError
+from opcel_compiler.frontend.maps import Labels, without_maps
 from opcel_compiler.frontend.proto_types import DimValue
 from opcel_compiler.ir.analysis import flops, made_symbols
 from opcel_compiler.ir.dims import Dim, as_symbol, symbols_of
@@ -52,6 +53,8 @@ class Compilation:
     counters: Counters
     fallbacks: list[Fallback] = dataclasses.field(default_factory=list)
     regions: list[Graph] = dataclasses.field(default_factory=list)
+    maps: dict[str, Labels] = dataclasses.field(default_factory=dict)
+    """The keys of the maps that an output is to the user, whose values the graph gives as a tensor."""
     whole: str = ""
     """Why the whole model runs in another engine; empty when it does not."""
     program: Program | None = None
@@ -101,9 +104,10 @@ def prepare(
     passes = Pipeline.parse(pipeline or description.pipeline)
     report("importing", 0, 0)
     imported = import_model(model, dims=dims)
+    maps = without_maps(imported.graph, imported.output_names)
     context = PassContext(target=description, precision=precision, tuned=tuned or {}, small=small)
     work = Compilation(imported, description, passes, context, Timing(), Counters())
-    work.dims = dict(dims or {})
+    work.dims, work.maps = dict(dims or {}), maps
     work.sketch = graph_sketch(imported.graph, imported.input_names)
     work.imported_nodes = len(work.graph)
     work.quantized = any(n.op == "quantize" for n in optimizable(work.graph))

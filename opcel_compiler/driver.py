@@ -18,6 +18,7 @@ from opcel_compiler.codegen.cpu.build import Module, build
 from opcel_compiler.compilation import Compilation, Progress, check_bound, prepare
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.frontend.importer import import_model
+from opcel_compiler.frontend.maps import Labels, values_of_maps
 from opcel_compiler.frontend.proto_types import DimValue
 from opcel_compiler.ir.graph import Graph
 from opcel_compiler.locate import first_wrong_node
@@ -189,6 +190,7 @@ def _prove(work: Compilation, model: Any, folder: Path, inputs: Any, bound: Boun
         return Proof("unproved", reason=f"this CPU lacks {missing}; run `opcel run --prove MODEL` on one that has it")
     names, outputs = work.imported.input_names, work.imported.output_names
     feeds, engine, want = _reference(model, work.graph, names, outputs, inputs)
+    want = _tensors(want, outputs, work.maps)
     with load(folder) as compiled:
         stamp = prove(lambda f: run_whole(compiled, f), zip(outputs, want, strict=True), feeds, engine, bound)
     if stamp.status != "proved":
@@ -219,6 +221,12 @@ def _reference(
     return (feeds, *reference_outputs(model, graph, names, outputs, feeds))
 
 
+def _tensors(want: list[np.ndarray], names: Sequence[str], maps: Mapping[str, Labels]) -> list[np.ndarray]:
+    """The outputs with the values of maps as tensors; an engine that runs our graph gives those already."""
+    pairs = zip(names, want, strict=True)
+    return [values_of_maps(v, maps[n]) if n in maps and v.dtype == object else v for n, v in pairs]
+
+
 def _cannot_run_here(target: Target) -> str:
     return ", ".join(missing_features(target))
 
@@ -240,6 +248,7 @@ def prove_artifact(
         names, outputs = imported.input_names, imported.output_names
         graph = imported.graph
         feeds, engine, want = _reference(model, graph, names, outputs, inputs)
+        want = _tensors(want, outputs, compiled.manifest.get("maps", {}))
         stamp = prove(lambda f: run_whole(compiled, f), zip(outputs, want, strict=True), feeds, engine, bound)
         if stamp.status != "proved":
             raise ProofError(outside(stamp))

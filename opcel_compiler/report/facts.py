@@ -61,6 +61,7 @@ def manifest(work: Compilation, module: Module | None, folder: Path, stamp: Proo
         "precision": work.context.precision, "max_error": bound.norm, **({"quantized": True} if bound.grid else {}),
         "inputs": values(work.imported.input_names, ends.inputs),
         "outputs": values(work.imported.output_names, ends.outputs), "modules": modules,
+        **({"maps": work.maps} if work.maps and not work.whole else {}),
         "states": [
             {
                 "input": work.imported.input_names[work.program.inputs.index(s.past)],

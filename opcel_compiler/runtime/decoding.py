@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from opcel_compiler.runtime.errors import FeedError
+from opcel_compiler.runtime.mapped import MappedModel
 from opcel_compiler.runtime.model import CompiledModel, TensorSpec, WeightsMode, read_manifest
 from opcel_compiler.runtime.whole import WholeModel
 
@@ -20,7 +21,7 @@ def load(
     path: str | os.PathLike[str], threads: int | None = None, weights: WeightsMode = "map", pin: bool = False
 ) -> CompiledModel:
     """Opens the artifact in the folder `path`; one that was compiled with `state` as a `Decoder`,
-    one that runs whole in ONNX Runtime as a `WholeModel`.
+    one that runs whole in ONNX Runtime as a `WholeModel`, one whose outputs are maps as a `MappedModel`.
 
     `threads` counts the caller; None is one per CPU that this process may use. Models of one thread count share
     their threads. `weights`: "map" reads the file as its pages are used, and opens in milliseconds; "resident"
@@ -31,7 +32,9 @@ def load(
     """
     manifest = read_manifest(path)
     whole = any(module.get("whole") for module in manifest["modules"] if isinstance(module, dict))
-    kind = WholeModel if whole else Decoder if manifest.get("states") else CompiledModel
+    kind: type[CompiledModel] = WholeModel if whole else Decoder if manifest.get("states") else CompiledModel
+    if manifest.get("maps") and kind is CompiledModel:
+        kind = MappedModel
     return kind(path, threads=threads, weights=weights, pin=pin)
 
 
@@ -158,6 +161,8 @@ class Decoder(CompiledModel):
 
 def run_whole(model: CompiledModel, feeds: Arrays) -> dict[str, np.ndarray]:
     """All the outputs of the model for all its inputs, in order, caches included, as views."""
+    if isinstance(model, MappedModel):
+        return model.run_tensors(dict(feeds))
     if not isinstance(model, Decoder):
         return model.run(dict(feeds))
     result = model.run(feeds)

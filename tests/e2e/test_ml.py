@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 
 import opcel_compiler as oc
+from opcel_compiler.driver import prove_artifact
 
 from .conftest import assert_same, reference
 
@@ -23,7 +24,7 @@ def model() -> onnx.ModelProto:
     weights = RNG.standard_normal(12).tolist()
     nodes = [
         node("Imputer", "x", "full", imputed_value_floats=[0.5], replaced_value_float=float("nan")),
-        node("Scaler", "full", "scaled", offset=[0.1, 0.2, 0.3, 0.4], scale=[2.0]),
+        node("Scaler", "full", "scaled", offset=[0.1, 0.2, 0.3, 0.4], scale=[2.0, 1.0, 0.5, 3.0]),
         node("Normalizer", "scaled", "unit", norm="L2"),
         node("LinearClassifier", "unit", "label score", coefficients=weights, intercepts=[0.1, 0.2, 0.3],
              classlabels_ints=[7, 8, 9], post_transform="SOFTMAX"),
@@ -59,3 +60,23 @@ def test_operators_of_classical_models(tmp_path: Path) -> None:
             x[RNG.random(x.shape) < 0.2] = np.nan
             feeds = {"x": x, "k": RNG.integers(0, 5, (count, 4))}
             assert_same(compiled.run(feeds), reference(proto, feeds), rows=count)
+
+
+def test_maps_are_made_by_the_python_face(tmp_path: Path) -> None:
+    """A ZipMap at the end: dicts of labels for the user, the tensor of their values for everyone else."""
+    proto = model()
+    for name, labels in (
+        ("numbered", {"classlabels_int64s": [9, 7, 8]}),
+        ("named", {"classlabels_strings": ["c", "a", "b"]}),
+    ):
+        node = helper.make_node("ZipMap", ["score"], [name], name=name, domain="ai.onnx.ml", **labels)
+        proto.graph.node.append(node)
+        proto.graph.output.append(helper.make_empty_tensor_value_info(name))
+    feeds = {"x": RNG.standard_normal((5, 4)).astype(np.float32), "k": RNG.integers(0, 5, (5, 4))}
+    with oc.compile(proto, output=tmp_path / "m", fallback="error") as compiled:
+        assert compiled.report["proof"]["status"] == "proved"
+        got = compiled.run(feeds)
+    for name, keys in (("numbered", [9, 7, 8]), ("named", ["c", "a", "b"])):
+        assert [list(row) for row in got[name]] == [keys] * 5
+        assert [[row[key] for key in keys] for row in got[name]] == got["score"].tolist()
+    assert prove_artifact(tmp_path / "m", proto).status == "proved"
