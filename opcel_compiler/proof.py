@@ -306,6 +306,16 @@ def index_limits(graph: Graph) -> dict[Value, int]:
     return out
 
 
+def drawn(graph: Graph) -> frozenset[int]:
+    """The numbers of the outputs that depend on random numbers, which no other engine draws the same."""
+    found: set[Value] = set()
+    for node in graph.nodes:
+        inner = (n for region in node.regions for n in region.walk())
+        if any(n.op == "random_uniform" for n in (node, *inner)) or any(v in found for v in node.operands):
+            found.update(node.results)
+    return frozenset(i for i, v in enumerate(graph.outputs) if v in found)
+
+
 def prove(
     runnable: Callable[[Feeds], Mapping[str, np.ndarray]], want: Iterable[tuple[str, np.ndarray]], feeds: Feeds,
     reference: str, bound: Bound,

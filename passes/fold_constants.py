@@ -52,7 +52,7 @@ class FoldConstants(Pass):
 
 def _foldable(node: Node) -> bool:
     d = node.definition
-    if node.op == "constant" or d.evaluate is None or d.traits & {"control", "opaque"}:
+    if node.op in ("constant", "random_uniform") or d.evaluate is None or d.traits & {"control", "opaque"}:
         return False
     if any(v is not None and (v.constant is None or v.constant.encoding != DENSE) for v in node.operands):
         return False

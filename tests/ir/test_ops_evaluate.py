@@ -373,6 +373,8 @@ def trees() -> Iterator[tuple[str, Arrays, dict[str, Any], np.ndarray]]:
     x = np.float32([-np.inf, -1, -0.0, 0, 1e-45, np.inf, np.nan])
     keys = np.uint32([0x7FFFFF, 0x407FFFFF, 1 << 31, 1 << 31, (1 << 31) + 1, 0xFF800000, 0xFFFFFFFF])
     yield "order_key", [x], {}, keys
+    draws = np.float32([6540257, 281660, 15112256, 9779947]) / np.float32(1 << 24)
+    yield "random_uniform", [], {"shape": (2, 2), "key": 7}, draws.reshape(2, 2)
     yield "order_key", [x[6:]], {"nan": "low"}, np.uint32([0x7FFFFE])
     yield "order_key", [np.float64([-1, 1])], {}, np.uint64([(0x400 << 52) + (1 << 52) - 1, 0xBFF << 52])
     # x0 < 8 ? 5 : (x1 < 6 ? 3 : 1), and a leaf that is 7

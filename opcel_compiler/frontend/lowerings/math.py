@@ -220,21 +220,6 @@ def identity(c: Lowering) -> Value:
     return c.x()
 
 
-@lowers("Dropout")
-def dropout(c: Lowering) -> list[Value | None]:
-    x = c.x()
-    training = c.opt(2)
-    if training is not None and bool(c.scalar_value(training, "training_mode")):
-        ratio = c.opt(1)
-        if ratio is None or c.scalar_value(ratio, "ratio") != 0:
-            raise Unsupported("Dropout in training mode draws random numbers")
-    if not c.wants(1):
-        return [x]
-    if c.opset < 10:
-        raise Unsupported("the mask of a Dropout before opset 10 is left to the fallback")
-    return [x, c.emit("expand", c.constant(np.array(True)), shape=c.shape(x))]
-
-
 @lowers("LpNormalization")
 def lp_normalization(c: Lowering) -> Value:
     x, p = c.x(), c.attr_int("p", 2)
