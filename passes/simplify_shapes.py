@@ -47,7 +47,10 @@ def _broadcasts_anyway(m: Match) -> str | None:
     result = shape_of(m.root)
     if x is None or result is None or None in others:
         return "a rank is unknown"
-    shapes = [trailing(s, len(result)) for s in (x, *others) if s is not None]
+    ranked = [s for s in (x, *others) if s is not None]
+    if max(map(len, ranked)) < len(result):
+        return f"without the expand, the result would not have rank {len(result)}"
+    shapes = [trailing(s, len(result)) for s in ranked]
     for i, d in enumerate(result):
         axis = [s[i] for s in shapes if s[i] != 1]
         if (not axis and d != 1) or not all(equal(size, d) is True for size in axis):

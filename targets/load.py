@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,8 @@ from opcel_compiler.targets.schema import Target
 
 FOLDER = Path(__file__).parent
 MAX_BYTES = 1 << 20
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 Record_ = TypeVar("Record_")
 
@@ -137,7 +140,7 @@ def _inherited(path: Path, children: tuple[Path, ...]) -> _Tree:
     if extends is None:
         return tree
     file, line, base = extends.file, extends.line, extends.value
-    if not isinstance(base, str):
+    if not isinstance(base, str) or not _NAME.fullmatch(base):
         raise _error(Problem(file, line, "extends", "is not the name of one target"))
     beside = path.with_name(f"{base}.yaml")
     if not beside.exists() and base not in list_targets():

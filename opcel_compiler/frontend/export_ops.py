@@ -171,7 +171,7 @@ def reshape(w: Writer, node: Node, xs: list[str]) -> str:
 
 @exports("transpose")
 def transpose(w: Writer, node: Node, xs: list[str]) -> str:
-    return w.node("Transpose", xs, perm=list(node.attrs["perm"]))
+    return w.node("Transpose", xs, perm=list(node.attrs["perm"]) or None)
 
 
 @exports("expand")

@@ -74,6 +74,15 @@ def import_model(
     of an unsupported opset, or not a valid graph, for a tensor of absurd size, and for a name in `dims` that no
     dimension has.
     """
+    try:
+        return _import(model, name, dims)
+    except RecursionError:
+        raise ModelError("the model is nested too deeply; flatten its graphs, functions or shape arithmetic") from None
+    except MemoryError as e:
+        raise ModelError(f"the model needs more memory than there is: {e or 'out of memory'}") from None
+
+
+def _import(model: str | Path | bytes | ModelProto, name: str | None, dims: Mapping[str, DimValue] | None) -> Imported:
     _check_dims(dims or {})
     proto, source, weights, path = _read(model)
     opsets = _opsets(proto)
@@ -240,6 +249,8 @@ def _build(proto: ModelProto, builder: Builder, opsets: dict[str, int]) -> list[
         scope.define(v.name, graph.add_input(v.name, _input_type(v, builder.symbols)), f"input {v.name!r}")
     scope.add_nodes(source.node, [v.name for v in source.output])
     for v in source.output:
+        if v.name in graph.output_names:
+            raise ModelError(f"two outputs of the model are called {v.name!r}")
         graph.add_output(scope.value(v.name, "the graph's outputs"), v.name)
     _sweep(graph)
     return inputs

@@ -154,10 +154,13 @@ def _decode(raw: memoryview, dtype: DType, shape: tuple[int, ...], count: int, w
 
 
 def _unpack(packed: np.ndarray, dtype: DType, count: int) -> np.ndarray:
-    """Elements of 2 or 4 bits, low bits first, one an array element."""
-    each = 8 // dtype.bits
-    shifts = np.arange(each, dtype=np.uint8) * np.uint8(dtype.bits)
-    fields = ((packed[:, None] >> shifts) & np.uint8((1 << dtype.bits) - 1)).reshape(-1)[:count]
+    """Elements of 2, 4 or 6 bits, low bits first, one an array element."""
+    if 8 % dtype.bits:
+        bits = np.unpackbits(packed, count=count * dtype.bits, bitorder="little").reshape(count, dtype.bits)
+        fields = np.packbits(bits, axis=1, bitorder="little").reshape(-1)
+    else:
+        shifts = np.arange(8 // dtype.bits, dtype=np.uint8) * np.uint8(dtype.bits)
+        fields = ((packed[:, None] >> shifts) & np.uint8((1 << dtype.bits) - 1)).reshape(-1)[:count]
     if dtype.kind == "f":
         floats: np.ndarray = fields.view(dtype.numpy)
         return floats
@@ -209,11 +212,10 @@ def to_proto(constant: Constant, name: str) -> TensorProto:
         t.string_data.extend(s if isinstance(s, bytes) else str(s).encode() for s in array.ravel())
         return t
     if constant.dtype.bits < 8:
-        flat, each = array.reshape(-1), 8 // constant.dtype.bits
+        flat = np.ascontiguousarray(array).reshape(-1)
         fields = flat.view(np.uint8) if constant.dtype.kind == "f" else flat.astype(np.int8).view(np.uint8)
-        fields = np.concatenate([fields & ((1 << constant.dtype.bits) - 1), np.zeros(-len(fields) % each, np.uint8)])
-        shifts = np.arange(each, dtype=np.uint8) * np.uint8(constant.dtype.bits)
-        t.raw_data = np.bitwise_or.reduce(fields.reshape(-1, each) << shifts, axis=1).astype(np.uint8).tobytes()
+        bits = np.unpackbits(fields.reshape(-1, 1), axis=1, count=constant.dtype.bits, bitorder="little")
+        t.raw_data = np.packbits(bits.reshape(-1), bitorder="little").tobytes()
         return t
     t.raw_data = array.tobytes()
     return t

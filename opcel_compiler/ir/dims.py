@@ -10,10 +10,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NoReturn, Union
 
+from opcel_compiler.errors import OpcelError
+
 Dim = Union[int, "Expr"]
+
+MAX_ATOMS, MAX_DEPTH, MAX_TERMS, MAX_DEGREE = 1000, 40, 2000, 64
+"""The largest expression: atoms within one atom, how deep they nest, the terms of a polynomial, factors of a term."""
+
+
+class DimError(OpcelError, ValueError):
+    """An expression of sizes that is too large to be worked with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,19 @@ class Call:
     fn: str
     a: Dim
     b: Dim
+    atoms: int = field(init=False, compare=False, repr=False)
+    depth: int = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        inner = [atom for dim in (self.a, self.b) for mono, _ in _terms(dim) for atom in mono]
+        atoms = 1 + sum(a.atoms if isinstance(a, Call) else 1 for a in inner)
+        depth = 1 + max((a.depth for a in inner if isinstance(a, Call)), default=0)
+        if atoms > MAX_ATOMS or depth > MAX_DEPTH:
+            raise DimError(
+                f"an expression of sizes has {atoms} parts, {depth} deep; {MAX_ATOMS}, {MAX_DEPTH} deep, may be"
+            )
+        object.__setattr__(self, "atoms", atoms)
+        object.__setattr__(self, "depth", depth)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -82,6 +105,8 @@ class Expr:
 
     def __mul__(self, other: Dim) -> Dim:
         out: dict[Monomial, int] = {}
+        if len(_terms(self)) * len(_terms(other)) > MAX_TERMS:
+            raise DimError(f"a product of sizes has more than {MAX_TERMS} terms")
         for ma, ca in _terms(self):
             for mb, cb in _terms(other):
                 mono = tuple(sorted(ma + mb, key=lambda atom: atom.key))
@@ -140,6 +165,8 @@ def _build(terms: Mapping[Monomial, int]) -> Dim:
         return 0
     if len(kept) == 1 and not kept[0][0]:
         return kept[0][1]
+    if len(kept) > MAX_TERMS or any(len(mono) > MAX_DEGREE for mono, _ in kept):
+        raise DimError(f"a sum of products of sizes has more than {MAX_TERMS} terms, or {MAX_DEGREE} factors in one")
     kept.sort(key=lambda t: (-len(t[0]), [a.key for a in t[0]]))
     return Expr(tuple(kept))
 
@@ -262,6 +289,11 @@ Bounds = tuple[int | None, int | None]
 
 def bounds(dim: Dim) -> Bounds:
     """An inclusive interval (lo, hi) that contains every value of `dim`; None means unbounded on that side."""
+    return _bounds(dim) if isinstance(dim, Expr) else (dim, dim)
+
+
+@lru_cache(maxsize=1 << 14)
+def _bounds(dim: Expr) -> Bounds:
     lo, hi = _sum_of_bounds(dim)
     scale, expanded = _without_quotients(dim)
     if expanded != dim:

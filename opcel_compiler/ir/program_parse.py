@@ -176,7 +176,7 @@ class _ProgramParser(_Parser):
         self.expect(":")
         strides = tuple(self.items("[", "]", self.dim))
         self.expect(":")
-        (offset,) = self.items("[", "]", self.dim)
+        offset = self.single("[", "]", self.dim)
         return View(buffer, shape, strides, offset)
 
     def views(self, word: str) -> list[View]:
@@ -322,5 +322,4 @@ class _ProgramParser(_Parser):
 
     def within(self, word: str, item: Callable[[], Any]) -> Any:
         self.word(word)
-        (out,) = self.items("(", ")", item)
-        return out
+        return self.single("(", ")", item)

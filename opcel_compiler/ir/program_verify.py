@@ -245,6 +245,10 @@ def _control(program: Program) -> None:
         raise ProgramVerifyError(18, "a block does not end", open_[-1])
 
 
+_LONGEST = 1 << 28
+"""The most elements of an axis."""
+
+
 def _view(v: View, step: Step) -> None:
     blocked = v.buffer.layout.block > 1
     if len(v.shape) != len(v.strides) or (blocked and len(v.shape) != len(v.buffer.type.dims)):
@@ -255,11 +259,13 @@ def _view(v: View, step: Step) -> None:
 
 
 def _steps(v: View) -> list[np.ndarray] | None:
-    """The offsets of each axis' elements; None unless all is integers."""
+    """The offsets of each axis' elements; None unless all is integers, of a size that memory can have."""
     layout, out = v.buffer.layout, []
     for axis, (extent, stride) in enumerate(zip(v.shape, v.strides, strict=True)):
         if not (isinstance(extent, int) and isinstance(stride, int)):
             return None
+        if extent > _LONGEST or extent * abs(stride) >= 1 << 60:
+            raise ProgramVerifyError(7, f"a view of {v.buffer!r} has {extent} elements, {stride} apart, in an axis")
         at = np.arange(extent)
         if layout.block > 1 and axis == layout.block_axis:
             out.append(at // layout.block * stride + at % layout.block)

@@ -96,6 +96,13 @@ class Scanner:
             out.append(item())
         return out
 
+    def single(self, opening: str, closing: str, item: Callable[[], Any]) -> Any:
+        """One `item` between brackets."""
+        self.expect(opening)
+        out = item()
+        self.expect(closing)
+        return out
+
     def string(self) -> str:
         found = self.take(STRING)
         if not found:

@@ -12,7 +12,7 @@ import numpy as np
 
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.analysis import made_symbols
-from opcel_compiler.ir.dims import Dim
+from opcel_compiler.ir.dims import Dim, product
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.outline import outline, outside_values
@@ -276,6 +276,30 @@ class Lowering:
 
     _lower_log_softmax = _lower_softmax
 
+    def _lower_layer_norm(self, node: Node) -> None:
+        """Kernels take the last axis: several are made one, in dense memory."""
+        t, axis = self._type(node.result), node.attrs["axis"]
+        lead, row = t.dims[:axis], t.dims[axis:]
+        if len(row) == 1:
+            self._kernel(node, outline([node], node.results), [self.view(v) for v in body_operands(node)])
+            return
+        body, n = Graph("body"), product(row)
+        views: list[View] = []
+        operands: list[Value | None] = []
+        for i, v in enumerate(node.operands):
+            operands.append(None)
+            if v is not None:
+                view = self.contiguous(self.view(v) if i == 0 else self.view(v).expand(row))
+                views.append(self._reshaped(view, (*lead, n) if i == 0 else (n,), node))
+                operands[-1] = body.add_input(v.name, TensorType(view.dtype, views[-1].shape))
+        anchor = body.add(node.op, operands, node.attrs, origin=node.origin)
+        body.add_output(anchor.result)
+        out = self.temp(t.dtype, (*lead, n), node.result.name)
+        self.emit(node.op, body, views, [out], anchor)
+        self.views[node.result] = self._reshaped(out, t.dims, node)
+
+    _lower_rms_norm = _lower_layer_norm
+
     def _lower_conv_transpose(self, node: Node) -> None:
         """Constant weights: convolutions whose results interleave. Else one kernel."""
         x, w, bias = (*node.operands, None)[:3]
@@ -284,7 +308,7 @@ class Lowering:
         parts = None
         if weights is not None and len(out_type.dims) <= 4 and weights.dtype == F32:
             parts = phases(x.tensor.dims[2:], out_type.dims[2:], weights.array, node.attrs)
-        if parts is None:
+        if not parts:
             self._kernel(node, outline([node], node.results), [self.view(v) for v in body_operands(node)])
             return
         source, out = self.contiguous(self.view(x)), self._result(node.result, None)

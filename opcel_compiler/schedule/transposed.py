@@ -35,6 +35,8 @@ def axis_phases(size: Dim, out: Dim, kernel: int, stride: int, pad: int, dilatio
     phases = []
     for r in range(stride):
         count = ceildiv(out - r, stride)
+        if count == 0:
+            continue
         taps = [k for k in reversed(range(kernel)) if (r + pad - k * dilation) % stride == 0]
         if not taps:
             return None

@@ -176,7 +176,8 @@ def _compile_all(
     """The objects of all jobs, ordered by name."""
     keys: dict[str, str] = {}
     for name, job in jobs.items():
-        parts = [toolchain.version, *toolchain.command, *COMMON, *job.flags, included_digest(job.source), job.source]
+        told = (*toolchain.command, *COMMON, *job.flags, *toolchain.extra)
+        parts = [toolchain.version, *told, included_digest(job.source), job.source]
         keys[name] = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     missing = [name for name, key in keys.items() if not cache.fetch(key)]
     module.cached, module.compiled = len(jobs) - len(missing), len(missing)

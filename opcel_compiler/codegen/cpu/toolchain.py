@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import re
@@ -34,11 +35,12 @@ class ToolchainError(OpcelError):
 
 @dataclass(frozen=True)
 class Toolchain:
-    """A compiler command of kind `gnu` or `clang`, and the version line that identifies it."""
+    """A compiler command of kind `gnu` or `clang`, the version line that identifies it, and flags of the user's."""
 
     command: tuple[str, ...]
     kind: str
     version: str
+    extra: tuple[str, ...] = ()
 
     @property
     def zig(self) -> bool:
@@ -47,8 +49,9 @@ class Toolchain:
 
     def compile(self, source: Path, output: Path, include: Path, flags: Sequence[str]) -> None:
         """Compile one translation unit. Raises ToolchainError with the compiler's first errors."""
-        extra = ("-fno-sanitize=undefined",) if self.zig else ()
-        self._run([*COMMON, *extra, *flags, f"-I{include}", "-c", source.name, "-o", output.name], source.parent)
+        quiet = ("-fno-sanitize=undefined",) if self.zig else ()
+        args = [*COMMON, *quiet, *flags, *self.extra, f"-I{include}", "-c", source.name, "-o", output.name]
+        self._run(args, source.parent)
 
     def link(self, objects: Sequence[Path], output: Path, flags: Sequence[str] = ()) -> None:
         """Link objects into a shared library that needs only libc, libm and pthread."""
@@ -59,7 +62,8 @@ class Toolchain:
             command.append("-nostdlib++")
         else:
             command[-1] = plain
-        self._run([*flags, *LINK, *map(str, objects), "-o", str(output), "-lm", "-lpthread"], output.parent, command)
+        args = [*flags, *LINK, *self.extra, *map(str, objects), "-o", str(output), "-lm", "-lpthread"]
+        self._run(args, output.parent, command)
 
     def _run(self, args: Sequence[str], cwd: Path, command: Sequence[str] | None = None) -> None:
         full = [*(command or self.command), *args]
@@ -85,11 +89,17 @@ def _c_driver(command: str) -> str | None:
 
 
 def find_toolchain() -> Toolchain:
-    """The compiler named by CXX, else g++, c++ or clang++, else zig's from the `ziglang` package.
+    """The compiler named by CXX, else g++, c++ or clang++, else zig's from the `ziglang` package; the flags in
+    OPCEL_CXXFLAGS come last when it compiles and when it links.
 
     Raises ToolchainError when there is none; the text says how to get one.
     """
-    return _find(os.environ.get("CXX", ""), os.environ.get("PATH", os.defpath), sys.executable)
+    found = _find(os.environ.get("CXX", ""), os.environ.get("PATH", os.defpath), sys.executable)
+    text = os.environ.get("OPCEL_CXXFLAGS", "")
+    try:
+        return dataclasses.replace(found, extra=tuple(shlex.split(text))) if text.strip() else found
+    except ValueError as error:
+        raise ToolchainError(f"OPCEL_CXXFLAGS is {text!r}, which are no flags: {error}") from error
 
 
 @functools.cache

@@ -111,6 +111,8 @@ def sliced(c: Lowering, x: Value, starts: Value, ends: Value, axes: Value | None
     rank = len(dims)
     first, n = vector(c, starts, "the starts")
     last, m = vector(c, ends, "the ends")
+    if max(n, m) > rank:
+        raise ModelError(f"node {c.origin!r} (Slice): it has {max(n, m)} starts or ends for {rank} axes")
     axes = c.constant(np.arange(n)) if axes is None else axes
     step = c.constant(np.ones(n, np.int64)) if steps is None else vector(c, steps, "the steps")[0]
     hit = hits(c, axes, rank)

@@ -48,7 +48,7 @@ define(
     "The other bits",
     "x",
     lambda operands, _: (tensor_of(operands, 0, "iu"),),
-    lambda arrays, _: (np.invert(widen(array_at(arrays, 0))).astype(array_at(arrays, 0).dtype),),
+    lambda arrays, _: (np.asarray(np.invert(widen(array_at(arrays, 0))), array_at(arrays, 0).dtype),),
     traits="elementwise",
 )
 

@@ -58,7 +58,7 @@ def _rows_per_task(m: Dim, k: Dim, tallest: int, cache: int) -> Dim:
     depth = k if isinstance(k, int) else 1024
     rows = max(tallest, cache // (8 * max(1, depth)) // tallest * tallest)
     if isinstance(m, int) and m <= rows:
-        return m
+        return max(1, m)
     even = ceildiv(m, dim_max(1, ceildiv(m, rows)))
     return dim_max(1, ceildiv(even, tallest)) * tallest
 

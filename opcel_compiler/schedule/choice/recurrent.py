@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from opcel_compiler.ir.program import Kernel
+from opcel_compiler.ir.layout import PLAIN
+from opcel_compiler.ir.program import Kernel, whole
 from opcel_compiler.schedule.choice.context import TASKS, Choosing, heights
 
 
@@ -12,10 +13,9 @@ def choose_recurrent(kernel: Kernel, choosing: Choosing) -> None:
     assert anchor is not None
     r = anchor.operand(1)
     directions, rows, n = r.tensor.static_shape
-    weights = kernel.inputs[list(kernel.body.inputs).index(r)].buffer
-    weights.packing = f"recurrent:{choosing.width}"
-    if choosing.precision == "bf16":
-        weights.layout = weights.layout.stored_as("bf16")
+    at = list(kernel.body.inputs).index(r)
+    layout = PLAIN.stored_as("bf16") if choosing.precision == "bf16" else PLAIN
+    kernel.inputs[at] = whole(choosing.packed_weight(kernel.inputs[at], layout, f"recurrent:{choosing.width}"))
     batch, gates, blocks = kernel.outputs[0].shape[2], rows // n, directions * -(-n // choosing.width)
     registers: int = choosing.target.vector.registers
     tallest = max(1, (registers - gates - 1) // gates)

@@ -55,7 +55,7 @@ def share_out(
 
 def _evenness(slices: list[int], times: int) -> float:
     """The threads' mean load over the largest, when each has the same part of the tasks: `slices` repeated."""
-    if len(slices) * times > 32 * TASKS:
+    if not 0 < len(slices) * times <= 32 * TASKS:
         return 1.0
     loads = slices * times
     total = 0.0

@@ -157,7 +157,8 @@ def emit_gather_nd(kernel: Kernel, target: Target) -> KernelUnit:
     for i in range(depth):
         extent = unit.integer(x.shape[batch + i])
         lines.append(f"    {{\n      int64_t i = at[{i}];\n      i += i < 0 ? {extent} : 0;")
-        lines.append(f"      inside = inside && i >= 0 && i < {extent};\n      offset = offset * {extent} + i;\n    }}")
+        lines.append(f"      inside = inside && i >= 0 && i < {extent};")
+        lines.append(f"      offset = offset * {extent} + (inside ? i : 0);\n    }}")
     lines.append(f"    char* to = {out} + t * {inner};")
     lines.append(f"    if (inside) std::memcpy(to, {source} + t / {per_batch} * {stride} + offset * {inner}, {inner});")
     lines.append(
@@ -176,15 +177,16 @@ def emit_gather_elements(kernel: Kernel, target: Target) -> KernelUnit:
     x, indices, y = inputs[anchor.operand(0)], inputs[anchor.operand(1)], kernel.outputs[0]
     axis: int = anchor.attrs["axis"]
     ctype = f"uint{(x.dtype.bits + 7) // 8 * 8}_t"
-    source, index = unit.pointer(x, ctype), unit.pointer(indices, CTYPES[indices.dtype])
-    out = unit.pointer(y, ctype, const=False)
+    source = f"reinterpret_cast<const {ctype}*>({unit.pointer(x, 'char')})"
+    index = unit.pointer(indices, CTYPES[indices.dtype])
+    out = f"reinterpret_cast<{ctype}*>({unit.pointer(y, 'char', const=False)})"
     count, chunk = product(y.shape), MAX_TASK_WORK // 8
     unit.tasks = ceildiv(count, chunk)
     extent = unit.integer(x.shape[axis])
     lines = [
         f"  const int64_t last = end * {chunk} < {(n := unit.integer(count))} ? end * {chunk} : {n};",
         f"  for (int64_t t = begin * {chunk}; t < last; ++t) {{\n    int64_t rest = t, offset = 0, i = {index}[t];",
-        f"    i += i < 0 ? {extent} : 0;",
+        f"    i += i < 0 ? {extent} : 0;\n    const bool inside = i >= 0 && i < {extent};\n    if (!inside) i = 0;",
     ]  # fmt: skip
     for a in reversed(range(len(y.shape))):
         step = unit.integer(x.strides[a])
@@ -193,9 +195,7 @@ def emit_gather_elements(kernel: Kernel, target: Target) -> KernelUnit:
         else:
             lines.append(f"    offset += rest % {unit.integer(y.shape[a])} * {step};")
         lines.append(f"    rest /= {unit.integer(y.shape[a])};")
-    lines.append(
-        f"    const bool inside = i >= 0 && i < {extent};\n    {out}[t] = inside ? {source}[offset] : {ctype}(0);"
-    )
+    lines.append(f"    {out}[t] = inside ? {source}[offset] : {ctype}(0);")
     lines.append(
         f"    if (!inside) __atomic_store_n(static_cast<int32_t*>(p[{len(unit.pointers)}]), 1, "
         "__ATOMIC_RELAXED);\n  }\n"

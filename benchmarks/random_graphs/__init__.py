@@ -1,0 +1,1 @@
+"""Random graphs of every operator, through the passes, both interpreters and generated code."""
