@@ -38,16 +38,18 @@ class Check:
 
 
 def check(
-    model: Any, target: str = "host", *, pipeline: str | None = None, dims: Mapping[str, DimValue] | None = None
-) -> Check:
-    """Import, optimize, place and lower a model as `compile` does, and say what it would say; `dims` as there.
+    model: Any, target: str = "host", *, pipeline: str | None = None, dims: Mapping[str, DimValue] | None = None,
+    precision: str = "f32",
+) -> Check:  # fmt: skip
+    """Import, optimize, place and lower a model as `compile` does, and say what it would say; `dims` and `precision` as
+    there.
 
     Raises ModelError, TargetError or PipelineError when the model, the target or the pipeline cannot be read.
     """
     seen: list[Compilation] = []
     fault: OpcelError | None = None
     try:
-        work = prepare(model, target, pipeline=pipeline, dims=dims, placed=seen.append)
+        work = prepare(model, target, pipeline=pipeline, dims=dims, precision=precision, placed=seen.append)
     except OpcelError as error:
         if not seen:
             raise

@@ -36,9 +36,11 @@ class ProofError(OpcelError):
 
 @dataclass(frozen=True)
 class Bound:
-    """|error| ≤ absolute + relative·|reference| for every element, and ‖error‖₂ ≤ norm·‖reference‖₂ per output.
+    """|error| ≤ absolute·max(1, r) + relative·|reference| for every element, r the root mean square of the output's
+    reference, and ‖error‖₂ ≤ norm·‖reference‖₂ per output.
 
-    An infinite `absolute` limits no single element.
+    r is there because a sum that cancels is as far off as its terms are large. An infinite `absolute` limits no single
+    element.
     """
 
     absolute: float = 1e-4
@@ -70,7 +72,7 @@ class Bound:
         return Bound(max(self.absolute, smallest), max(self.relative, ulps), max(self.norm, ulps), self.grid)
 
     def __str__(self) -> str:
-        element = f"|err| <= {self.absolute:g} + {self.relative:g}*|ref|, "
+        element = f"|err| <= {self.absolute:g}*max(1, rms) + {self.relative:g}*|ref|, "
         return f"{element if self.absolute < float('inf') else ''}relative L2 <= {self.norm:g}"
 
 
@@ -138,7 +140,8 @@ def compare(name: str, got: np.ndarray, want: np.ndarray, bound: Bound) -> Outpu
     largest = float(diff.max(initial=0.0))
     norm = float(np.sqrt(np.sum(np.square(w[finite]))))
     l2 = float(np.sqrt(np.sum(np.square(diff)))) / norm if norm else float(np.sqrt(np.sum(np.square(diff))))
-    within = same and bool(np.all(diff <= bound.absolute + bound.relative * np.abs(w[finite]))) and l2 <= bound.norm
+    absolute = bound.absolute * max(1.0, norm / math.sqrt(max(1, diff.size)))
+    within = same and bool(np.all(diff <= absolute + bound.relative * np.abs(w[finite]))) and l2 <= bound.norm
     return OutputError_(name, largest if same else float("inf"), l2, within)
 
 

@@ -25,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_target(parser, "host", "what to check for: host, a name of `opcel info --targets`, or a description")
     options.add_pipeline(parser, "the target's own")
     options.add_dims(parser)
+    options.add_precision(parser)
     options.add_min_coverage(parser)
     options.add_json(parser, "the findings")
 
@@ -33,7 +34,7 @@ def execute(args: argparse.Namespace) -> int:
     from opcel_compiler.check import check
     from opcel_compiler.driver import FallbackError
 
-    found = check(args.model, args.target, pipeline=args.pipeline, dims=dict(args.dim))
+    found = check(args.model, args.target, pipeline=args.pipeline, dims=dict(args.dim), precision=args.precision)
     facts = found.as_dict()
     if args.json:
         print(json.dumps(facts, indent=1))

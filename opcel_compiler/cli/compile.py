@@ -33,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what to do with operators that only ONNX Runtime can run (default: warn)",
     )  # fmt: skip
     options.add_precision(parser)
+    options.add_max_error(parser)
     parser.add_argument("--tune", type=Path, metavar="FILE", help="take measured choices from what `opcel tune` wrote")
     parser.add_argument(
         "--small", action="store_true", help="forgo what makes weights larger to be faster (Winograd, Strassen)"

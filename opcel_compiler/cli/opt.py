@@ -34,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="INPUT", type=Path, nargs="?", help="an ONNX file, or text")
     options.add_pipeline(parser, "the target's own with --target, else none; of it the part for graphs without --lower")
     options.add_target(parser, None, "the target that the passes see (default: none; host with --lower)")
+    options.add_precision(parser)
     parser.add_argument("--lower", action="store_true", help="lower the graph to a Program and run the passes on it")
     parser.add_argument("--list", action="store_true", help="list the passes with their options")
     show = parser.add_argument_group("what to show")
@@ -66,6 +67,7 @@ def execute(args: argparse.Namespace) -> int:
     if args.input is None:
         raise UsageError("INPUT is missing: an ONNX file or text; or use --list")
     from opcel_compiler.cli.source import lowered, read_source
+    from opcel_compiler.compilation import check_precision
     from opcel_compiler.ir.graph import Graph
     from opcel_compiler.rewrite.context import PassContext
     from opcel_compiler.rewrite.instruments import Counters, Timing
@@ -82,7 +84,9 @@ def execute(args: argparse.Namespace) -> int:
         if not args.lower and isinstance(source.subject, Graph):
             given = given.at("graph")
     pipeline = given
-    ctx, timing, counters = PassContext(target=target), Timing(), Counters()
+    if target is not None:
+        check_precision(target, args.precision)
+    ctx, timing, counters = PassContext(target=target, precision=args.precision), Timing(), Counters()
     subject = source.subject
     if args.bisect:
         return _bisect(source, pipeline, ctx, args)

@@ -76,6 +76,9 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=("f32", "bf16"), default="f32",
         help="what products are computed in; sums are always in f32 (default: f32)",
     )  # fmt: skip
+
+
+def add_max_error(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-error", type=limit, metavar="L2",
         help="the relative L2 error that the proof allows an output (default: 1e-4 for f32, 2e-2 for bf16)",

@@ -30,6 +30,12 @@ def test_all_native(opcel: Opcel, models: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_precision_is_that_of_a_compile(opcel: Opcel, models: Path) -> None:
+    assert opcel("check", models / "mlp.onnx", "--target", "x86-64-avx512-vnni-bf16", "--precision", "bf16").code == 0
+    result = opcel("check", models / "mlp.onnx", "--target", "x86-64", "--precision", "bf16")
+    assert result.code != 0 and "no instructions for products in bf16" in result.err
+
+
 def test_a_fallback_names_node_operator_opset_and_reason(opcel: Opcel, models: Path) -> None:
     result = opcel("check", models / "det.onnx")
     assert result.code == 0

@@ -58,6 +58,13 @@ def test_a_target_brings_its_pipeline_unless_one_is_given(opcel: Opcel, models: 
     assert "fuse{" not in opcel(*command, "simplify").err and opcel(*command, "").err == ""
 
 
+def test_a_program_in_bf16(opcel: Opcel, models: Path) -> None:
+    command = ["opt", models / "mlp.onnx", "--lower", "--print", "--target"]
+    assert "bf16" in opcel(*command, "x86-64-avx512-vnni-bf16", "--precision", "bf16").out
+    refused = opcel(*command, "x86-64", "--precision", "bf16")
+    assert refused.code != 0 and "no instructions for products in bf16" in refused.err
+
+
 def test_onnx_in_and_out(opcel: Opcel, models: Path, tmp_path: Path) -> None:
     result = opcel("opt", models / "mlp.onnx", "--pipeline", "fold-constants,fuse", "-o", "out.onnx")
     assert (result.code, result.out, result.err) == (0, "", "")

@@ -110,6 +110,13 @@ def test_integers_have_no_tolerance() -> None:
     assert not compare("i", want.astype(np.int32), want, Bound()).within
 
 
+def test_the_absolute_error_is_that_of_an_output_of_its_size() -> None:
+    bound = Bound(norm=1.0)
+    for scale, error, within in [(1000, 0.05, True), (1000, 0.1, False), (0.1, 9e-5, True), (0.1, 2e-4, False)]:
+        want = np.array([scale, 0.0], np.float32)
+        assert compare("f", want + np.array([0, error], np.float32), want, bound).within == within, (scale, error)
+
+
 def test_special_values_have_to_match() -> None:
     want = np.array([np.nan, np.inf, -np.inf, 1], np.float32)
     assert compare("f", want, want, Bound()).within
