@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,26 @@ def object_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPCEL_CACHE", str(folder))
         yield folder
+
+
+@contextmanager
+def det_without_kernel() -> Iterator[None]:
+    """Meanwhile Det, which ONNX Runtime has, is an operator without a kernel."""
+    import opcel_compiler.frontend.importer  # noqa: F401  the lowerings register themselves
+    from opcel_compiler.frontend.lowering import REGISTRY
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(REGISTRY, ("", "Det"))
+        yield
+
+
+@pytest.fixture
+def det_falls_back() -> Iterator[None]:
+    with det_without_kernel():
+        yield
+
+
+@pytest.fixture(scope="session")
+def falling_back() -> Callable[[], AbstractContextManager[None]]:
+    """`det_without_kernel`, for fixtures that last longer than a test."""
+    return det_without_kernel

@@ -17,6 +17,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from commands import Opcel, Result
 
 
+@pytest.fixture(autouse=True)
+def fallback(det_falls_back: None) -> None:
+    """The model det.onnx has a node that falls back."""
+
+
 @pytest.fixture
 def opcel(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opcel:
     """opcel("info", path): the exit status and output of the command, run in the folder `tmp_path`."""
@@ -53,7 +58,7 @@ def _save(path: Path, nodes: list[onnx.NodeProto], shape: list[str | int], domai
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with mlp.onnx (x f32[n, 8] to y f32[n, 5]), det.onnx (Det is native nowhere), frob.onnx (an operator
+    """A folder with mlp.onnx (x f32[n, 8] to y f32[n, 5]), det.onnx (Det falls back), frob.onnx (an operator
     of an unknown domain) and x.npz (x with n = 3)."""
     folder = tmp_path_factory.mktemp("models")
     gemm = helper.make_node("Gemm", ["x", "w", "b"], ["g"], name="gemm_0")

@@ -19,6 +19,8 @@ from .builder import Net
 from .conftest import assert_same, reference
 from .twins import feeds
 
+pytestmark = pytest.mark.usefixtures("det_falls_back")
+
 
 def _unknown(typed: bool = True) -> onnx.ModelProto:
     net = Net("unknown", com_acme=3)
