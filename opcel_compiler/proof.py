@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import zipfile
@@ -165,16 +166,18 @@ def candidates(
     distinct = [t for i, t in enumerate(tables) if t not in tables[:i]]
     limits, read = index_limits(graph), read_inputs(graph)
     for limit in (limits, {}) if limits else ({},):
-        for fill in READ_VALUES if read else READ_VALUES[:1]:
+        for fills in _fills([v for v in graph.inputs if v in read and v not in limit]):
             for chosen in sorted(distinct, key=lambda t: not _possible(graph, t)):
                 rng = np.random.default_rng(seed)
                 feeds = {v: _sample(v, rng, chosen, limit.get(v)) for v in graph.inputs}
-                for v in read - set(limit):
-                    feeds[v] = fill(feeds[v].size).reshape(feeds[v].shape).astype(feeds[v].dtype)
+                for v, fill in fills.items():
+                    made = fill(feeds[v].size).reshape(feeds[v].shape)
+                    feeds[v] = (np.maximum(made, 1) if v.tensor.dtype.is_float else made).astype(feeds[v].dtype)
                 yield {n: feeds[v] for n, v in zip(names, graph.inputs, strict=True)}
 
 
-READ_VALUES: tuple[Callable[[int], np.ndarray], ...] = (
+Fill = Callable[[int], np.ndarray]
+READ_VALUES: tuple[Fill, ...] = (
     lambda n: np.ones(n, np.int64),
     lambda n: np.where(np.arange(n) == 0, -1, 1),
     lambda n: np.arange(n),
@@ -183,27 +186,41 @@ READ_VALUES: tuple[Callable[[int], np.ndarray], ...] = (
 )
 """Values for n integers that a model reads as sizes, axes, starts or counts, likely ones first: a valid size of most
 things, a shape that fits any tensor, distinct axes, another size, the first axis or an empty thing."""
+MOST_FILLS = 40
+"""How many combinations of such values are tried."""
+
+
+def _fills(read: Sequence[Value]) -> Iterator[dict[Value, Fill]]:
+    """Values for the inputs that are read: the same kind for all, then combinations of kinds."""
+    for fill in READ_VALUES if read else READ_VALUES[:1]:
+        yield dict.fromkeys(read, fill)
+    mixed = (kinds for kinds in itertools.product(READ_VALUES, repeat=len(read)) if len(set(kinds)) > 1)
+    for kinds in itertools.islice(mixed, MOST_FILLS):
+        yield dict(zip(read, kinds, strict=True))
 
 
 def read_inputs(graph: Graph) -> set[Value]:
-    """The integer inputs from which elements reach a `read_dims`, by operators on few elements."""
+    """The inputs of few numbers that reach a `read_dims`: integers by any operators on few, floats only by such as move
+    elements or work on each alone, as those of scales do."""
     out: set[Value] = set()
-    stack = [v for node in graph.nodes if node.op == "read_dims" for v in node.operands if v is not None]
-    seen: set[Value] = set(stack)
+    stack = [(v, True) for node in graph.walk() if node.op == "read_dims" for v in node.operands if v is not None]
+    seen = set(stack)
     while stack:
-        v = stack.pop()
+        v, alone = stack.pop()
         if v.producer is None:
-            out.add(v)
-        else:
-            new = [u for u in v.producer.operands if u is not None and u not in seen and _few_integers(u)]
-            seen.update(new)
-            stack += new
-    return out & {v for v in graph.inputs if _few_integers(v)}
+            if alone or not v.tensor.dtype.is_float:
+                out.add(v)
+            continue
+        alone = alone and bool(v.producer.definition.traits & {"elementwise", "movement", "control"})
+        new = {(u, alone) for u in v.producer.operands if u is not None and _few_numbers(u)} - seen
+        seen |= new
+        stack += new
+    return {v for v in graph.inputs if v in out and _few_numbers(v)}
 
 
-def _few_integers(value: Value) -> bool:
+def _few_numbers(value: Value) -> bool:
     t = value.type
-    return isinstance(t, TensorType) and t.dtype.kind in "iub" and t.is_static and math.prod(t.static_shape) <= 64
+    return isinstance(t, TensorType) and t.dtype.kind in "iubf" and t.is_static and math.prod(t.static_shape) <= 64
 
 
 def _bind(graph: Graph, extents: Sequence[int], sizes: Mapping[str, int]) -> dict[str, int]:

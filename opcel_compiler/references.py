@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,17 @@ LARGE = 8 << 20
 """Bytes of a model file from which it gets a process of its own; a smaller one is not worth starting it."""
 
 
+FEW_SAMPLES = 12
+"""How many sample inputs a large model is tried on, as each starts the engine anew."""
+
+
 def sampled_reference(
     model: Any, graph: Graph, names: Sequence[str], outputs: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], str, list[np.ndarray]]:
     """(sample inputs, engine, outputs) of the first sample inputs that the model runs on. Raises ProofError."""
     first: dict[str, np.ndarray] | None = None
-    for feeds in candidates(graph, names):
+    is_large = isinstance(model, (str, Path)) and _bytes_of(Path(model)) >= LARGE
+    for feeds in islice(candidates(graph, names), FEW_SAMPLES if is_large else None):
         first = first if first is not None else feeds
         try:
             return feeds, ORT, _onnxruntime(model, outputs, feeds)

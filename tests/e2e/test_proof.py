@@ -14,7 +14,7 @@ from opcel_compiler.errors import OpcelError
 from opcel_compiler.frontend.importer import import_model
 from opcel_compiler.ir.graph import Graph, Node
 from opcel_compiler.passes.dead_code import DeadCode
-from opcel_compiler.proof import Bound, ProofError, compare, sample_inputs
+from opcel_compiler.proof import Bound, ProofError, candidates, compare, sample_inputs
 from opcel_compiler.targets.kernels import ElementwiseRow, kernel_table
 
 from .builder import Net
@@ -153,3 +153,19 @@ def test_no_reference_no_proof(tmp_path: Path) -> None:
     with pytest.raises(ProofError, match=r"no reference could run.*--inputs.*--no-proof"):
         oc.compile(_indexed().model(), output=tmp_path / "out", inputs=given)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_that_become_sizes_are_sampled_as_such() -> None:
+    net = Net("sized", 17)
+    x, shape, factors = net.input("x", 2, 3, 4, 4), net.input("shape", 3, dtype=TensorProto.INT64), net.input("by", 4)
+    net.output("reshaped", net("Reshape", x, shape))
+    net.output("resized", net("Resize", x, None, factors, mode="nearest"))
+    few = net.input("few", 3)
+    net.output("places", net("NonZero", few), TensorProto.INT64)
+    graph = import_model(net.model()).graph
+    samples = list(candidates(graph, ["x", "shape", "by", "few"]))
+    assert [list(s["shape"]) for s in samples[:2]] == [[1, 1, 1], [-1, 1, 1]]
+    assert list(samples[0]["by"]) == [1, 1, 1, 1]
+    assert not np.array_equal(samples[0]["few"], np.ones(3)), "what is only counted is data"
+    with oc.compile(net.model(), fallback="error") as model:
+        assert model.report["proof"]["status"] == "proved"
