@@ -58,6 +58,8 @@ def _wanted(node: Node) -> DType | None:
     if not all(isinstance(t, TensorType) for t in types):
         return None
     dtype = node.operand(0).tensor.dtype
+    if node.attrs.get("reduction", "none") != "none" and dtype.is_float and dtype.bits < 32:
+        return dtype  # kernels move any type, and join those that C++ has
     if accepts(row.dtypes, dtype) or not accepts(row.dtypes, F32):
         return None
     narrow = dtype.is_float or (node.op in OF_INTEGERS and dtype.is_integer and dtype.bits <= 16)

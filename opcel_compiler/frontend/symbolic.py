@@ -123,6 +123,21 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
+_ARITHMETIC = frozenset({"add", "sub", "mul", "div", "mod", "neg", "abs"})
+
+
+def _is_narrow(dtype: DType) -> bool:
+    """Whether sizes may be too large for `dtype`, so that arithmetic in it rounds them or wraps around."""
+    return dtype.bits < 32 and dtype.kind != "b"
+
+
+def _holds(dtype: DType, v: Any) -> bool:
+    """Whether a cast to `dtype` leaves `v` as it is, as far as sizes go."""
+    if not _is_narrow(dtype) or isinstance(v, bool):
+        return True
+    return isinstance(v, int) and abs(v) < 1 << 16 and int(np.array(v).astype(dtype.numpy).astype(np.float64)) == v
+
+
 def _cast(x: Content, dtype: DType) -> Content:
     def one(v: Any) -> Any:
         if dtype.kind == "b":
@@ -190,6 +205,8 @@ def _evaluate(op: str, args: Sequence[Content | None], dtype: DType | None, attr
         return None
     known = [a for a in args if a is not None]
     x = known[0]
+    if op in _ARITHMETIC and dtype is not None and _is_narrow(dtype):
+        return None
     if op == "div":
         return _objects_of(np.frompyfunc(_divide_exactly if dtype and dtype.is_float else _divide, 2, 1)(*known))
     if op == "mod" and attrs["fmod"] and not all(_nonnegative(v) for a in known for v in a.flat):
@@ -197,7 +214,8 @@ def _evaluate(op: str, args: Sequence[Content | None], dtype: DType | None, attr
     if op in _ELEMENTWISE:
         return _objects_of(np.frompyfunc(_ELEMENTWISE[op], len(known), 1)(*known))
     if op == "cast":
-        return _objects_of(_cast(x, attrs["dtype"]))
+        wanted = attrs["dtype"]
+        return _objects_of(_cast(x, wanted)) if all(_holds(wanted, v) for v in x.flat) else None
     if op == "reshape":
         return x.reshape(_ints(attrs["shape"]))
     if op == "transpose":

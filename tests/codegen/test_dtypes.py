@@ -21,6 +21,7 @@ RNG = np.random.default_rng(0)
 EDGES = np.float32([0, -0.0, 1.5, 2.5, -2.5, 1e-8, 1e-5, 300, -300, 65519, 65520, 1e6, -1e6, np.inf, -np.inf, np.nan])
 
 Nodes = list[tuple[str, str, str, dict[str, Any]]]
+Graph = tuple[Nodes, dict[str, np.ndarray]]
 
 
 def model_of(nodes: Nodes, feeds: dict[str, np.ndarray], opset: int = 24) -> onnx.ModelProto:
@@ -71,7 +72,7 @@ def values(dtype: DType, n: int) -> np.ndarray:
 NARROW = ["f16", "bf16", "f8e4m3fn", "f8e4m3fnuz", "f8e5m2", "f8e5m2fnuz", "f4e2m1", "i4", "u4", "i2", "u2", "bool"]
 
 
-def test_casts() -> None:
+def casts() -> Graph:
     """From f32 and back through every narrow type, and between types that share no lanes."""
     nodes: Nodes = []
     feeds = {"x": EDGES[:13], "d": values(DTYPES["f64"], 13), "w": np.arange(-20, 19).astype(np.int32)}
@@ -84,11 +85,17 @@ def test_casts() -> None:
     nodes += [("Cast", "x", f"loose_{n}", {"to": code_of(DTYPES[n]), "saturate": 0}) for n in NARROW[2:6]]
     nodes += [("Cast", "d", f"half_{n}", {"to": code_of(DTYPES[n])}) for n in NARROW[:3]]
     nodes += [("Cast", "to_bool", "count", {"to": TensorProto.INT64}), ("Cast", "to_f16", "twice", {"to": 11})]
-    check(nodes, feeds)
+    return nodes, feeds
 
 
-@pytest.mark.parametrize("name", ["f16", "bf16", "f64"])
-def test_arithmetic(name: str) -> None:
+def test_casts() -> None:
+    check(*casts())
+
+
+FUNCTIONS = ["Exp", "Tanh", "Erf", "Sigmoid", "Softplus", "Sin", "Gelu", "LeakyRelu", "Elu", "HardSigmoid", "Cos"]
+
+
+def arithmetic(name: str) -> Graph:
     dtype = DTYPES[name]
     feeds = {"x": values(dtype, 35), "y": np.roll(values(dtype, 35), 3)}
     feeds["z"] = np.clip(np.nan_to_num(feeds["x"].astype(np.float32)), -8, 8).astype(dtype.numpy)
@@ -98,12 +105,17 @@ def test_arithmetic(name: str) -> None:
         ("Mod", "x y", "mod", {"fmod": 1}), ("IsNaN", "mod", "nan", {}), ("Sign", "x", "sign", {}),
         ("Sqrt", "y", "sqrt", {}),
     ]  # fmt: skip
+    return nodes, feeds
+
+
+@pytest.mark.parametrize("name", ["f16", "bf16", "f64"])
+def test_arithmetic(name: str) -> None:
+    nodes, feeds = arithmetic(name)
     check(nodes, feeds)
-    names = ["Exp", "Tanh", "Erf", "Sigmoid", "Softplus", "Sin", "Gelu", "LeakyRelu", "Elu", "HardSigmoid", "Cos"]
-    check([(op, "z", op.lower(), {}) for op in names], feeds, ulps=1 if dtype.bits == 16 else 64)
+    check([(op, "z", op.lower(), {}) for op in FUNCTIONS], feeds, ulps=64 if name == "f64" else 1)
 
 
-def test_integers() -> None:
+def integers() -> Graph:
     nodes: Nodes = []
     feeds: dict[str, np.ndarray] = {}
     for name in ("i8", "u8", "i16", "u16", "u32", "u64"):
@@ -119,13 +131,21 @@ def test_integers() -> None:
             ("BitShift", f"{x} {s}", f"left_{name}", {"direction": "LEFT"}),
             ("BitShift", f"{x} {s}", f"right_{name}", {"direction": "RIGHT"}),
         ]  # fmt: skip
-    check(nodes, feeds, opset=26)
+    return nodes, feeds
+
+
+def test_integers() -> None:
+    check(*integers(), opset=26)
+
+
+def same_bits() -> Graph:
+    pairs = (("f32", "i32"), ("f16", "u16"), ("u8", "f8e5m2"), ("i4", "u4"), ("f64", "u64"))
+    feeds = {a: values(DTYPES[a], 17) for a, _ in pairs}
+    return [("BitCast", a, b, {"to": code_of(DTYPES[b])}) for a, b in pairs], feeds
 
 
 def test_the_same_bits() -> None:
-    pairs = (("f32", "i32"), ("f16", "u16"), ("u8", "f8e5m2"), ("i4", "u4"), ("f64", "u64"))
-    feeds = {a: values(DTYPES[a], 17) for a, _ in pairs}
-    check([("BitCast", a, b, {"to": code_of(DTYPES[b])}) for a, b in pairs], feeds, opset=26)
+    check(*same_bits(), opset=26)
 
 
 def quantized() -> Iterator[tuple[str, Nodes, dict[str, np.ndarray]]]:
@@ -155,18 +175,21 @@ def quantized() -> Iterator[tuple[str, Nodes, dict[str, np.ndarray]]]:
     yield "of i32", [("DequantizeLinear", "x_i s_i", "d_i", {})], feeds
 
 
-def test_quantization() -> None:
+def quantization() -> Graph:
     nodes: Nodes = []
     feeds: dict[str, np.ndarray] = {}
     for _, more, given in quantized():
         nodes += more
         feeds |= given
     read = [n for n in nodes if n[0] == "QuantizeLinear"]
-    check([*nodes, *(("Identity", o, f"{o}_out", {}) for _, _, o, _ in read)], feeds)
+    return [*nodes, *(("Identity", o, f"{o}_out", {}) for _, _, o, _ in read)], feeds
 
 
-@pytest.mark.parametrize("name", ["f16", "bf16", "f64"])
-def test_operators_with_anchors(name: str) -> None:
+def test_quantization() -> None:
+    check(*quantization())
+
+
+def anchors(name: str) -> Graph:
     """Products, convolutions, rows and reductions in types that their kernels take, or are computed in f32."""
     dtype = DTYPES[name].numpy
 
@@ -193,7 +216,27 @@ def test_operators_with_anchors(name: str) -> None:
     if name == "f64":
         nodes = [n for n in nodes if n[0] != "MaxPool"]
     constants = [("Constant", "", "p", {"value_ints": [0, 1, 0, 0, 0, 2]})]
-    check([*constants, *nodes], feeds, ulps=8 if name == "f64" else 2, opset=22)
+    return [*constants, *nodes], feeds
+
+
+@pytest.mark.parametrize("name", ["f16", "bf16", "f64"])
+def test_operators_with_anchors(name: str) -> None:
+    check(*anchors(name), ulps=8 if name == "f64" else 2, opset=22)
+
+
+def models() -> list[onnx.ModelProto]:
+    """What is compiled here, for those who want its kernels."""
+    graphs = [
+        casts(),
+        integers(),
+        same_bits(),
+        quantization(),
+        *(make(n) for n in ("f16", "f64") for make in (arithmetic, anchors)),
+    ]
+    functions = [([(op, "z", op.lower(), {}) for op in FUNCTIONS], arithmetic("bf16")[1])]
+    return [
+        model_of(*graph, opset=22 if any(n[0] == "MatMul" for n in graph[0]) else 26) for graph in [*graphs, *functions]
+    ]
 
 
 def test_sums_of_integers_are_exact() -> None:

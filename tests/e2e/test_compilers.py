@@ -19,6 +19,7 @@ from opcel_compiler.ir.program import Kernel
 from opcel_compiler.targets import list_targets, load_target
 from opcel_compiler.targets.kernels import kernel_table
 
+from ..codegen import test_dtypes as dtypes
 from ..codegen.test_operators import CASES
 from . import test_strassen as strassen
 from . import test_winograd as winograd
@@ -71,7 +72,7 @@ def all_units(target_name: str) -> tuple[str, set[str]]:
     """The source of every distinct kernel of the twins and of the operators' cases, in one file; their families."""
     target, units, families = load_target(target_name), {}, set()
     precision = "bf16" if target_name == BF16_TARGET else "f32"
-    own = (others(), winograd.network(), strassen.network())
+    own = (others(), winograd.network(), strassen.network(), *dtypes.models())
     for model in (*own, *(t.build() for t in TWINS.values()), *(c.model() for c in CASES.values())):
         program = prepare(model, target_name, precision=precision).program
         assert program is not None

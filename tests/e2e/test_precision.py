@@ -92,7 +92,7 @@ def test_the_bound_of_a_grid_is_that_of_the_norm() -> None:
     want = np.random.default_rng(0).integers(0, 256, 1000, np.uint8)
     near, far = want.copy(), want.copy()
     near[:9] ^= 1
-    far[:9] ^= 128
+    far[:90] ^= 128
     assert compare("y", near, want, Bound.of("f32", quantized=True)).within
     assert not compare("y", far, want, Bound.of("f32", quantized=True)).within
     assert not compare("y", near, want, Bound()).within

@@ -127,3 +127,20 @@ def test_an_old_opset_lacks_them() -> None:
 @pytest.mark.parametrize("dtype", [d for d in DTYPES.values() if d.kind in "iu" and d.bits <= 8], ids=str)
 def test_every_small_integer_comes_back(dtype: DType) -> None:
     agrees("DequantizeLinear", [np.arange(1 << dtype.bits).astype(np.uint8).astype(dtype.numpy), number(1)], {})
+
+
+@pytest.mark.parametrize("dtype, size, known", [("f16", 7, True), ("f16", 4099, False), ("u8", 300, False)])
+def test_sizes_that_a_narrow_type_rounds_are_not_known(dtype: str, size: int, known: bool) -> None:
+    """A size that goes through a narrow type: what the type makes of it, not the size, is the shape."""
+    to = code_of(DTYPES[dtype])
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Cast", ["s"], ["c"], to=to),
+        helper.make_node("Cast", ["c"], ["t"], to=7),
+        helper.make_node("Expand", ["y", "t"], ["o"]),
+    ]
+    infos = [helper.make_tensor_value_info("x", 1, [size]), helper.make_tensor_value_info("y", 1, [1])]
+    graph = helper.make_graph(nodes, "g", infos, [helper.make_empty_tensor_value_info("o")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    shape = import_model(model).graph.outputs[0].tensor.shape
+    assert (shape == (size,)) == known

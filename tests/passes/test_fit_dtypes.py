@@ -69,3 +69,13 @@ def test_steps_of_a_grid_join_a_row(apply) -> None:
         "%y = softmax(%a){axis=1}\nreturn %y\n}"
     )
     assert ops(apply(text, "fuse", tolerance=1e-6, special=False)) == ["fused"]
+
+
+def test_updates_that_are_added_in_a_narrow_type(apply) -> None:
+    text = (
+        "graph main(%x: f16[6], %i: i64[3], %u: f16[3]) {\n"
+        '%y = scatter_elements(%x, %i, %u){axis=0, reduction="%how"}\nreturn %y\n}'
+    )
+    given = {"special": False, "tolerance": 1e-2}
+    assert ops(apply(text.replace("%how", "none"), "fit-dtypes", **given)) == ["scatter_elements"]
+    assert ops(apply(text.replace("%how", "add"), "fit-dtypes", **given))[2] == "scatter_elements"
