@@ -102,6 +102,12 @@ class _Relayout:
             return rank in (3, 4) and anchor.attrs["axes"] == tuple(range(2, rank))
         return len(out) in (3, 4) and (len(kernel.inputs) == 1 or anchor.op == "resample")
 
+    def _writes_parts(self, kernel: Kernel) -> bool:
+        """Whether a blocked kernel can write what `kernel` does; a depthwise one only pixels that are adjacent."""
+        part = part_of(kernel.outputs[0])
+        apart = part is not None and any(step != 1 for step in part.steps[2:])
+        return self._takes_blocks(kernel) and not (apart and conv_kind(kernel, self.width) == "depthwise")
+
     def _extras_fit(self, kernel: Kernel) -> bool:
         """Whether every input that is not the anchor's own is an image of the output's shape, or per channel."""
         out = kernel.outputs[0].shape
@@ -178,7 +184,7 @@ class _Relayout:
     def _blocked_part(self, kernel: Kernel) -> Buffer | None:
         """The blocked buffer of which `kernel` writes a part, made at the first; None where parts stay row-major."""
         plain = kernel.outputs[0].buffer
-        if plain not in self.blocked and self.parts.fit(plain, self.blocked, self._takes_blocks):
+        if plain not in self.blocked and self.parts.fit(plain, self.blocked, self._writes_parts):
             layout = Layout(block_axis=1, block=self.width)
             self.blocked[plain] = self._buffer(plain.name, TensorType(F32, plain.type.dims), layout)
         return self.blocked.get(plain) if part_of(kernel.outputs[0]) is not None else None

@@ -98,6 +98,14 @@ CASES = {
         ["relayout", "conv.blocked", "conv.blocked", "relayout"], {"x": [1, 16, 8, 8]},
         {"w": floats(24, 16, 3, 3), "v": floats(24, 16, 1, 1)},
     ),
+    "transposed conv in small groups, then elementwise": Case(
+        [
+            ("ConvTranspose", "x w", "a", {"group": 2, "strides": [1, 2], "pads": [0, 2, 0, 2]}),
+            ("PRelu", "a s", "b", {}), ("Tanh", "b", "y", {}),
+        ],
+        ["relayout", *["conv.depthwise", "relayout", "copy"] * 2, *["elementwise"] * 2], {"x": [1, 16, 1, 33]},
+        {"w": floats(16, 8, 1, 5), "s": floats(16, 1, 1)},
+    ),
     "max pool between convs": Case(
         [
             ("Conv", "x w", "a", {}), ("MaxPool", "a", "b", {"kernel_shape": [3, 3], "strides": [2, 2]}),

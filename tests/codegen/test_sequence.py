@@ -120,6 +120,14 @@ def test_constant_weights_with_lengths() -> None:
     assert net.prove(constants=("x1", "x2", "x3")).count("recurrent.general") == 1
 
 
+def test_plain_layers_without_biases_and_states() -> None:
+    net = Net(17)
+    net.add("LSTM", [floats(6, 3, 5), *weights("LSTM", 2, 8, 5)[:2]], 3, hidden_size=8, direction="bidirectional")
+    net.add("RNN", [floats(6, 3, 5), *weights("RNN", 1, 8, 5)[:2]], 2, hidden_size=8, activations=["Relu"])
+    families = net.prove(constants=("x1", "x2", "x4", "x5"))
+    assert {"lstm", "rnn"} <= set(families) and "recurrent.general" not in families
+
+
 def test_einsums() -> None:
     net = Net(17)
     for equation, shapes in (
