@@ -153,6 +153,17 @@ def _target(w: Writer, shape: tuple[Dim, ...]) -> str:
     return w.dims(shape)
 
 
+@exports("invalid")
+def invalid(w: Writer, node: Node, xs: list[str]) -> list[str]:
+    """An index that is out of range, which engines find when they run it."""
+    out = []
+    for v in node.results:
+        data = w.constant(np.zeros(1, v.tensor.dtype.numpy), v.tensor.dtype)
+        one = w.node("Gather", [data, w.constant(np.array(7))])
+        out.append(w.node("Expand", [one, w.dims(v.tensor.dims)]) if v.tensor.dims else one)
+    return out
+
+
 @exports("sequence")
 def sequence(w: Writer, node: Node, xs: list[str]) -> str:
     if node.attrs["stacked"]:

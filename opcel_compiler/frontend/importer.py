@@ -14,7 +14,7 @@ from onnx import ModelProto, ValueInfoProto
 
 from opcel_compiler.frontend import lowerings  # noqa: F401  registers the lowerings
 from opcel_compiler.frontend.builder import Builder, Narrow
-from opcel_compiler.frontend.foreign import Typing, graphs_of
+from opcel_compiler.frontend.foreign import Typing, captured, graphs_of
 from opcel_compiler.frontend.limits import DEFAULT_DOMAINS, MAX_GRAPH_DEPTH, MAX_TENSOR_BYTES, ModelError, check_opsets
 from opcel_compiler.frontend.proto_types import DimValue, Symbols, file_shape, type_from
 from opcel_compiler.frontend.scope import Functions, Scope, check_calls, fill_defaults
@@ -245,8 +245,13 @@ def _build(proto: ModelProto, builder: Builder, opsets: dict[str, int]) -> list[
     scope = Scope(builder, Typing(proto, opsets, builder.symbols), functions, opsets, proto.ir_version)
     scope.add_initializers(source)
     inputs = [v for v in source.input if v.name not in scope.initializers]
+    taken = {id(n) for n in source.node if n.op_type == "OptionalGetElement"}
+    asked = {name for n in source.node if id(n) not in taken for name in (*n.input, *captured(n))}
+    asked.update(v.name for v in source.output)
     for v in inputs:
-        scope.define(v.name, graph.add_input(v.name, _input_type(v, builder.symbols)), f"input {v.name!r}")
+        scope.define(
+            v.name, graph.add_input(v.name, _input_type(v, builder.symbols, v.name in asked)), f"input {v.name!r}"
+        )
     scope.add_nodes(source.node, [v.name for v in source.output])
     for v in source.output:
         if v.name in graph.output_names:
@@ -256,13 +261,14 @@ def _build(proto: ModelProto, builder: Builder, opsets: dict[str, int]) -> list[
     return inputs
 
 
-def _input_type(v: ValueInfoProto, symbols: Symbols) -> Type:
-    """The type of an input; an optional tensor has to be given, and is then a tensor."""
+def _input_type(v: ValueInfoProto, symbols: Symbols, asked: bool) -> Type:
+    """The type of an input. An optional tensor must be given, and is then a tensor, unless the model has `asked` for
+    it otherwise than for what it holds."""
     where = f"input {v.name!r}"
     if v.type.WhichOneof("value") is None:
         raise ModelError(f"{where} has no type")
     found = type_from(v.type, file_shape(symbols, where), where)
-    if isinstance(found, OptionalType) and isinstance(found.element, TensorType):
+    if isinstance(found, OptionalType) and isinstance(found.element, TensorType) and not asked:
         return found.element
     return found
 

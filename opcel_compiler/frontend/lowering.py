@@ -33,6 +33,10 @@ class Unsupported(Exception):
     """This instance of an operator has no lowering; the text says why. The node is then kept as `foreign`."""
 
 
+class Invalid(Unsupported):
+    """The node breaks its operator's contract: it cannot run anywhere. In a branch that is not taken it may stand."""
+
+
 def lowers(*op_types: str, domain: str = "", first: int = 7, last: int = 1 << 30) -> Callable[[Lower], Lower]:
     """Register a lowering of ONNX operators, for the opsets from `first` to `last`."""
 

@@ -28,7 +28,7 @@ from opcel_compiler.frontend.limits import (
     MIN_OPSET,
     ModelError,
 )
-from opcel_compiler.frontend.lowering import OLDER, REGISTRY, Lowering, Unsupported
+from opcel_compiler.frontend.lowering import OLDER, REGISTRY, Invalid, Lowering, Unsupported
 from opcel_compiler.frontend.proto_types import type_to
 from opcel_compiler.ir.graph import Value
 from opcel_compiler.ir.opdef import InferenceError
@@ -249,7 +249,7 @@ class Scope:
                 f"node {origin!r} ({node.op_type}): the model imports no opset of domain {domain or 'ai.onnx'!r}"
             )
         self.builder.operators[origin] = f"{domain}{'::' * bool(domain)}{node.op_type}:{version}"
-        mark = self.builder.mark()
+        mark, invalid = self.builder.mark(), False
         entry = REGISTRY.get((domain, node.op_type))
         old = not domain and version < MIN_OPSET
         if entry is None or not entry[1] <= (MIN_OPSET if old else version) <= entry[2]:
@@ -263,8 +263,10 @@ class Scope:
                     raise Unsupported(f"its attribute {name!r} is not known to the lowering")
                 return [out] if isinstance(out, Value) else list(out)
             except Unsupported as e:
-                reason = str(e)
-            except (InferenceError, ValueError, TypeError, IndexError, ArithmeticError) as e:
+                reason, invalid = str(e), isinstance(e, Invalid)
+            except InferenceError as e:
+                reason, invalid = str(e), self.strict and self._rejected(node, inputs, origin)
+            except (ValueError, TypeError, IndexError, ArithmeticError) as e:
                 reason = str(e) or type(e).__name__
             self.builder.undo(mark)
         body = self._body(node, inputs, version)
@@ -274,8 +276,17 @@ class Scope:
                 return inner
             self.builder.undo(mark)
         if self.strict:
-            raise Unsupported(f"{origin}: {reason}" if self.parent is not None else reason)
+            text = f"{origin}: {reason}" if self.parent is not None else reason
+            raise Invalid(text) if invalid else Unsupported(text)
         return self._foreign(node, inputs, origin, version, reason)
+
+    def _rejected(self, node: NodeProto, inputs: Sequence[Value | None], origin: str) -> bool:
+        """Whether the operator's own inference finds the operands wrong."""
+        try:
+            self.typing.types(node, inputs, origin, top=False)
+        except ModelError:
+            return True
+        return False
 
     # -- graphs in attributes ------------------------------------------------------------------------------------
 
@@ -298,7 +309,7 @@ class Scope:
             inner.add_nodes(graph.node, [v.name for v in graph.output])
             return [inner.value(v.name, f"the outputs of graph {graph.name!r}") for v in graph.output]
         except ModelError as e:
-            raise Unsupported(str(e)) from None
+            raise Invalid(str(e)) from None
 
     # -- functions -----------------------------------------------------------------------------------------------
 

@@ -227,6 +227,8 @@ class Requirement:
     right: Dim
     exact: bool
     origin: tuple[str, ...] = ()
+    reason: str = ""
+    """The message, where it is not that of the sizes."""
 
     def __str__(self) -> str:
         return f"{self.left} {'==' if self.exact else '>='} {self.right}"

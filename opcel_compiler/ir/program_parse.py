@@ -269,7 +269,8 @@ class _ProgramParser(_Parser):
         dims = self.items("[", "]", self.dim)
         if len(dims) != 2:
             self.fail("two dims are compared", start)
-        return Requirement(dims[0], dims[1], exact, self.origins())
+        reason = self.string() if self.peek(re.compile('"')) else ""
+        return Requirement(dims[0], dims[1], exact, self.origins(), reason)
 
     def axis(self) -> Axis:
         kind = "reduce" if self.word("reduce") else "parallel"

@@ -171,7 +171,8 @@ class _ProgramPrinter(_Printer):
         yield "}"
 
     def requirement(self, r: Requirement) -> str:
-        return f"require {'equal' if r.exact else 'least'}[{r.left}, {r.right}]" + self.origin(r.origin)
+        head = f"require {'equal' if r.exact else 'least'}[{r.left}, {r.right}]"
+        return head + (f" {json.dumps(r.reason)}" if r.reason else "") + self.origin(r.origin)
 
     def step(self, step: Step) -> Iterator[str]:
         if isinstance(step, Kernel):

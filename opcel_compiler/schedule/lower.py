@@ -363,6 +363,14 @@ class Lowering:
 
     _lower_lstm = _lower_gru = _lower_rnn = _lower_recurrent
 
+    def _lower_invalid(self, node: Node) -> None:
+        where = ", ".join(node.origin)
+        self._required[-1][0].append(Requirement(0, 1, True, node.origin, f"{where}: {node.attrs['reason']}"))
+        for r in node.results:
+            t = self._type(r)
+            zero = self.weight(Constant(np.zeros((), t.dtype.numpy), t.dtype), "zero")
+            self.views[r] = View(zero, (), ()).expand(t.dims)
+
     def _lower_if_(self, node: Node) -> None:
         lower_if(self, node)
 

@@ -45,10 +45,12 @@ def _name(node: Node) -> str:
 def kernel_exists(node: Node) -> str | None:
     """The operator needs a CPU kernel."""
     table = kernel_table()
-    if node.op in table.elementwise or node.op in table.operators or node.op == "fused":
+    if node.op in table.elementwise or node.op in table.operators or node.op in ("fused", "invalid"):
         return None
     why = str(node.attrs.get("reason", "")) if node.op == "foreign" else ""
-    return f"{_name(node)} has none" + (f" ({why})" if why and not why.endswith("has no lowering") else "")
+    return f"{_name(node)} has none" + (
+        f" ({why})" if why and why != f"{node.attrs['op_type']} has no lowering" else ""
+    )
 
 
 def element_type(node: Node) -> str | None:

@@ -120,3 +120,18 @@ def test_a_size_that_must_stay_the_same_is_checked_in_every_iteration(
     feeds = {"x": np.ones((2, 3), np.float32), "times": np.array(1), "flag": np.array(True)}
     with pytest.raises((FeedError, RunError), match="Loop_2"):  # the third slice of two rows is empty
         late[1].run(feeds)
+
+
+def test_a_branch_that_breaks_a_contract_fails_when_it_is_taken(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    m (float[2,3] x, bool c) => (float[2,4] y) {
+      y = If (c) < then_branch = t () => (float[2,4] a) { a = MatMul(x, w) },
+                   else_branch = e () => (float[2,4] b) { b = MatMul(x, v) } > }"""
+    model: onnx.ModelProto = parser.parse_model(text)
+    for name, rows in (("w", 3), ("v", 5)):
+        model.graph.initializer.append(numpy_helper.from_array(np.ones((rows, 4), np.float32), name))
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    with opcel_compile(model, output=tmp_path / "m", fallback="error", proof=False) as compiled:
+        np.testing.assert_array_equal(compiled.run({"x": x, "c": np.array(True)})["y"], x @ np.ones((3, 4)))
+        with pytest.raises(RunError, match="MatMul_0"):
+            compiled.run({"x": x, "c": np.array(False)})

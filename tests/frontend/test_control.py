@@ -9,6 +9,7 @@ from onnx import numpy_helper, parser
 from onnx_harness import check, floats
 
 from opcel_compiler.frontend.importer import Imported, import_model
+from opcel_compiler.ir.interpret import InterpretError, run
 
 X = floats(3, 4)
 
@@ -216,3 +217,16 @@ def test_an_optional_that_holds_something_is_that() -> None:
       y = If (h) < then_branch = t () => (float[4] a) { g = OptionalGetElement(o) a = Neg(g) },
                    else_branch = e () => (float[4] b) { b = Identity(x) } > }"""
     assert ops(check(model(text, opset=18), {"x": floats(4)})) == ["neg"]
+
+
+def test_a_branch_that_breaks_a_contract_may_stand_as_long_as_it_is_not_taken() -> None:
+    text = """m (float[2,3] x, bool c) => (float[2,4] y) {
+      y = If (c) < then_branch = t () => (float[2,4] a) { a = MatMul(x, w) },
+                   else_branch = e () => (float[2,4] b) { b = MatMul(x, v) } > }"""
+    m = model(text, w=floats(3, 4), v=floats(5, 4))
+    x = floats(2, 3)
+    imported = import_model(m)
+    assert not imported.foreign and ops(imported)[-1] == "invalid"
+    np.testing.assert_allclose(run(imported.graph, {"x": x, "c": np.array(True)})["y"], x @ floats(3, 4), rtol=1e-5)
+    with pytest.raises(InterpretError):
+        run(imported.graph, {"x": x, "c": np.array(False)})

@@ -77,6 +77,12 @@ def _checks(
             yield Check(f"{value} < 0", f"{what}%lld; an input is too small", (value,)), (dim,)
     for r in required:
         left, right = write(r.left), write(r.right)
+        if r.reason:
+            yield (
+                Check(f"{left} {'!=' if r.exact else '<'} {right}", r.reason.replace("%", "%%"), ()),
+                (r.left, r.right),
+            )
+            continue
         texts = [str(d).replace("%", "%%") for d in (r.left, r.right)]
         text = f"{', '.join(r.origin) or 'the model'}: {texts[0]} is %lld, and must be {'' if r.exact else 'at least '}"
         text += "%lld" if isinstance(r.right, int) else f"{texts[1]} = %lld"

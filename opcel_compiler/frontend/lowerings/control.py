@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from onnx import GraphProto
 
 from opcel_compiler.frontend.foreign import captured, graphs_of
-from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers
+from opcel_compiler.frontend.lowering import Invalid, Lowering, Unsupported, lowers
 from opcel_compiler.frontend.lowerings.sequence import elements, is_sequence, make, unstack
 from opcel_compiler.ir.analysis import made_symbols, symbols_in
 from opcel_compiler.ir.dims import Dim, Symbol, as_symbol, bounds, dim_max, equal, product, substitute
@@ -53,17 +53,31 @@ def if_(c: Lowering) -> list[Value]:
         return c.scope.inner(graphs[0 if known else 1], [], c.origin)
     made: list[Graph] = []
     forms: list[list[int | None]] = []
+    wrong: dict[Graph, str] = {}
 
     def regions(node: Node) -> list[Graph]:
         for name, graph in zip(("then", "otherwise"), graphs, strict=True):
             region = Graph(name, parent=node)
-            with c.builder.inside(region):
-                values = c.scope.inner(graph, [], c.origin)
-                lists = [elements(c, v) if is_sequence(v) else None for v in values]
-                forms.append([None if xs is None else len(xs) for xs in lists])
-                give(region, [x for v, xs in zip(values, lists, strict=True) for x in (xs if xs is not None else [v])])
             made.append(region)
-        if forms[0] != forms[1]:
+            try:
+                with c.builder.inside(region):
+                    values = c.scope.inner(graph, [], c.origin)
+                    lists = [elements(c, v) if is_sequence(v) else None for v in values]
+                    give(region, [x for v, xs in zip(values, lists, strict=True) for x in ([v] if xs is None else xs)])
+            except Invalid as e:
+                wrong[region] = str(e)
+                continue
+            forms.append([None if xs is None else len(xs) for xs in lists])
+        for region, reason in wrong.items():
+            (other,) = (g for g in made if g is not region)
+            if other in wrong or _made_in(other) & {s for v in other.outputs for s in symbols_in(v.type)}:
+                raise Unsupported(reason)
+            with c.builder.inside(region):
+                give(
+                    region,
+                    c.builder.add("invalid", (), {"reason": reason}, c.origin, [v.type for v in other.outputs]).results,
+                )
+        if forms[0] != forms[-1]:
             raise Unsupported("the branches give sequences of different lengths")
         return made
 
@@ -85,7 +99,7 @@ def if_(c: Lowering) -> list[Value]:
 
 def _joined(c: Lowering, test: Value, branches: Sequence[Graph]) -> list[Type]:
     """The types of what an If gives. Sizes that differ between its branches are chosen by its condition beforehand."""
-    inside = {s for region in branches for node in region.walk() for s in made_inside(node)}
+    inside = _made_in(*branches)
     out: list[Type] = []
     for a, b in zip(*(region.outputs for region in branches), strict=True):
         s, t = c.tensor_type(a), c.tensor_type(b)
@@ -104,11 +118,11 @@ def _joined(c: Lowering, test: Value, branches: Sequence[Graph]) -> list[Type]:
     return out
 
 
-def made_inside(node: Node) -> Iterator[Symbol]:
-    """The symbols that a node of a region makes, or numbers iterations with."""
-    yield from made_symbols(node)
-    if node.op == "loop":
-        yield from symbols_in(node.attrs["iteration"])
+def _made_in(*regions: Graph) -> set[Symbol]:
+    """The symbols that nodes of regions make, or number iterations with."""
+    nodes = [node for region in regions for node in region.walk()]
+    numbers = {s for node in nodes if node.op == "loop" for s in symbols_in(node.attrs["iteration"])}
+    return numbers | {s for node in nodes for s in made_symbols(node)}
 
 
 def give(region: Graph, values: Sequence[Value]) -> None:

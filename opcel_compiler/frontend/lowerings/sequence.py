@@ -140,7 +140,7 @@ def split_to_sequence(c: Lowering) -> Value:
         total = _count(size)
         sizes = tuple(min(each, total - at) for at in range(0, total, each))
     else:
-        sizes = c.dims(given, "the sizes of the parts")
+        sizes = c.sizes(given, "the sizes of the parts")
     out: list[Value] = []
     at: Dim = 0
     for n in sizes:

@@ -42,6 +42,17 @@ define(
 )
 
 
+define(
+    "invalid",
+    "What a branch that must not be taken would give: to run it is an error, whose text is `reason`",
+    "",
+    _given,
+    attrs=(AttrDef("reason", "str"),),
+    results=-1,
+    traits="opaque",
+)
+
+
 def if_types(node: Node) -> list[Type]:
     """The result types of an `if_` from its regions. Raises InferenceError where these differ; where they differ in a
     size, types that leave it to a symbol may be given instead."""
