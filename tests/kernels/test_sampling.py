@@ -101,6 +101,21 @@ def test_resampled_planes(isa: str, rows: int, columns: int, width: int) -> None
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    "places",
+    [np.arange(40) // 2, np.arange(80) // 4, np.arange(60) // 3, np.arange(20), np.arange(-3, 25),
+     np.abs(np.arange(-5, 18)), np.arange(40)[::-1] // 2],
+)  # fmt: skip
+def test_patterns_of_single_places(isa: str, places: np.ndarray) -> None:
+    x, at = floats(1, 2, 3, 20), places.astype(np.int32).reshape(1, -1)
+    want = expected("resample", [x, None, None, at])
+    y = np.full(want.shape, np.nan, np.float32)
+    sizes = numbers(2, 3, 20, 1, 3, 1, at.shape[1], 2)
+    build(SOURCE, isa).planes(address(x), address(y), sizes, *map(address, (None, None, at, None)))
+    np.testing.assert_array_equal(y, want)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("rows, columns", [(0, 1), (1, 1), (2, 0), (2, 2), (4, 3), (0, 2)])
 def test_resampled_blocks(isa: str, rows: int, columns: int) -> None:
     lanes = WIDTH[isa]

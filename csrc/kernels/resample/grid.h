@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
 
 #include "base/tiling.h"
 
@@ -88,6 +89,8 @@ void grid_tasks(const GridArgs& args, std::int64_t begin, std::int64_t end) {
     const std::int64_t many = detail::least(kGridPlaces, args.places - first);
     std::int64_t at[count][kGridPlaces];
     float weight[count][kGridPlaces];
+    for (int tap = 0; tap < count; ++tap)
+      for (std::int64_t i = many; i < kGridPlaces; ++i) at[tap][i] = 0, weight[tap][i] = 0;
     for (std::int64_t i = 0; i < many; ++i) {
       const float* position = args.grid + (n * args.places + first + i) * Rank;
       detail::GridTaps axes[Rank];
@@ -109,11 +112,13 @@ void grid_tasks(const GridArgs& args, std::int64_t begin, std::int64_t end) {
     for (std::int64_t c = 0; c < args.c; ++c) {
       const float* x = args.x + (n * args.c + c) * plane;
       float* y = args.y + (n * args.c + c) * args.places + first;
-      for (std::int64_t i = 0; i < many; ++i) {
-        float sum = 0;
-        for (int tap = 0; tap < count; ++tap) sum += weight[tap][i] != 0 ? weight[tap][i] * x[at[tap][i]] : 0.0f;
-        y[i] = sum;
-      }
+      float sum[kGridPlaces] = {};
+      for (int tap = 0; tap < count; ++tap)
+        for (std::int64_t i = 0; i < kGridPlaces; ++i) {
+          const float value = x[at[tap][i]] * weight[tap][i];
+          sum[i] += weight[tap][i] != 0 ? value : 0.0f;
+        }
+      std::memcpy(y, sum, static_cast<std::size_t>(many) * sizeof(float));
     }
   }
 }

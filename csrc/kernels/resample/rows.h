@@ -64,7 +64,49 @@ inline void sum_rows(const float* plane, std::int64_t ih, std::int64_t iw, const
   }
 }
 
-// A row read at new columns. Taps: 0 for any number.
+// What single places along a row have in common.
+struct Pattern {
+  std::int64_t repeats;        // each element of the row so many times in turn; 0: not so
+  std::int64_t first, length;  // the longest run of neighbours that are neighbours in the row too
+
+  Pattern(const Resampled& r, std::int64_t extent) : repeats(0), first(0), length(0) {
+    const std::int64_t n = r.size, times = extent > 0 && n % extent == 0 ? n / extent : 0;
+    bool each = times > 0;
+    for (std::int64_t i = 0; each && i < extent; ++i)
+      for (std::int64_t j = 0; j < times; ++j) each = each && r.at[i * times + j] == i;
+    if (each) repeats = times;
+    for (std::int64_t i = 0, begin = 0; !each && i < n; ++i) {
+      if (r.at[i] < 0 || r.at[i] >= extent) {
+        begin = i + 1;
+        continue;
+      }
+      if (i > begin && r.at[i] != r.at[i - 1] + 1) begin = i;
+      if (i + 1 - begin > length) first = begin, length = i + 1 - begin;
+    }
+  }
+};
+
+template <int Times>
+inline void repeat_columns(const float* __restrict row, std::int64_t extent, std::int64_t times, float* __restrict out) {
+  const std::int64_t many = Times ? Times : times;
+  for (std::int64_t i = 0; i < extent; ++i)
+    for (std::int64_t j = 0; j < many; ++j) out[i * many + j] = row[i];
+}
+
+// A row read at one place for each column.
+inline void pick_columns(const float* __restrict row, std::int64_t extent, const Resampled& r, const Pattern& pattern,
+                         float* __restrict out) {
+  if (pattern.repeats == 2) return repeat_columns<2>(row, extent, 2, out);
+  if (pattern.repeats == 4) return repeat_columns<4>(row, extent, 4, out);
+  if (pattern.repeats) return repeat_columns<0>(row, extent, pattern.repeats, out);
+  const bool run = pattern.length >= W;
+  const std::int64_t before = run ? pattern.first : r.size, after = before + (run ? pattern.length : 0);
+  for (std::int64_t i = 0; i < before; ++i) out[i] = row[inside(r.at[i], extent)];
+  if (run) std::memcpy(out + before, row + r.at[before], static_cast<std::size_t>(pattern.length) * sizeof(float));
+  for (std::int64_t i = after; i < r.size; ++i) out[i] = row[inside(r.at[i], extent)];
+}
+
+// A row read at new columns with weights. Taps: 0 for any number.
 template <int Taps>
 inline void read_columns(const float* __restrict row, std::int64_t iw, const Resampled& r, float* __restrict out) {
   const std::int64_t n = r.size;
@@ -72,12 +114,6 @@ inline void read_columns(const float* __restrict row, std::int64_t iw, const Res
   const std::int32_t* __restrict at = r.at;
   const float* __restrict weights = r.weights;
   const auto place = [last](std::int32_t i) { return i < 0 ? 0 : i > last ? last : i; };
-  if constexpr (Taps == 1) {
-    if (!weights) {
-      for (std::int64_t i = 0; i < n; ++i) out[i] = row[place(at[i])];
-      return;
-    }
-  }
   if constexpr (Taps > 0) {
     for (std::int64_t i = 0; i < n; ++i) {
       float sum = row[place(at[i])] * weights[i];
@@ -91,7 +127,8 @@ inline void read_columns(const float* __restrict row, std::int64_t iw, const Res
   }
 }
 
-inline void read_columns(const float* row, std::int64_t iw, const Resampled& r, float* out) {
+inline void read_columns(const float* row, std::int64_t iw, const Resampled& r, const Pattern& pattern, float* out) {
+  if (!r.weights) return pick_columns(row, iw, r, pattern, out);
   switch (r.taps) {
     case 1:
       return read_columns<1>(row, iw, r, out);
@@ -127,6 +164,8 @@ inline void resample_tasks(const ResampleArgs& args, std::int64_t begin, std::in
   const Resampled &rows = args.rows, &columns = args.columns;
   const std::int64_t groups = detail::ceil_div(rows.size, args.rows_per_task), ow = columns.size;
   const std::size_t bytes = static_cast<std::size_t>(ow) * sizeof(float);
+  const bool single = columns.at && !columns.weights && begin < end;
+  const detail::Pattern pattern(single ? columns : Resampled{nullptr, nullptr, 0, 0}, single ? args.iw : 0);
   for (std::int64_t task = begin; task < end; ++task) {
     const float* plane = args.x + task / groups * args.ih * args.iw;
     float* y = args.y + task / groups * rows.size * ow;
@@ -148,9 +187,9 @@ inline void resample_tasks(const ResampleArgs& args, std::int64_t begin, std::in
       } else if (rows.weights) {
         alignas(64) float sums[detail::kResampledRow];
         detail::sum_rows(plane, args.ih, args.iw, rows, row, 0, args.iw, sums);
-        detail::read_columns(sums, args.iw, columns, out);
+        detail::read_columns(sums, args.iw, columns, pattern, out);
       } else if (columns.at) {
-        detail::read_columns(source, args.iw, columns, out);
+        detail::read_columns(source, args.iw, columns, pattern, out);
       } else {
         std::memcpy(out, source, bytes);
       }
