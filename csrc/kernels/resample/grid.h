@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/gather.h"
 #include "base/tiling.h"
 
 namespace opcel {
@@ -88,9 +89,10 @@ void grid_tasks(const GridArgs& args, std::int64_t begin, std::int64_t end) {
     const std::int64_t n = task / groups, first = task % groups * kGridPlaces;
     const std::int64_t many = detail::least(kGridPlaces, args.places - first);
     std::int64_t at[count][kGridPlaces];
+    std::int32_t near[count][kGridPlaces];  // the same where a plane has no more elements than this can count
     float weight[count][kGridPlaces];
     for (int tap = 0; tap < count; ++tap)
-      for (std::int64_t i = many; i < kGridPlaces; ++i) at[tap][i] = 0, weight[tap][i] = 0;
+      for (std::int64_t i = many; i < kGridPlaces; ++i) at[tap][i] = near[tap][i] = 0, weight[tap][i] = 0;
     for (std::int64_t i = 0; i < many; ++i) {
       const float* position = args.grid + (n * args.places + first + i) * Rank;
       detail::GridTaps axes[Rank];
@@ -106,6 +108,7 @@ void grid_tasks(const GridArgs& args, std::int64_t begin, std::int64_t end) {
           rest %= step;
         }
         at[tap][i] = place;
+        near[tap][i] = static_cast<std::int32_t>(place);
         weight[tap][i] = factor;
       }
     }
@@ -113,11 +116,17 @@ void grid_tasks(const GridArgs& args, std::int64_t begin, std::int64_t end) {
       const float* x = args.x + (n * args.c + c) * plane;
       float* y = args.y + (n * args.c + c) * args.places + first;
       float sum[kGridPlaces] = {};
-      for (int tap = 0; tap < count; ++tap)
-        for (std::int64_t i = 0; i < kGridPlaces; ++i) {
-          const float value = x[at[tap][i]] * weight[tap][i];
-          sum[i] += weight[tap][i] != 0 ? value : 0.0f;
+      for (std::int64_t i = 0; i < kGridPlaces && plane <= INT32_MAX; i += W) {
+        vf total{};
+        for (int tap = 0; tap < count; ++tap) {
+          const vf factor = load(&weight[tap][i]), value = gather(x, load_i(&near[tap][i]));
+          total = fma(select(factor == 0.0f, vf{}, value), factor, total);
         }
+        store(sum + i, total);
+      }
+      for (int tap = 0; tap < count && plane > INT32_MAX; ++tap)
+        for (std::int64_t i = 0; i < many; ++i)
+          if (weight[tap][i] != 0) sum[i] += x[at[tap][i]] * weight[tap][i];
       std::memcpy(y, sum, static_cast<std::size_t>(many) * sizeof(float));
     }
   }

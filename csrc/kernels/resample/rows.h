@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "base/gather.h"
 #include "base/tiling.h"
 
 namespace opcel {
@@ -108,30 +109,29 @@ inline void pick_columns(const float* __restrict row, std::int64_t extent, const
 
 // A row read at new columns with weights. Taps: 0 for any number.
 template <int Taps>
-inline void read_columns(const float* __restrict row, std::int64_t iw, const Resampled& r, float* __restrict out) {
-  const std::int64_t n = r.size;
-  const std::int32_t last = static_cast<std::int32_t>(iw - 1);
-  const std::int32_t* __restrict at = r.at;
-  const float* __restrict weights = r.weights;
-  const auto place = [last](std::int32_t i) { return i < 0 ? 0 : i > last ? last : i; };
-  if constexpr (Taps > 0) {
-    for (std::int64_t i = 0; i < n; ++i) {
-      float sum = row[place(at[i])] * weights[i];
-      for (int t = 1; t < Taps; ++t) sum += row[place(at[t * n + i])] * weights[t * n + i];
-      out[i] = sum;
+inline void read_columns(const float* row, std::int64_t iw, const Resampled& r, float* out) {
+  const std::int64_t n = r.size, taps = Taps ? Taps : r.taps;
+  const vi last = set_i(static_cast<std::int32_t>(iw - 1));
+  std::int64_t i = 0;
+  for (; i + W <= n; i += W) {
+    vf sum{};
+    for (std::int64_t t = 0; t < taps; ++t) {
+      vi at = load_i(r.at + t * n + i);
+      at = select_i(at < 0, vi{}, select_i(at > last, last, at));
+      sum = fma(gather(row, at), load(r.weights + t * n + i), sum);
     }
-  } else {
-    for (std::int64_t i = 0; i < n; ++i) out[i] = 0.0f;
-    for (std::int64_t t = 0; t < r.taps; ++t)
-      for (std::int64_t i = 0; i < n; ++i) out[i] += row[place(at[t * n + i])] * weights[t * n + i];
+    store(out + i, sum);
+  }
+  for (; i < n; ++i) {
+    float sum = 0;
+    for (std::int64_t t = 0; t < taps; ++t) sum += row[inside(r.at[t * n + i], iw)] * r.weights[t * n + i];
+    out[i] = sum;
   }
 }
 
 inline void read_columns(const float* row, std::int64_t iw, const Resampled& r, const Pattern& pattern, float* out) {
   if (!r.weights) return pick_columns(row, iw, r, pattern, out);
   switch (r.taps) {
-    case 1:
-      return read_columns<1>(row, iw, r, out);
     case 2:
       return read_columns<2>(row, iw, r, out);
     case 4:
