@@ -61,7 +61,35 @@ class TopkLine {
   }
 
  private:
+  /// The extreme of n numbers, and whether none of them is NaN.
+  static bool extreme(const float* x, std::int64_t n, float* found) {
+    vf top = load(x);
+    vi ordered = top == top;
+    std::int64_t i = W;
+    for (; i + W <= n; i += W) {
+      const vf next = load(x + i);
+      ordered &= next == next;
+      top = Largest ? max(top, next) : min(top, next);
+    }
+    *found = Largest ? hmax(top) : hmin(top);
+    bool good = hmin(opcel::select(ordered, set(1.0f), vf{})) > 0;
+    for (; i < n; ++i) {
+      good = good && x[i] == x[i];
+      if (Largest ? x[i] > *found : x[i] < *found) *found = x[i];
+    }
+    return good;
+  }
+
   void choose_one(std::int64_t n) {
+    if constexpr (std::is_same<T, float>::value) {
+      float found;
+      if (step_ == 1 && n >= W && extreme(x_, n, &found)) {
+        std::int64_t i = 0;
+        while (x_[i] != found) ++i;
+        at(0) = i;
+        return;
+      }
+    }
     std::int64_t best = 0;
     Number found = value(0);
     for (std::int64_t i = 1; i < n; ++i) {
