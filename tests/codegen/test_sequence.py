@@ -48,7 +48,8 @@ class Net:
         stored = [numpy_helper.from_array(self.feeds[n], n) for n in constants]
         outputs = [helper.make_empty_tensor_value_info(n) for n in self.outputs]
         graph = helper.make_graph(self.nodes, "net", given, outputs, stored)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=10)
+        opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         feeds = {n: a for n, a in self.feeds.items() if n not in constants}
         with oc.compile(model, fallback="error", threads=2, inputs=feeds) as compiled:
             assert compiled.report["proof"]["status"] == "proved"
@@ -196,3 +197,17 @@ def test_recurrent_layers_with_weights_alone() -> None:
     net.add("LSTM", [floats(3, 2, 5), floats(1, 16, 5), floats(1, 16, 4)], outputs=3, hidden_size=4)
     net.add("RNN", [floats(3, 2, 5), floats(1, 4, 5), floats(1, 4, 4)], outputs=2, hidden_size=4)
     assert {"lstm", "rnn"} <= set(net.prove(constants=("x1", "x2", "x4", "x5")))
+
+
+def test_a_decoder_whose_cache_grows() -> None:
+    net = Net(17)
+    angles = [floats(40, 8), floats(40, 8)]
+    for past, length in ((0, 5), (21, 1)):
+        caches = [floats(2, 2, past, 16), floats(2, 2, past, 16)]
+        new = [floats(2, length, n * 16) for n in (4, 2, 2)]
+        lengths = [np.int32([past + length - 1] * 2), scalar(past + length, np.int32)]
+        net.add(
+            "GroupQueryAttention", [*new, *caches, *lengths, *angles], 3, domain="com.microsoft", num_heads=4,
+            kv_num_heads=2, do_rotary=1,
+        )  # fmt: skip
+    assert net.prove().count("attention") == 2

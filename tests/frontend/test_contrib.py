@@ -213,3 +213,30 @@ def test_what_has_no_lowering_stays_with_its_reason(
     model, _ = build(op_type, operands, **attrs)
     (node,) = import_model(model).foreign
     assert reason in node.attrs["reason"]
+
+
+@pytest.mark.parametrize("attrs", [{}, {"do_rotary": 1}, {"local_window_size": 3}, {"scale": 0.3, "packed": 1}])
+@pytest.mark.parametrize("past", [0, 6])
+def test_group_query_attention(attrs: dict[str, Any], past: int) -> None:
+    attrs, groups, size, length = dict(attrs), 2, 16, 1 if past else 5
+    width, narrow = 4 * size, groups * size
+    packed = attrs.pop("packed", 0)
+    operands: Feeds = {
+        "q": floats(B, length, width + 2 * narrow if packed else width),
+        "k": None if packed else floats(B, length, narrow, seed=1),
+        "v": None if packed else floats(B, length, narrow, seed=2),
+        "past_k": floats(B, groups, past, size, seed=3), "past_v": floats(B, groups, past, size, seed=4),
+        "last": np.int32([past + length - 1] * B), "total": np.array(past + length, np.int32),
+        "w_cos": floats(20, size // 2, seed=5) if attrs.get("do_rotary") else None,
+        "w_sin": floats(20, size // 2, seed=6) if attrs.get("do_rotary") else None,
+    }  # fmt: skip
+    found = same(
+        "GroupQueryAttention",
+        operands,
+        ("y", "k_now", "v_now"),
+        num_heads=4,
+        kv_num_heads=groups,
+        tolerance=1e-4,
+        **attrs,
+    )
+    assert "attention" in ops(found)

@@ -158,13 +158,13 @@ def embed_layer_normalization(c: Lowering) -> list[Value | None]:
 # -- attention ---------------------------------------------------------------------------------------------------------
 
 
-def _heads(c: Lowering, x: Value, heads: int) -> Value:
+def by_heads(c: Lowering, x: Value, heads: int) -> Value:
     """[batch, length, heads·size] as [batch, heads, length, size]."""
     batch, length, width = c.shape(x)
     return c.transpose(c.reshape(x, (batch, length, heads, floordiv(width, heads))), (0, 2, 1, 3))
 
 
-def _joined(c: Lowering, x: Value) -> Value:
+def joined(c: Lowering, x: Value) -> Value:
     batch, heads, length, size = c.shape(x)
     return c.reshape(c.transpose(x, (0, 2, 1, 3)), (batch, length, heads * size))
 
@@ -195,7 +195,7 @@ def _attend(c: Lowering, q: Value, k: Value, v: Value, masks: list[Value]) -> Va
     total: list[Value] = []
     for mask in masks:
         total = [c.emit("add", *total, mask) if total else mask]
-    return _joined(c, c.emit("attention", q, k, v, *total, scale=scale, causal=causal))
+    return joined(c, c.emit("attention", q, k, v, *total, scale=scale, causal=causal))
 
 
 def _refuse_inputs(c: Lowering, inputs: dict[int, str]) -> None:
@@ -219,7 +219,7 @@ def attention(c: Lowering) -> Value:
     width = c.shape(product)[2]
     sizes: tuple[Dim, ...] = c.attr_ints("qkv_hidden_sizes", (floordiv(width, 3),) * 3)
     starts: tuple[Dim, ...] = (0, sizes[0], sizes[0] + sizes[1])
-    q, k, v = (_heads(c, c.slice(product, 2, s, n), heads) for s, n in zip(starts, sizes, strict=True))
+    q, k, v = (by_heads(c, c.slice(product, 2, s, n), heads) for s, n in zip(starts, sizes, strict=True))
     mask, bias = c.opt(3), c.opt(5)
     masks = [] if mask is None else [_key_mask(c, mask, q, c.shape(k)[2])]
     return _attend(c, q, k, v, masks if bias is None else [*masks, bias])
@@ -255,8 +255,8 @@ def _projected(c: Lowering, heads: int) -> tuple[Value, Value, Value]:
         q, k, v = (
             c.emit("add", x, c.slice(bias, 0, start, c.shape(x)[2])) for x, start in zip((q, k, v), starts, strict=True)
         )
-    by_heads = [x if c.rank(x) == 4 else _heads(c, x, heads) for x in (q, k, v)]
-    return by_heads[0], by_heads[1], by_heads[2]
+    split = [x if c.rank(x) == 4 else by_heads(c, x, heads) for x in (q, k, v)]
+    return split[0], split[1], split[2]
 
 
 @contrib("RotaryEmbedding")
@@ -272,24 +272,33 @@ def rotary_embedding(c: Lowering) -> Value:
         heads_or_size = heads or floordiv(c.shape(x)[2], turned)
         if not isinstance(heads_or_size, int):
             raise Unsupported("the number of heads is symbolic")
-        x = _heads(c, x, heads_or_size)
-    batch, _, length, size = c.shape(x)
+        x = by_heads(c, x, heads_or_size)
+    batch, _, length, _ = c.shape(x)
     if c.rank(places) == 1:
         offset = c.emit("range_", start=(0,), size=(length,), step=1, dtype=I64)
         places = c.emit("expand", c.emit("add", c.reshape(places, (1, 1)), offset), shape=(batch, length))
-    cos, sin = (c.reshape(c.emit("gather", c.x(i), places, axis=0), (batch, 1, length, half)) for i in (2, 3))
-    first, second = _halves(c, c.slice(x, 3, 0, turned), half)
+    y = rotated(c, x, places, (c.x(2), c.x(3)), bool(c.attr_int("interleaved", 0)), turned)
+    return joined(c, y) if by_length else y
+
+
+def rotated(c: Lowering, x: Value, places: Value, angles: tuple[Value, Value], interleaved: bool, turned: Dim) -> Value:
+    """x [batch, heads, length, size], the first `turned` elements of each turned by the angles (cosines, sines, a row
+    for each place) of its place [batch, length]."""
+    batch, _, length, size = c.shape(x)
+    half = c.shape(angles[0])[1]
+    cos, sin = (c.reshape(c.emit("gather", t, places, axis=0), (batch, 1, length, half)) for t in angles)
+    first, second = _halves(c, c.slice(x, 3, 0, turned), half, interleaved)
     a = c.emit("sub", c.emit("mul", first, cos), c.emit("mul", second, sin))
     b = c.emit("add", c.emit("mul", first, sin), c.emit("mul", second, cos))
-    y = _whole(c, a, b, turned)
+    y = _whole(c, a, b, turned, interleaved)
     if equal(turned, size) is not True:
         y = c.emit("concat", y, c.slice(x, 3, turned, size - turned), axis=3)
-    return _joined(c, y) if by_length else y
+    return y
 
 
-def _halves(c: Lowering, x: Value, half: Dim) -> tuple[Value, Value]:
+def _halves(c: Lowering, x: Value, half: Dim, interleaved: bool) -> tuple[Value, Value]:
     """The first and second elements of the pairs: the halves of the last axis, or every other element."""
-    if not c.attr_int("interleaved", 0):
+    if not interleaved:
         return c.slice(x, 3, 0, half), c.slice(x, 3, half, half)
     pairs = c.reshape(x, (*c.shape(x)[:3], half, 2))
     flat = c.shape(x)[:3]
@@ -297,8 +306,8 @@ def _halves(c: Lowering, x: Value, half: Dim) -> tuple[Value, Value]:
     return a, b
 
 
-def _whole(c: Lowering, a: Value, b: Value, turned: Dim) -> Value:
-    if not c.attr_int("interleaved", 0):
+def _whole(c: Lowering, a: Value, b: Value, turned: Dim, interleaved: bool) -> Value:
+    if not interleaved:
         return c.emit("concat", a, b, axis=3)
     shape = c.shape(a)
     pairs = c.emit("concat", c.reshape(a, (*shape, 1)), c.reshape(b, (*shape, 1)), axis=4)
