@@ -18,7 +18,7 @@ from opcel_compiler.errors import OpcelError
 
 Dim = Union[int, "Expr"]
 
-MAX_ATOMS, MAX_DEPTH, MAX_TERMS, MAX_DEGREE = 1000, 40, 2000, 64
+MAX_ATOMS, MAX_DEPTH, MAX_TERMS, MAX_DEGREE = 4000, 40, 2000, 64
 """The largest expression: atoms within one atom, how deep they nest, the terms of a polynomial, factors of a term."""
 
 
