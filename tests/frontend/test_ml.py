@@ -80,6 +80,16 @@ CASES: list[tuple[str, dict[str, np.ndarray], tuple[int, ...], dict[str, Any]]] 
         )
         for k in ("LINEAR", "POLY", "RBF", "SIGMOID") for one in (0, 1)
     ),
+    *(
+        (
+            "SVMClassifier", {"x": X}, (I, F),
+            {"kernel_type": "RBF", "kernel_params": [0.3, 0.0, 3.0], "classlabels_ints": list(range(5, 5 + n)),
+             "vectors_per_class": [2, 3, 1, 2][:n], "support_vectors": RNG.standard_normal(4 * s).tolist(),
+             "coefficients": RNG.standard_normal((n - 1) * s).tolist(), "post_transform": p,
+             "rho": (RNG.standard_normal(n * (n - 1) // 2) / 4).tolist()},
+        )
+        for n, s in ((2, 5), (3, 6), (4, 8)) for p in ("NONE", "LOGISTIC", "SOFTMAX") if n > 2 or p != "SOFTMAX"
+    ),
 ]  # fmt: skip
 
 
@@ -109,13 +119,26 @@ def test_label_encoder_of_tensors() -> None:
     ("op_type", "attrs", "reason"),
     [
         ("OneHotEncoder", {"cats_int64s": [1], "zeros": 0}, "zeros=0"),
+        (
+            "SVMClassifier",
+            {
+                "classlabels_ints": [1, 2],
+                "vectors_per_class": [1, 1],
+                "support_vectors": [0.0] * 8,
+                "coefficients": [1.0, 1.0],
+                "rho": [0.0],
+                "prob_a": [-1.0],
+                "prob_b": [0.0],
+            },
+            "found step by step",
+        ),
         ("OneHotEncoder", {"cats_strings": ["a"]}, "its categories are strings"),
         ("LabelEncoder", {"keys_int64s": [1], "values_strings": ["a"]}, "its values are strings"),
         ("LinearClassifier", {"coefficients": [1.0] * 4, "classlabels_strings": ["a", "b"]}, "its labels are strings"),
     ],
 )
 def test_what_stays_opaque(op_type: str, attrs: dict[str, Any], reason: str) -> None:
-    kinds = (I, F) if op_type == "LinearClassifier" else (F,)
+    kinds = (I, F) if op_type.endswith("Classifier") else (F,)
     imported = import_model(build(op_type, {"x": WHOLE}, kinds, attrs))
     assert reason in imported.foreign[0].attrs["reason"]
 

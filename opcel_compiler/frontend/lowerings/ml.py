@@ -173,7 +173,7 @@ def _table(c: Lowering, side: str) -> np.ndarray:
 # -- linear models ----------------------------------------------------------------------------------------------------
 
 
-def _linear(c: Lowering, x: Value, rows: int, coefficients: np.ndarray, intercepts: np.ndarray | None) -> Value:
+def linear(c: Lowering, x: Value, rows: int, coefficients: np.ndarray, intercepts: np.ndarray | None) -> Value:
     """x coefficientsᵀ + intercepts: [rows of x, rows of coefficients]."""
     if len(coefficients) % max(rows, 1) or not rows:
         raise ModelError(f"node {c.origin!r} ({c.op_type}): {len(coefficients)} coefficients for {rows} results")
@@ -185,7 +185,7 @@ def _linear(c: Lowering, x: Value, rows: int, coefficients: np.ndarray, intercep
     return y
 
 
-def _feature_rows(c: Lowering) -> Value:
+def feature_rows(c: Lowering) -> Value:
     x = _number(c)
     x = x if c.dtype(x) in (F32, F64) else c.cast(x, F32)
     dims: tuple[Dim, ...] = c.shape(x)
@@ -200,7 +200,7 @@ def _feature_rows(c: Lowering) -> Value:
 def linear_regressor(c: Lowering) -> Value:
     coefficients = np.array(c.attr_floats("coefficients"), np.float32)
     intercepts = np.array(c.attr_floats("intercepts", ()), np.float32)
-    y = _linear(c, _feature_rows(c), c.attr_int("targets", 1), coefficients, intercepts)
+    y = linear(c, feature_rows(c), c.attr_int("targets", 1), coefficients, intercepts)
     return transformed(c, y, c.attr_str("post_transform", "NONE"))
 
 
@@ -209,10 +209,10 @@ def linear_classifier(c: Lowering) -> tuple[Value, Value]:
     labels = labels_of(c, "classlabels_ints")
     coefficients = np.array(c.attr_floats("coefficients"), np.float32)
     intercepts = np.array(c.attr_floats("intercepts", ()), np.float32)
-    x = _feature_rows(c)
+    x = feature_rows(c)
     width = c.shape(x)[1]
     rows = len(intercepts) or (len(coefficients) // width if isinstance(width, int) and width else 0)
-    y, post = _linear(c, x, rows, coefficients, intercepts), c.attr_str("post_transform", "NONE")
+    y, post = linear(c, x, rows, coefficients, intercepts), c.attr_str("post_transform", "NONE")
     if rows > 1:
         if len(labels) != rows:
             raise Unsupported(f"{len(labels)} labels of {rows} scores have no lowering")
@@ -232,48 +232,3 @@ def two_classes(c: Lowering, y: Value, labels: np.ndarray, post: str) -> tuple[V
     if post == "LOGISTIC":
         y = c.emit("sigmoid", y)
     return label, c.emit("concat", c.emit("sub", c.number(1, y), y), y, axis=1)
-
-
-# -- support vector machines ------------------------------------------------------------------------------------------
-
-
-def _kernel(c: Lowering, x: Value, vectors: np.ndarray) -> Value:
-    """The kernel function of each row of x and each vector: [rows, vectors]."""
-    kind = c.attr_str("kernel_type", "LINEAR")
-    gamma, offset, degree = (*c.attr_floats("kernel_params", ()), 0.0, 0.0, 0.0)[:3]
-    if kind == "RBF":
-        # Around the vectors' mean the squares are no larger than they must be.
-        middle = vectors.mean(0, dtype=np.float64).astype(np.float32)
-        vectors, x = vectors - middle, c.emit("sub", x, c.constant(middle))
-        own = c.emit("reduce_sum", c.emit("mul", x, x), axes=(1,), keepdims=True)
-        squares = (vectors.astype(np.float64) ** 2).sum(1).astype(np.float32)
-        product_ = c.emit("matmul", x, c.constant(np.ascontiguousarray(-2 * vectors.T)))
-        distance = c.emit("add", c.emit("add", product_, own), c.constant(squares))
-        distance = c.emit("max", distance, c.number(0, distance))
-        return c.emit("exp", c.emit("mul", distance, c.number(-gamma, distance)))
-    y = c.emit("matmul", x, c.constant(np.ascontiguousarray(vectors.T)))
-    if kind == "LINEAR":
-        return y
-    y = c.emit("add", c.emit("mul", y, c.number(gamma, y)), c.number(offset, y))
-    if kind == "SIGMOID":
-        return c.emit("tanh", y)
-    if kind == "POLY":
-        return c.emit("pow", y, c.number(degree, y))
-    raise ModelError(f"node {c.origin!r} ({c.op_type}): kernel_type {kind!r}")
-
-
-@lowers("SVMRegressor", domain=DOMAIN, first=1)
-def svm_regressor(c: Lowering) -> Value:
-    x = _feature_rows(c)
-    coefficients = np.array(c.attr_floats("coefficients"), np.float32)
-    rho = np.array(c.attr_floats("rho", (0.0,)), np.float32)[:1]
-    count = c.attr_int("n_supports", 0)
-    if count:
-        vectors = np.array(c.attr_floats("support_vectors"), np.float32)
-        if len(vectors) % count or len(coefficients) != count:
-            raise ModelError(f"node {c.origin!r} (SVMRegressor): its support_vectors do not fit its n_supports")
-        x = _kernel(c, x, vectors.reshape(count, -1))
-    y = _linear(c, x, 1, coefficients, rho)
-    if c.attr_int("one_class", 0):
-        return c.emit("where", c.emit("less", c.number(0, y), y), c.number(1, y), c.number(-1, y))
-    return transformed(c, y, c.attr_str("post_transform", "NONE"), alone=True)
