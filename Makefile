@@ -7,7 +7,7 @@ NATIVE := $(wildcard setup.py) $(shell find csrc/base csrc/bindings csrc/runtime
 JOBS   ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint types imports unit wheel clean
+.PHONY: demo test lint types imports unit wheel sanitize fuzz clean
 
 demo: $(VENV)/installed
 	$(PY) examples/digits/demo.py
@@ -40,6 +40,18 @@ $(VENV)/installed: $(PY) pyproject.toml $(NATIVE)
 $(VENV)/installed-dev: $(PY) pyproject.toml $(NATIVE)
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[dev,zig]'
 	touch $(VENV)/installed $@
+
+# Runtime and kernels between guard pages and under sanitizers; SECONDS is how long each model is run by eight threads.
+SECONDS ?= 60
+sanitize: $(VENV)/installed-dev
+	$(PY) -m tests.sanitize plain --seconds $(SECONDS)
+	$(PY) -m tests.sanitize address --seconds $(SECONDS)
+	$(PY) -m tests.sanitize thread --seconds $(SECONDS)
+
+# Guided by coverage where the package atheris is installed.
+RUNS ?= 1000000
+fuzz: $(VENV)/installed-dev
+	for t in importer text artifact target run; do nice -n 19 $(PY) -m tests.fuzz $$t --runs $(RUNS) || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
