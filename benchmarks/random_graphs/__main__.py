@@ -40,6 +40,8 @@ def interpreted(seeds: range) -> Iterator[Found]:
                 return error
             return None
 
+        if seed % 500 == 499:
+            print(f"seeds up to {seed} interpreted", file=sys.stderr, flush=True)
         if (error := stages(s := sample(seed))) is not None:
             yield seed, s, error, stages
 
@@ -55,6 +57,7 @@ def compiled(seeds: range, target: str, batch: int) -> Iterator[Found]:
         named = {f"g{seed}": seed for seed in range(first, min(first + batch, seeds.stop))}
         count, wrong = failures([sample(seed) for seed in named.values()], target)
         done += count
+        print(f"{done} compiled, seeds up to {max(named.values())}", file=sys.stderr, flush=True)
         for s, error in wrong:
             yield named[s.graph.name], s, error, alone
     print(f"{done} of {len(seeds)} graphs ran as generated code; the others need another engine", flush=True)

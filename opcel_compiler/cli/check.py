@@ -26,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_pipeline(parser, "the target's own")
     options.add_dims(parser)
     options.add_precision(parser)
+    options.add_limits(parser)
     options.add_min_coverage(parser)
     options.add_json(parser, "the findings")
 
@@ -33,7 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     from opcel_compiler.check import check
     from opcel_compiler.driver import FallbackError
+    from opcel_compiler.frontend.limits import LIMITS, Limits
 
+    LIMITS.set(Limits.of(dict(args.limit)))
     found = check(args.model, args.target, pipeline=args.pipeline, dims=dict(args.dim), precision=args.precision)
     facts = found.as_dict()
     if args.json:

@@ -39,6 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--small", action="store_true", help="forgo what makes weights larger to be faster (Winograd, Strassen)"
     )
     options.add_dims(parser)
+    options.add_limits(parser)
     parser.add_argument(
         "--state", action="append", default=[], metavar="IN=OUT:CAPACITY",
         help="caches that grow in place, such as 'past_*=present_*:1024' (* is any text); may be given again",
@@ -54,8 +55,10 @@ def execute(args: argparse.Namespace) -> int:
     from opcel_compiler import driver
     from opcel_compiler.cli.files import read_arrays
     from opcel_compiler.codegen.artifact import check_output
+    from opcel_compiler.frontend.limits import LIMITS, Limits
     from opcel_compiler.search.lock import StaleWarning
 
+    LIMITS.set(Limits.of(dict(args.limit)))
     output = args.output or Path(f"{args.model.stem}.opcel")
     check_output(output)
     start = time.perf_counter()

@@ -55,6 +55,13 @@ def add_dims(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--limit", type=size, action="append", default=[], metavar="NAME=VALUE",
+        help="what a model may take while it is read: nodes, seconds, rank, tensor-bytes; may be repeated",
+    )  # fmt: skip
+
+
 def share(text: str) -> float:
     """A percentage such as `95%`, or a fraction such as `0.95`: 0 to 1."""
     try:

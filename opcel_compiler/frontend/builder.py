@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from opcel_compiler.frontend import symbolic
-from opcel_compiler.frontend.limits import MAX_CONTENT
+from opcel_compiler.frontend.limits import LIMITS, MAX_CONTENT, ModelError
 from opcel_compiler.frontend.proto_types import Symbols
 from opcel_compiler.frontend.symbolic import Content
 from opcel_compiler.frontend.weights import Weights
@@ -46,6 +47,8 @@ class Builder:
         self.weights = weights
         self.symbols = symbols
         self.log: list[Node] = []
+        self.limits = LIMITS.get()
+        self.deadline = time.monotonic() + self.limits.seconds
         self.operators: dict[str, str] = {}
         """From a node's origin to its operator in the model, `domain::Name:opset` or `Name:opset`."""
         self.sizes: set[Dim] = set()
@@ -167,6 +170,16 @@ class Builder:
     ) -> Node:
         node = self.graph.add(op, operands, attrs, origin=(origin,), types=types, regions=regions)
         self.log.append(node)
+        if len(self.log) > self.limits.nodes:
+            raise ModelError(
+                f"the model has more than {self.limits.nodes} operators by node {origin!r}; for a model that you trust "
+                "raise the limit, as in --limit nodes=N"
+            )
+        if time.monotonic() > self.deadline:
+            raise ModelError(
+                f"reading the model took more than {self.limits.seconds} seconds at node {origin!r}; for a model that "
+                "you trust raise the limit, as in --limit seconds=N"
+            )
         return node
 
     def constant(self, data: Constant, origin: str, name: str = "c") -> Value:

@@ -15,7 +15,7 @@ from onnx import ModelProto, ValueInfoProto
 from opcel_compiler.frontend import lowerings  # noqa: F401  registers the lowerings
 from opcel_compiler.frontend.builder import Builder, Narrow
 from opcel_compiler.frontend.foreign import Typing, captured, graphs_of
-from opcel_compiler.frontend.limits import DEFAULT_DOMAINS, MAX_GRAPH_DEPTH, MAX_TENSOR_BYTES, ModelError, check_opsets
+from opcel_compiler.frontend.limits import DEFAULT_DOMAINS, LIMITS, MAX_GRAPH_DEPTH, ModelError, check_opsets
 from opcel_compiler.frontend.proto_types import DimValue, Symbols, file_shape, type_from
 from opcel_compiler.frontend.scope import Functions, Scope, check_calls, fill_defaults
 from opcel_compiler.frontend.weights import Weights, map_file
@@ -144,11 +144,11 @@ def _check_sizes(graph: Graph) -> None:
         if not isinstance(t, TensorType) or t.shape is None:
             continue
         count = product([bounds(d)[0] or 0 for d in t.shape])
-        if isinstance(count, int) and count * t.dtype.bits // 8 > MAX_TENSOR_BYTES:
+        if isinstance(count, int) and count * t.dtype.bits // 8 > LIMITS.get().tensor_bytes:
             where = f"node {value.producer.origin[0]!r}" if value.producer and value.producer.origin else "input"
             raise ModelError(
                 f"{where}: the tensor {value.name!r} of type {t} has {count:.2g} elements, and a tensor may take at "
-                f"most {MAX_TENSOR_BYTES >> 30} GiB; correct the sizes in the model"
+                f"most {LIMITS.get().tensor_bytes / (1 << 30):.3g} GiB; correct the sizes in the model"
             )
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, fields
+
 import onnx
 import onnx.defs
 
@@ -35,6 +39,32 @@ EXPERIMENTAL = frozenset(
 """Operators of the default domain that left the standard but that ONNX Runtime still executes."""
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a model may take while it is read. `nodes`: operators of the graph, functions written out; `seconds`: for
+    all lowering and folding of the import; `tensor_bytes`: the largest tensor, where its size is known."""
+
+    nodes: int = 1_000_000
+    seconds: int = 600
+    rank: int = MAX_RANK
+    tensor_bytes: int = MAX_TENSOR_BYTES
+
+    @staticmethod
+    def of(given: Mapping[str, int]) -> Limits:
+        """The limits with those `given` by name (with - or _) in place of the defaults. Raises ModelError."""
+        known = {f.name for f in fields(Limits)}
+        named = {name.replace("-", "_"): value for name, value in given.items()}
+        if unknown := sorted(set(named) - known):
+            raise ModelError(f"there is no limit {unknown[0]!r}; there are {', '.join(sorted(known))}")
+        return Limits(**named)
+
+
+_DEFAULTS = Limits()
+
+LIMITS: ContextVar[Limits] = ContextVar("limits", default=_DEFAULTS)
+"""The limits that hold for imports in this context."""
 
 
 class ModelError(OpcelError):

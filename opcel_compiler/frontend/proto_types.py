@@ -8,7 +8,7 @@ from typing import Union
 
 from onnx import TensorProto, TypeProto
 
-from opcel_compiler.frontend.limits import MAX_RANK, ModelError
+from opcel_compiler.frontend.limits import LIMITS, ModelError
 from opcel_compiler.ir.dims import Dim, Expr, Symbol, as_symbol, symbol
 from opcel_compiler.ir.types import (
     DTYPES,
@@ -145,8 +145,8 @@ def file_shape(symbols: Symbols, where: str) -> Callable[[TypeProto], tuple[Dim,
         if not proto.tensor_type.HasField("shape"):
             return None
         rank = len(proto.tensor_type.shape.dim)
-        if rank > MAX_RANK:
-            raise ModelError(f"{where} has {rank} dimensions; at most {MAX_RANK} are supported")
+        if rank > LIMITS.get().rank:
+            raise ModelError(f"{where} has {rank} dimensions; at most {LIMITS.get().rank} are supported")
         out: list[Dim] = []
         for d in proto.tensor_type.shape.dim:
             if d.HasField("dim_value") and d.dim_value >= 0:

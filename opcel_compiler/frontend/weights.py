@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from onnx import SparseTensorProto, TensorProto, numpy_helper
 
-from opcel_compiler.frontend.limits import MAX_RANK, ModelError
+from opcel_compiler.frontend.limits import LIMITS, ModelError
 from opcel_compiler.frontend.proto_types import code_of, dtype_from
 from opcel_compiler.frontend.wire import MARK, Buffer
 from opcel_compiler.ir.encodings import Constant
@@ -135,8 +135,8 @@ def _shape(t: TensorProto, where: str) -> tuple[int, ...]:
 
 
 def _dims(dims: list[int], where: str) -> tuple[int, ...]:
-    if len(dims) > MAX_RANK:
-        raise ModelError(f"{where} has {len(dims)} dimensions; at most {MAX_RANK} are supported")
+    if len(dims) > LIMITS.get().rank:
+        raise ModelError(f"{where} has {len(dims)} dimensions; at most {LIMITS.get().rank} are supported")
     if any(d < 0 for d in dims) or math.prod(d or 1 for d in dims) >= 1 << 48:
         raise ModelError(f"{where} has the impossible shape {dims}")
     return tuple(dims)

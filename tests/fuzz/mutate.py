@@ -91,7 +91,7 @@ def model(data: bytes, rng: random.Random) -> bytes:
         for _ in range(rng.choice((1, 1, 2, 3))):
             _change(proto, rng)
         return proto.SerializeToString()
-    except (DecodeError, ValueError):  # broken bytes, and names that are no text
+    except (DecodeError, ValueError, TypeError):  # broken bytes, and names that are no text
         return any_bytes(data, rng)
 
 
