@@ -60,8 +60,8 @@ def test_one_artifact_is_plain_for_few_rows(tmp_path: Path) -> None:
     assert isa is not None
     if missing := set(isa.features) - _cpu_features():
         pytest.skip(f"this CPU lacks {', '.join(sorted(missing))}")
-    net = Net("rows", 5)
-    x, w = net.input("x", "rows", 512), net.weight(512, 520)
+    net = Net("rows", 17)
+    x, w = net.input("x", "rows", 512), net.weight(512, 1530)
     net.output("y", net("Relu", net("MatMul", x, w)))
     with oc.compile(net.model(), "x86-64-avx512", tmp_path / "net.opcel") as model:
         assert [k["family"] for k in model.report["kernels"]] == ["gemm.strassen"]
