@@ -1,5 +1,7 @@
 """The native part of the build; everything else is in pyproject.toml."""
 
+from pathlib import Path
+
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
 
@@ -8,7 +10,7 @@ setup(
         Pybind11Extension(
             "opcel_compiler.runtime._runtime",
             ["csrc/bindings/module.cpp"],
-            depends=["csrc/base/pool.h", "csrc/base/float_env.h", "csrc/runtime/opcel.h", "csrc/bindings/arrays.h"],
+            depends=[str(h) for folder in ("base", "bindings", "runtime") for h in Path("csrc", folder).glob("*.h")],
             include_dirs=["csrc"],
             cxx_std=17,
             extra_compile_args=["-O2", "-fvisibility=hidden", "-Wall", "-Wextra"],

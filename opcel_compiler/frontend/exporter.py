@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, helper
 from opcel_compiler import frontend
 from opcel_compiler.frontend.export_ops import EXPORTS
 from opcel_compiler.frontend.importer import Imported
-from opcel_compiler.frontend.limits import DEFAULT_DOMAINS, ExportError
+from opcel_compiler.frontend.limits import ExportError, domain_of
 from opcel_compiler.frontend.proto_types import plain_symbol, type_to
 from opcel_compiler.frontend.writer import Writer, inner_names, rename, value_info
 from opcel_compiler.ir.dims import Dim
@@ -202,7 +202,7 @@ def _write_foreign(w: Writer, node: Node, xs: list[str], final: dict[Value, str]
             result = next(results)
             proto.output[i] = final.get(result) or w.unique(result.name)
             w.define(result, proto.output[i])
-    proto.domain = "" if proto.domain in DEFAULT_DOMAINS else proto.domain
+    proto.domain = domain_of(proto.domain)
     w.nodes.append(proto)
     w.label(len(w.nodes) - 1, node.origin)
 

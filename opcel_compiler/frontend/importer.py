@@ -15,9 +15,10 @@ from onnx import ModelProto, ValueInfoProto
 from opcel_compiler.frontend import lowerings  # noqa: F401  registers the lowerings
 from opcel_compiler.frontend.builder import Builder, Narrow
 from opcel_compiler.frontend.foreign import Typing, captured, graphs_of
-from opcel_compiler.frontend.limits import DEFAULT_DOMAINS, LIMITS, MAX_GRAPH_DEPTH, ModelError, check_opsets
+from opcel_compiler.frontend.functions import Functions, check_calls, fill_defaults
+from opcel_compiler.frontend.limits import LIMITS, MAX_GRAPH_DEPTH, ModelError, check_opsets, domain_of
 from opcel_compiler.frontend.proto_types import DimValue, Symbols, file_shape, type_from
-from opcel_compiler.frontend.scope import Functions, Scope, check_calls, fill_defaults
+from opcel_compiler.frontend.scope import Scope
 from opcel_compiler.frontend.weights import Weights, map_file
 from opcel_compiler.frontend.wire import Buffer, WireError, without_weights
 from opcel_compiler.ir.analysis import dead_nodes
@@ -231,7 +232,7 @@ def _without_inner_calls(proto: ModelProto, what: str) -> ModelProto:
 def _opsets(proto: ModelProto) -> dict[str, int]:
     out: dict[str, int] = {}
     for entry in proto.opset_import:
-        domain = "" if entry.domain in DEFAULT_DOMAINS else entry.domain
+        domain = domain_of(entry.domain)
         out[domain] = max(entry.version, out.get(domain, entry.version))
     if not out and proto.ir_version < 3:
         out[""] = 1

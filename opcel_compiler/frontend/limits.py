@@ -87,3 +87,8 @@ def check_opsets(opsets: dict[str, int]) -> None:
             f"the model imports opset {version}, and the installed onnx {onnx.__version__} knows opsets up to"
             f" {MAX_OPSET}; export the model at an opset up to {MAX_OPSET}, or install a newer onnx"
         )
+
+
+def domain_of(domain: str) -> str:
+    """A domain of operators by one name: the default one has two."""
+    return "" if domain in DEFAULT_DOMAINS else domain

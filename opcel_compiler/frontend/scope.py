@@ -9,10 +9,8 @@ from typing import Any, Union
 import onnx
 import onnx.defs
 from onnx import (
-    AttributeProto,
     FunctionProto,
     GraphProto,
-    ModelProto,
     NodeProto,
     SparseTensorProto,
     TensorProto,
@@ -21,12 +19,13 @@ from onnx import (
 
 from opcel_compiler.frontend.builder import Builder
 from opcel_compiler.frontend.foreign import Typing, captured, check_node, embed, graphs_of
+from opcel_compiler.frontend.functions import Functions, bound, defaults_of
 from opcel_compiler.frontend.limits import (
-    DEFAULT_DOMAINS,
     EXPERIMENTAL,
     MAX_FUNCTION_DEPTH,
     MIN_OPSET,
     ModelError,
+    domain_of,
 )
 from opcel_compiler.frontend.lowering import OLDER, REGISTRY, Invalid, Lowering, Unsupported
 from opcel_compiler.frontend.proto_types import type_to
@@ -35,57 +34,6 @@ from opcel_compiler.ir.opdef import InferenceError
 from opcel_compiler.ir.types import UnknownType
 
 Initializer = Union[TensorProto, SparseTensorProto]
-
-
-class Functions:
-    """The functions that a model defines, by domain, name and overload."""
-
-    def __init__(self, model: ModelProto) -> None:
-        self._by_key: dict[tuple[str, str, str], FunctionProto] = {}
-        for f in model.functions:
-            self._by_key[_domain(f.domain), f.name, f.overload] = f
-
-    def find(self, node: NodeProto) -> FunctionProto | None:
-        return self._by_key.get((_domain(node.domain), node.op_type, node.overload))
-
-
-def check_calls(model: ModelProto) -> None:
-    """Raises ModelError when functions of the model call one another in a circle."""
-    functions = Functions(model)
-    calls: dict[str, set[str]] = {}
-    for f in model.functions:
-        stack, inner = list(f.node), calls.setdefault(f.name, set())
-        while stack:
-            node = stack.pop()
-            found = functions.find(node)
-            if found is not None:
-                inner.add(found.name)
-            for graph in graphs_of(node):
-                stack.extend(graph.node)
-    while calls:
-        leaves = [name for name, inner in calls.items() if not inner & set(calls)]
-        if not leaves:
-            raise ModelError(f"the functions {', '.join(sorted(calls))} call one another in a circle")
-        for name in leaves:
-            del calls[name]
-
-
-def fill_defaults(model: ModelProto) -> None:
-    """Write the default values of a function's attributes into the calls that leave them out."""
-    functions = Functions(model)
-    stack = [*model.graph.node, *(n for f in model.functions for n in f.node)]
-    while stack:
-        node = stack.pop()
-        found = functions.find(node)
-        if found is not None:
-            given = {a.name for a in node.attribute}
-            node.attribute.extend(a for a in found.attribute_proto if a.name not in given)
-        for graph in graphs_of(node):
-            stack.extend(graph.node)
-
-
-def _domain(domain: str) -> str:
-    return "" if domain in DEFAULT_DOMAINS else domain
 
 
 class Scope:
@@ -239,7 +187,7 @@ class Scope:
                 raise ModelError(f"{user} has too many outputs: {name!r}")
 
     def _lower(self, node: NodeProto, inputs: Sequence[Value | None], origin: str) -> Sequence[Value | None]:
-        domain = _domain(node.domain)
+        domain = domain_of(node.domain)
         function = self.functions.find(node)
         if function is not None:
             return self._call(function, node, inputs, origin)
@@ -323,7 +271,7 @@ class Scope:
             )
         if len(node.input) > len(f.input) or len(node.output) > len(f.output):
             raise ModelError(f"node {origin!r} does not fit the function {f.name}: too many inputs or outputs")
-        opsets = {**self.opsets, **{_domain(o.domain): o.version for o in f.opset_import}}
+        opsets = {**self.opsets, **{domain_of(o.domain): o.version for o in f.opset_import}}
         own = origin.split("/")[-1] if self.call else origin
         inner = Scope(self.builder, self.typing, self.functions, opsets, self.ir_version, (*self.call, own))
         inner.strict = strict or self.strict
@@ -334,9 +282,9 @@ class Scope:
                 absent.add(name)
             else:
                 inner._values[name] = value
-        given = {a.name: a for a in (*_defaults(node, self.opsets), *f.attribute_proto, *node.attribute)}
+        given = {a.name: a for a in (*defaults_of(node, self.opsets), *f.attribute_proto, *node.attribute)}
         wanted = [mine if name else "" for mine, name in zip(f.output, node.output, strict=False)]
-        inner.add_nodes((_bound(n, given, absent) for n in f.node), wanted)
+        inner.add_nodes((bound(n, given, absent) for n in f.node), wanted)
         return [inner.value(name, f"function {f.name}") if name else None for name in wanted]
 
     def _body(self, node: NodeProto, inputs: Sequence[Value | None], version: int) -> FunctionProto | None:
@@ -373,7 +321,7 @@ class Scope:
     def _foreign(
         self, node: NodeProto, inputs: Sequence[Value | None], origin: str, version: int, reason: str
     ) -> Sequence[Value | None]:
-        domain = _domain(node.domain)
+        domain = domain_of(node.domain)
         if not domain and not onnx.defs.has(node.op_type) and node.op_type not in EXPERIMENTAL:
             raise ModelError(f"node {origin!r}: there is no operator {node.op_type!r} in ONNX opset {version}")
         whole = NodeProto()
@@ -400,40 +348,5 @@ class Scope:
         return [next(results) if name else None for name in node.output]
 
 
-def _defaults(node: NodeProto, opsets: Mapping[str, int]) -> list[AttributeProto]:
-    """The values that the standard gives the attributes of an operator, where the node has none."""
-    version = opsets.get(_domain(node.domain))
-    if version is None or not onnx.defs.has(node.op_type, node.domain):
-        return []
-    try:
-        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-    except onnx.defs.SchemaError:
-        return []
-    return [a.default_value for a in schema.attributes.values() if a.default_value.name]
-
-
 def _label(node: NodeProto, i: int) -> str:
     return repr(node.name) if node.name else f"{i} of the graph"
-
-
-def _bound(node: NodeProto, given: Mapping[str, AttributeProto], absent: set[str]) -> NodeProto:
-    """A node of a function body with the attributes of the call filled in, and operands the call lacks left out."""
-    out = NodeProto()
-    out.CopyFrom(node)
-    stack = [out]
-    while stack:
-        n = stack.pop()
-        for i, name in enumerate(n.input):
-            if name in absent:
-                n.input[i] = ""
-        for a in list(n.attribute):
-            if a.ref_attr_name:
-                n.attribute.remove(a)
-                value = given.get(a.ref_attr_name)
-                if value is not None:
-                    bound = n.attribute.add()
-                    bound.CopyFrom(value)
-                    bound.name = a.name
-        for graph in graphs_of(n):
-            stack.extend(graph.node)
-    return out

@@ -12,17 +12,19 @@ import numpy as np
 
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.analysis import made_symbols
-from opcel_compiler.ir.dims import Dim, product
+from opcel_compiler.ir.dims import Dim
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.outline import outline, outside_values
 from opcel_compiler.ir.program import Buffer, Control, Kernel, Program, Read, Region, Requirement, View, whole
-from opcel_compiler.ir.types import F32, DType, TensorType
+from opcel_compiler.ir.types import DType, TensorType
 from opcel_compiler.schedule.assumed import assumed
+from opcel_compiler.schedule.attention import lower_attention
 from opcel_compiler.schedule.control import lower_if, lower_loop
 from opcel_compiler.schedule.domain import set_domains
+from opcel_compiler.schedule.normalized import lower_layer_norm, lower_softmax
 from opcel_compiler.schedule.recurrent import lower_recurrent
-from opcel_compiler.schedule.transposed import phases
+from opcel_compiler.schedule.transposed import lower_conv_transpose
 
 VIEWS = frozenset({"reshape", "transpose", "expand", "slice"})
 
@@ -59,7 +61,7 @@ class Lowering:
 
     def run(self) -> Program:
         for value in self.graph.inputs:
-            buffer = Buffer(self.name(value.name), self._type(value), "input")
+            buffer = Buffer(self.name(value.name), self.type_of(value), "input")
             self.program.inputs.append(buffer)
             self.views[value] = whole(buffer)
         self.nodes(self.graph)
@@ -98,7 +100,8 @@ class Lowering:
         self._names[base] = count
         return base if not count else self.name(f"{base}.{count}")
 
-    def _type(self, value: Value) -> TensorType:
+    def type_of(self, value: Value) -> TensorType:
+        """The type of a value that memory holds. Raises LoweringError for any other."""
         t = value.type
         where = ", ".join(value.producer.origin) if value.producer else f"input {value.name}"
         if not isinstance(t, TensorType) or t.dtype.kind == "s":
@@ -166,22 +169,21 @@ class Lowering:
         if special is not None:
             special(node)
             return
-        body = node.regions[0] if node.op == "fused" else outline([node], node.results)
-        operands = body_operands(node)
-        self._kernel(node, body, [self.view(v) for v in operands])
+        self.whole_kernel(node)
 
     def _rearranged(self, node: Node) -> View:
         x = self.view(node.operand(0))
-        out = self._type(node.result)
+        out = self.type_of(node.result)
         if node.op == "transpose":
             return x.transpose(node.attrs["perm"])
         if node.op == "expand":
             return x.expand(out.dims, late=True)
         if node.op == "slice":
             return x.slice(node.attrs["starts"], out.dims, node.attrs["steps"])
-        return x.reshape(out.dims) or self._reshaped(self.contiguous(x), out.dims, node)
+        return x.reshape(out.dims) or self.reshaped(self.contiguous(x), out.dims, node)
 
-    def _reshaped(self, view: View, shape: Sequence[Dim], node: Node) -> View:
+    def reshaped(self, view: View, shape: Sequence[Dim], node: Node) -> View:
+        """A dense view under another shape. Raises LoweringError, naming the node, where strides cannot say it."""
         out = view.reshape(shape)
         if out is not None:
             return out
@@ -189,16 +191,22 @@ class Lowering:
             return whole_as(view, shape)
         raise LoweringError(f"{', '.join(node.origin)}: cannot reshape {view.shape} to {tuple(shape)}")
 
-    def _kernel(self, node: Node, body: Graph, inputs: list[View]) -> None:
+    def whole_kernel(self, node: Node) -> None:
+        """One kernel that does all that the node does."""
+        body = node.regions[0] if node.op == "fused" else outline([node], node.results)
+        self.kernel(node, body, [self.view(v) for v in body_operands(node)])
+
+    def kernel(self, node: Node, body: Graph, inputs: list[View]) -> None:
+        """A kernel with this body, whose results are the node's; `inputs` are brought into the form it reads."""
         anchor = anchor_of(body)
         for i, value in enumerate(body.inputs):
-            inputs[i] = self._suited(inputs[i], value, anchor)
-        outputs = [self._result(r, anchor) for r in node.results]
+            inputs[i] = self.suited(inputs[i], value, anchor)
+        outputs = [self.result(r, anchor) for r in node.results]
         family = anchor.op if anchor is not None else "dims" if node.op == "dims" else "elementwise"
         self.emit(family, body, inputs, outputs, anchor)
         self.views.update(zip(node.results, outputs, strict=True))
 
-    def _suited(self, view: View, value: Value, anchor: Node | None) -> View:
+    def suited(self, view: View, value: Value, anchor: Node | None) -> View:
         """`view` in a form that every kernel of this anchor can read as `value`."""
         if anchor is None:
             return view
@@ -226,9 +234,9 @@ class Lowering:
     def _broadcast_rows(self, view: View) -> View:
         return view if all(d == 1 for d in view.shape[:-1]) and _has_unit_inner(view) else self.rows(view)
 
-    def _result(self, value: Value, anchor: Node | None) -> View:
+    def result(self, value: Value, anchor: Node | None) -> View:
         """Memory for a result: dense in the order in which its only user reads it."""
-        t = self._type(value)
+        t = self.type_of(value)
         if anchor is not None and anchor.op == "attention" and len(value.uses) == 1:
             user = value.uses[0][0]
             if isinstance(user, Node) and user.op == "transpose" and user.attrs["perm"][-1] == len(t.dims) - 1:
@@ -246,7 +254,7 @@ class Lowering:
                     "operator, or state the shape in the model's value_info"
                 )
         inputs = [self.contiguous(self.view(v)) for v in node.operands if v is not None]
-        outputs = [self._result(r, None) for r in node.results]
+        outputs = [self.result(r, None) for r in node.results]
         index = sum(isinstance(s, Region) for s in self.program.steps)
         nodes = tuple(node.regions[0].nodes)
         region = Region(index, nodes, inputs, outputs, node.attrs["reason"], node.origin)
@@ -258,105 +266,20 @@ class Lowering:
         self.program.steps.append(Read([source], made_symbols(node), node.origin))
 
     def _lower_softmax(self, node: Node) -> None:
-        """Kernels take the last axis: another one is moved there and back."""
-        t, axis = self._type(node.result), node.attrs["axis"]
-        last = len(t.dims) - 1
-        x = self.view(node.operand(0))
-        if axis == last:
-            self._kernel(node, outline([node], node.results), [x])
-            return
-        perm = [*(i for i in range(last + 1) if i != axis), axis]
-        x = self.contiguous(x.transpose(perm))
-        out = self.temp(t.dtype, x.shape, node.result.name)
-        body = Graph("body")
-        row = body.add(node.op, [body.add_input("x", TensorType(t.dtype, x.shape))], {"axis": last}, origin=node.origin)
-        body.add_output(row.result)
-        self.emit(node.op, body, [x], [out], row)
-        self.views[node.result] = out.transpose(sorted(range(last + 1), key=perm.__getitem__))
+        lower_softmax(self, node)
 
     _lower_log_softmax = _lower_softmax
 
     def _lower_layer_norm(self, node: Node) -> None:
-        """Kernels take the last axis: several are made one, in dense memory."""
-        t, axis = self._type(node.result), node.attrs["axis"]
-        lead, row = t.dims[:axis], t.dims[axis:]
-        if len(row) == 1:
-            self._kernel(node, outline([node], node.results), [self.view(v) for v in body_operands(node)])
-            return
-        body, n = Graph("body"), product(row)
-        views: list[View] = []
-        operands: list[Value | None] = []
-        for i, v in enumerate(node.operands):
-            operands.append(None)
-            if v is not None:
-                view = self.contiguous(self.view(v) if i == 0 else self.view(v).expand(row))
-                views.append(self._reshaped(view, (*lead, n) if i == 0 else (n,), node))
-                operands[-1] = body.add_input(v.name, TensorType(view.dtype, views[-1].shape))
-        anchor = body.add(node.op, operands, node.attrs, origin=node.origin)
-        body.add_output(anchor.result)
-        out = self.temp(t.dtype, (*lead, n), node.result.name)
-        self.emit(node.op, body, views, [out], anchor)
-        self.views[node.result] = self._reshaped(out, t.dims, node)
+        lower_layer_norm(self, node)
 
     _lower_rms_norm = _lower_layer_norm
 
     def _lower_conv_transpose(self, node: Node) -> None:
-        """Constant weights: convolutions whose results interleave. Else one kernel."""
-        x, w, bias = (*node.operands, None)[:3]
-        assert x is not None and w is not None
-        out_type, weights = self._type(node.result), w.constant
-        parts = None
-        if weights is not None and len(out_type.dims) <= 4 and weights.dtype == F32:
-            parts = phases(x.tensor.dims[2:], out_type.dims[2:], weights.array, node.attrs)
-        if not parts:
-            self._kernel(node, outline([node], node.results), [self.view(v) for v in body_operands(node)])
-            return
-        source, out = self.contiguous(self.view(x)), self._result(node.result, None)
-        extra = [] if bias is None else [self.view(bias)]
-        for part in parts:
-            body = Graph("body")
-            values = [body.add_input("x", x.type), body.add_input("w", TensorType(F32, part.weights.shape))]
-            if bias is not None:
-                values.append(body.add_input("bias", bias.type))
-            anchor = body.add("conv", values, part.attrs, origin=node.origin)
-            body.add_output(anchor.result)
-            taps = whole(self.weight(Constant(part.weights), w.name))
-            shape = (*out.shape[:2], *part.sizes)
-            place = out.slice((0, 0, *part.starts), shape, (1, 1, *node.attrs["strides"]))
-            self.emit("conv", body, [source, taps, *extra], [place], anchor)
-        self.views[node.result] = out
+        lower_conv_transpose(self, node)
 
     def _lower_attention(self, node: Node) -> None:
-        """Heads are widened with zeros to the multiple of four that kernels take; the result is cut back."""
-        body = Graph("body")
-        operands, views = [], []
-        for i, v in enumerate(node.operands):
-            if v is not None:
-                views.append(self._widened(self.view(v), v.name) if i < 3 else self.view(v))
-                operands.append(body.add_input(v.name, TensorType(views[-1].dtype, views[-1].shape)))
-        inner = body.add("attention", operands, node.attrs, origin=node.origin, names=[node.result.name])
-        body.add_output(inner.result)
-        t = self._type(node.result)
-        if inner.result.tensor.dims == t.dims:
-            self._kernel(node, body, views)
-            return
-        views = [self._suited(x, v, inner) for x, v in zip(views, body.inputs, strict=True)]
-        out = self.temp(t.dtype, inner.result.tensor.dims, node.result.name)
-        self.emit("attention", body, views, [out], inner)
-        self.views[node.result] = out.slice([0] * 4, t.dims, [1] * 4)
-
-    def _widened(self, view: View, name: str) -> View:
-        """`view` with zeros behind its last axis, which has a constant extent, up to the next multiple of four."""
-        *lead, size = view.shape
-        assert isinstance(size, int)
-        if size % 4 == 0:
-            return view
-        out = self.temp(view.dtype, (*lead, size + -size % 4), f"{name}.wide")
-        rest = out.slice([*[0] * len(lead), size], (*lead, -size % 4), [1] * len(view.shape))
-        zero = self.weight(Constant(np.zeros((), view.dtype.numpy), view.dtype), "zero")
-        self.copy(View(zero, (), ()).expand(rest.shape), rest)
-        self.copy(view, out.slice([0] * len(view.shape), view.shape, [1] * len(view.shape)))
-        return out
+        lower_attention(self, node)
 
     def _lower_recurrent(self, node: Node) -> None:
         self.views.update(zip(node.results, lower_recurrent(self, node), strict=True))
@@ -367,7 +290,7 @@ class Lowering:
         where = ", ".join(node.origin)
         self._required[-1][0].append(Requirement(0, 1, True, node.origin, f"{where}: {node.attrs['reason']}"))
         for r in node.results:
-            t = self._type(r)
+            t = self.type_of(r)
             zero = self.weight(Constant(np.zeros((), t.dtype.numpy), t.dtype), "zero")
             self.views[r] = View(zero, (), ()).expand(t.dims)
 
@@ -378,7 +301,7 @@ class Lowering:
         lower_loop(self, node)
 
     def _lower_concat(self, node: Node) -> None:
-        out = self._result(node.result, None)
+        out = self.result(node.result, None)
         axis: int = node.attrs["axis"]
         at: Dim = 0
         for v in node.operands:
@@ -393,9 +316,9 @@ class Lowering:
     def _lower_pad(self, node: Node) -> None:
         pads, x = node.attrs["pads"], self.view(node.operand(0))
         if node.attrs["mode"] != "constant":
-            self._kernel(node, outline([node], node.results), [x])
+            self.kernel(node, outline([node], node.results), [x])
             return
-        out = self._result(node.result, None)
+        out = self.result(node.result, None)
         value = node.operands[1] if len(node.operands) > 1 else None
         fill = self.view(value) if value is not None else self.view(self._zero(node))
         self.copy(View(fill.buffer, (), (), fill.offset).expand(out.shape), out)
@@ -403,7 +326,7 @@ class Lowering:
         self.views[node.result] = out
 
     def _zero(self, node: Node) -> Value:
-        t = self._type(node.result)
+        t = self.type_of(node.result)
         assert node.graph is not None
         return node.graph.constant(Constant(np.zeros((), t.dtype.numpy), t.dtype), before=node)
 
@@ -411,7 +334,7 @@ class Lowering:
         """Make `value` graph output `name`: its own buffer where it has one to itself, else a copy."""
         view = self.view(value)
         buffer = view.buffer
-        t = self._type(value)
+        t = self.type_of(value)
         if buffer.kind == "temp" and view.is_whole and buffer.layout.is_plain:
             buffer.kind, buffer.name = "output", self.name(name)
             if buffer.type != t:

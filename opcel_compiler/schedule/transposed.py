@@ -11,11 +11,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product as cartesian
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from opcel_compiler.ir.dims import Dim, ceildiv
+from opcel_compiler.ir.encodings import Constant
+from opcel_compiler.ir.graph import Graph, Node
+from opcel_compiler.ir.program import whole
+from opcel_compiler.ir.types import F32, TensorType
+
+if TYPE_CHECKING:
+    from opcel_compiler.schedule.lower import Lowering
 
 
 @dataclass(frozen=True)
@@ -87,3 +94,30 @@ def phases(
             )
         )  # fmt: skip
     return result
+
+
+def lower_conv_transpose(lowering: Lowering, node: Node) -> None:
+    """Constant weights: convolutions whose results interleave. Else one kernel."""
+    x, w, bias = (*node.operands, None)[:3]
+    assert x is not None and w is not None
+    out_type, weights = lowering.type_of(node.result), w.constant
+    parts = None
+    if weights is not None and len(out_type.dims) <= 4 and weights.dtype == F32:
+        parts = phases(x.tensor.dims[2:], out_type.dims[2:], weights.array, node.attrs)
+    if not parts:
+        lowering.whole_kernel(node)
+        return
+    source, out = lowering.contiguous(lowering.view(x)), lowering.result(node.result, None)
+    extra = [] if bias is None else [lowering.view(bias)]
+    for part in parts:
+        body = Graph("body")
+        values = [body.add_input("x", x.type), body.add_input("w", TensorType(F32, part.weights.shape))]
+        if bias is not None:
+            values.append(body.add_input("bias", bias.type))
+        anchor = body.add("conv", values, part.attrs, origin=node.origin)
+        body.add_output(anchor.result)
+        taps = whole(lowering.weight(Constant(part.weights), w.name))
+        shape = (*out.shape[:2], *part.sizes)
+        place = out.slice((0, 0, *part.starts), shape, (1, 1, *node.attrs["strides"]))
+        lowering.emit("conv", body, [source, taps, *extra], [place], anchor)
+    lowering.views[node.result] = out
