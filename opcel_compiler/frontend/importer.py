@@ -149,7 +149,7 @@ def _check_sizes(graph: Graph) -> None:
             where = f"node {value.producer.origin[0]!r}" if value.producer and value.producer.origin else "input"
             raise ModelError(
                 f"{where}: the tensor {value.name!r} of type {t} has {count:.2g} elements, and a tensor may take at "
-                f"most {LIMITS.get().tensor_bytes / (1 << 30):.3g} GiB; correct the sizes in the model"
+                f"most {LIMITS.get().tensor_bytes / (1 << 30):.4g} GiB; correct the sizes in the model"
             )
 
 
