@@ -22,6 +22,17 @@ inline T div(T a, T b) {
   return static_cast<T>(a / b);
 }
 
+// A sum over how many elements it has; of no integers 0.
+template <class T>
+inline T mean(T sum, std::int64_t count) {
+  if constexpr (std::is_integral_v<T>) {
+    using Wide = std::conditional_t<std::is_signed_v<T>, std::int64_t, std::uint64_t>;
+    return count == 0 ? T(0) : static_cast<T>(static_cast<Wide>(sum) / static_cast<Wide>(count));
+  } else {
+    return sum / static_cast<T>(count);
+  }
+}
+
 // Sign of the divisor, as Python's %.
 template <class T>
 inline T mod(T a, T b) {

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, symbols_of
+from opcel_compiler.ir.dims import Dim, DimError, ceildiv, dim_max, symbols_of
 from opcel_compiler.ir.extremes import Ends, extreme
 from opcel_compiler.ir.program import Buffer, Control, Program, Step, loops
 
@@ -135,12 +135,13 @@ def _slots(lives: dict[Buffer, tuple[int, int]], sizes: dict[Buffer, Dim]) -> Me
         free = [i for i, (_, busy) in enumerate(slots) if busy < first]
         same = next((i for i in free if slots[i][0] == sizes[b]), None)
         pick = same if same is not None else (free[0] if free else None)
-        if pick is None:
+        size = sizes[b] if pick is None else _larger(slots[pick][0], sizes[b])
+        if pick is None or size is None:
             where[b] = len(slots)
             slots.append((sizes[b], last))
         else:
             where[b] = pick
-            slots[pick] = (dim_max(slots[pick][0], sizes[b]), last)
+            slots[pick] = (size, last)
     plan = MemoryPlan()
     offsets: list[Dim] = []
     for size, _ in slots:
@@ -148,3 +149,11 @@ def _slots(lives: dict[Buffer, tuple[int, int]], sizes: dict[Buffer, Dim]) -> Me
         plan.arena = plan.arena + size
     plan.offsets = {b: offsets[i] for b, i in where.items()}
     return plan
+
+
+def _larger(a: Dim, b: Dim) -> Dim | None:
+    """Their maximum; None if its expression has too many parts."""
+    try:
+        return dim_max(a, b)
+    except DimError:
+        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from opcel_compiler.ir.graph import Node
+from opcel_compiler.ir.ops.norm import fits_row
 from opcel_compiler.ir.types import DType, TensorType
 from opcel_compiler.targets.constraints import Constraint
 from opcel_compiler.targets.kernels import kernel_table
@@ -29,8 +30,8 @@ def accepts(allowed: Iterable[str], dtype: DType) -> bool:
 def cpu_constraints() -> tuple[Constraint, ...]:
     """The constraints of the CPU's kernels beyond those of the target's description."""
     checks = (
-        kernel_exists, element_type, constant_pad, filters, head_size, gather_index, batch_axes, pool_axes, recurrent,
-        scatter,
+        kernel_exists, element_type, constant_pad, filters, head_size, gather_index, batch_axes, norm_sides, pool_axes,
+        recurrent, scatter,
     )  # fmt: skip
     return tuple(Constraint(check.__name__.replace("_", "-"), check) for check in checks)
 
@@ -138,6 +139,17 @@ def batch_axes(node: Node) -> str | None:
         return None
     rank = len(node.result.tensor.dims) - 2
     return None if rank <= 6 else f"it has {rank}"
+
+
+def norm_sides(node: Node) -> str | None:
+    """A norm's scale and bias have the shape of the axes that it normalises."""
+    if node.op not in ("layer_norm", "rms_norm"):
+        return None
+    row = node.result.tensor.dims[node.attrs["axis"] :]
+    for v in node.operands[1:]:
+        if v is not None and not fits_row(v.tensor.dims, row):
+            return f"%{v.name} is {v.type}"
+    return None
 
 
 def pool_axes(node: Node) -> str | None:

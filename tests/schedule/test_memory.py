@@ -10,6 +10,7 @@ from networks import N, convnet, perceptron, transformer
 from opcel_compiler.ir.dims import evaluate, symbol
 from opcel_compiler.ir.graph import Graph
 from opcel_compiler.ir.program import Program
+from opcel_compiler.ir.types import tensor
 from opcel_compiler.rewrite.pipeline import PassManager, Pipeline
 from opcel_compiler.schedule.lower import lower
 from opcel_compiler.schedule.memory import ALIGNMENT, buffer_bytes, lifetimes, plan_memory
@@ -53,3 +54,15 @@ def test_dead_memory_is_used_again() -> None:
     plan = plan_memory(p)
     assert isinstance(plan.arena, int)
     assert plan.arena < sum(int(buffer_bytes(b)) for b in lifetimes(p))  # type: ignore[arg-type]
+
+
+def test_a_slot_of_many_sizes_is_no_endless_expression() -> None:
+    graph = Graph("many")
+    for i in range(60):
+        x = graph.add_input(f"x{i}", tensor("f32", symbol(f"n{i}", 1)))
+        for _ in range(3):
+            x = graph.add("softmax", [x], {"axis": 0}).result
+        graph.add_output(graph.add("neg", [x]).result, f"y{i}")
+    p = lower(graph)
+    plan = plan_memory(p)
+    assert plan.offsets.keys() == lifetimes(p).keys()

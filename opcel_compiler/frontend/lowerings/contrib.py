@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from opcel_compiler.frontend.lowering import Lower, Lowering, Unsupported, lowers
 from opcel_compiler.frontend.lowerings.nn import conv, gemm
+from opcel_compiler.frontend.lowerings.norm import normalized
 from opcel_compiler.ir.dims import Dim, equal, floordiv
 from opcel_compiler.ir.graph import Value
 from opcel_compiler.ir.types import BOOL, I32, I64
@@ -114,7 +114,7 @@ def simplified_layer_normalization(c: Lowering) -> Value:
         raise Unsupported("the deviation output of SimplifiedLayerNormalization has no lowering")
     x = c.x()
     axis = c.axis(c.attr_int("axis", -1), c.rank(x))
-    return c.emit("rms_norm", x, c.x(1), axis=axis, epsilon=c.attr_float("epsilon", 1e-5))
+    return normalized(c, "rms_norm", x, c.x(1), None, axis)
 
 
 @contrib("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
@@ -126,9 +126,8 @@ def skip_layer_normalization(c: Lowering) -> list[Value | None]:
     total, bias = c.emit("add", c.x(0), c.x(1)), c.opt(4 if centred else 3)
     if bias is not None:
         total = c.emit("add", total, bias)
-    attrs: dict[str, Any] = {"axis": c.rank(total) - 1, "epsilon": c.attr_float("epsilon", 1e-12)}
-    sides = [c.x(2), c.opt(3)] if centred else [c.x(2)]
-    return [c.emit("layer_norm" if centred else "rms_norm", total, *sides, **attrs), None, None, total]
+    op, beta = ("layer_norm", c.opt(3)) if centred else ("rms_norm", None)
+    return [normalized(c, op, total, c.x(2), beta, c.rank(total) - 1, 1e-12), None, None, total]
 
 
 @contrib("EmbedLayerNormalization")
@@ -144,7 +143,7 @@ def embed_layer_normalization(c: Lowering) -> list[Value | None]:
     total = c.emit("add", total, where)
     if segments is not None:
         total = c.emit("add", total, c.emit("gather", c.x(4), segments, axis=0))
-    y = c.emit("layer_norm", total, c.x(5), c.x(6), axis=2, epsilon=c.attr_float("epsilon", 1e-12))
+    y = normalized(c, "layer_norm", total, c.x(5), c.x(6), 2, 1e-12)
     count: Value | None = None
     if c.wants(1):
         mask = c.opt(7)

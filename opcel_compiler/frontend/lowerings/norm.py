@@ -6,6 +6,7 @@ from opcel_compiler.frontend.limits import ModelError
 from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers
 from opcel_compiler.ir.dims import floordiv, product
 from opcel_compiler.ir.graph import Value
+from opcel_compiler.ir.ops.norm import fits_row
 from opcel_compiler.ir.types import F32, I64
 
 
@@ -34,6 +35,30 @@ def hardmax(c: Lowering) -> Value:
     places = c.emit("range_", start=(0,), size=(shape[axis],), step=1, dtype=I64)
     places = c.reshape(places, (shape[axis], *[1] * (len(shape) - axis - 1)))
     return c.reshape(c.cast(c.emit("equal", places, top), c.dtype(x)), dims)
+
+
+def normalized(
+    c: Lowering, op: str, x: Value, scale: Value | None, bias: Value | None, axis: int, epsilon: float = 1e-5
+) -> Value:
+    """layer_norm or rms_norm with a scale and a bias that broadcast to x: the operator itself takes them in the shape
+    of the normalised axes; others are applied to its result."""
+    row, n = c.shape(x)[axis:], c.rank(x) - axis
+
+    def fitted(side: Value | None) -> Value | None:
+        if side is None:
+            return None
+        dims = c.shape(side)
+        lead, own = dims[: max(0, len(dims) - n)], dims[max(0, len(dims) - n) :]
+        return c.reshape(side, own) if all(d == 1 for d in lead) and fits_row(own, row) else None
+
+    inner, inner_bias = fitted(scale), fitted(bias)
+    if scale is not None and inner is None:
+        inner_bias = None
+    sides = [inner] if op == "rms_norm" else [inner, inner_bias]
+    out = c.emit(op, x, *sides, axis=axis, epsilon=c.attr_float("epsilon", epsilon))
+    if scale is not None and inner is None:
+        out = c.emit("mul", out, scale)
+    return c.emit("add", out, bias) if bias is not None and inner_bias is None else out
 
 
 @lowers("BatchNormalization")
@@ -100,11 +125,11 @@ def layer_normalization(c: Lowering) -> Value:
     if c.attr_int("stash_type", 1) != 1 and c.dtype(x) != F32:
         raise Unsupported("a stash_type other than float32 has no lowering")
     axis = c.axis(c.attr_int("axis", -1), c.rank(x))
-    return c.emit("layer_norm", x, c.x(1), c.opt(2), axis=axis, epsilon=c.attr_float("epsilon", 1e-5))
+    return normalized(c, "layer_norm", x, c.x(1), c.opt(2), axis)
 
 
 @lowers("RMSNormalization", first=23)
 def rms_normalization(c: Lowering) -> Value:
     x = c.x()
     axis = c.axis(c.attr_int("axis", -1), c.rank(x))
-    return c.emit("rms_norm", x, c.x(1), axis=axis, epsilon=c.attr_float("epsilon", 1e-5))
+    return normalized(c, "rms_norm", x, c.x(1), None, axis)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from opcel_compiler.ir.dims import Dim, product
+from opcel_compiler.ir.dims import Dim, equal, product
 from opcel_compiler.ir.opdef import Arrays, AttrDef, Attrs, Operands, define
 from opcel_compiler.ir.ops.common import (
     array_at,
@@ -34,6 +34,14 @@ def _infer_row(operands: Operands, attrs: Attrs) -> tuple[Type, ...]:
     if x.shape is not None:
         check_axis(attrs["axis"], len(x.shape))
     return (x,)
+
+
+def fits_row(side: Sequence[Dim], row: Sequence[Dim]) -> bool:
+    """Whether a scale or bias of shape `side` has, in every valid run, an element for each of a row of that shape: no
+    size is 1, or a symbol that may be 1, where the row's is another."""
+    return len(side) == len(row) and all(
+        equal(s, r) is True or (isinstance(s, int) and s != 1) for s, r in zip(side, row, strict=True)
+    )
 
 
 def _flops(per_element: int) -> Callable[[Operands, Sequence[Type], Attrs], Dim]:

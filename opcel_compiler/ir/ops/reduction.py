@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,10 +64,10 @@ def _min(x: np.ndarray, axes: tuple[int, ...], keep: bool) -> Any:
 
 
 def _mean(x: np.ndarray, axes: tuple[int, ...], keep: bool) -> Any:
+    count = math.prod(x.shape[i] for i in axes)
     if x.dtype.kind == "f":
-        return x.mean(axes, dtype=np.float64, keepdims=keep)
-    count = int(np.prod([x.shape[i] for i in axes]))
-    return np.trunc(x.sum(axes, dtype=x.dtype, keepdims=keep) / count)
+        return x.sum(axes, dtype=np.float64, keepdims=keep) / np.float64(count)
+    return np.trunc(x.sum(axes, dtype=x.dtype, keepdims=keep) / max(count, 1))
 
 
 def _reduce(name: str, summary: str, fn: Reduce, kinds: str = "fiu") -> None:
@@ -86,7 +87,7 @@ def _reduce(name: str, summary: str, fn: Reduce, kinds: str = "fiu") -> None:
 
 
 _reduce("reduce_sum", "Sum over axes", _sum)
-_reduce("reduce_mean", "Mean over axes; of integers, cut toward 0", _mean)
+_reduce("reduce_mean", "Mean over axes; of integers, cut toward 0, and 0 of none", _mean)
 _reduce("reduce_max", "Largest over axes; NaN if any is", _max, "fiub")
 _reduce("reduce_min", "Smallest over axes; NaN if any is", _min, "fiub")
 _reduce("reduce_prod", "Product over axes", _prod)
@@ -98,6 +99,8 @@ def _extreme_index(name: str, summary: str, pick: Callable[..., Any]) -> None:
 
     def evaluate(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
         x, axis = widen(array_at(arrays, 0)), attrs["axis"]
+        if x.shape[axis] == 0:
+            return (np.zeros(x.shape, np.int64).sum(axis, keepdims=attrs["keepdims"]),)
         found = pick(np.flip(x, axis) if attrs["last"] else x, axis=axis, keepdims=attrs["keepdims"])
         return (np.asarray(x.shape[axis] - 1 - found if attrs["last"] else found).astype(np.int64, copy=False),)
 
@@ -105,8 +108,8 @@ def _extreme_index(name: str, summary: str, pick: Callable[..., Any]) -> None:
     define(name, summary, "x", infer, evaluate, attrs, flops=_input_size, traits="reduction")
 
 
-_extreme_index("arg_max", "Index of the largest along axis: the first such, or the last", np.argmax)
-_extreme_index("arg_min", "Index of the smallest along axis: the first such, or the last", np.argmin)
+_extreme_index("arg_max", "Index of the largest along axis: the first such, or the last; 0 of none", np.argmax)
+_extreme_index("arg_min", "Index of the smallest along axis: the first such, or the last; 0 of none", np.argmin)
 
 # -- pools -----------------------------------------------------------------------------------------------------------
 

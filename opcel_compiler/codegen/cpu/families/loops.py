@@ -222,8 +222,10 @@ def emit_reduce(kernel: Kernel, target: Target) -> KernelUnit:
         lines.append(f"    for (int64_t j{i} = 0; j{i} < {e}; ++j{i}) {{\n      src = p{i} + j{i} * {s};")
     lines.append(f"    acc = static_cast<{ctype}>({step.format(acc='acc', x='src[0]').replace('<T>', f'<{ctype}>')});")
     lines.append("    " + "}" * len(axes))
-    mean = f"acc / static_cast<T>({' * '.join(counts) or '1'})" if kernel.anchor.op == "reduce_mean" else "acc"
-    lines.append(f"    {target_}[t] = static_cast<{ctype}>({mean.replace('<T>', f'<{ctype}>')});\n  }}")
+    total = "acc"
+    if kernel.anchor.op == "reduce_mean":
+        total = f"scalar::mean<{ctype}>(acc, {' * '.join(counts) or '1'})"
+    lines.append(f"    {target_}[t] = static_cast<{ctype}>({total});\n  }}")
     return unit.finish(["base/scalar.h"], "", "\n".join(lines) + "\n")
 
 
