@@ -140,6 +140,27 @@ inline std::uint64_t order_key_high(double x) { return order_key(x, UINT64_MAX);
 inline std::uint32_t order_key_low(float x) { return order_key(x, std::uint32_t{0x7FFFFE}); }
 inline std::uint64_t order_key_low(double x) { return order_key(x, std::uint64_t{0xFFFFFFFFFFFFE}); }
 
+// Functions that libm has too, under names of their own: where its headers declare them for float outside of std, calls
+// of the plain names would be ambiguous.
+#define OPCEL_BOTH(NAME)                                \
+  inline float NAME(float x) { return opcel::NAME(x); } \
+  inline double NAME(double x) { return std::NAME(x); }
+OPCEL_BOTH(exp)
+OPCEL_BOTH(log)
+OPCEL_BOTH(erf)
+OPCEL_BOTH(tanh)
+OPCEL_BOTH(sin)
+OPCEL_BOTH(cos)
+OPCEL_BOTH(asin)
+OPCEL_BOTH(acos)
+OPCEL_BOTH(atan)
+OPCEL_BOTH(sinh)
+OPCEL_BOTH(cosh)
+OPCEL_BOTH(asinh)
+OPCEL_BOTH(acosh)
+OPCEL_BOTH(atanh)
+#undef OPCEL_BOTH
+
 }  // namespace scalar
 
 // The functions of vmath.h that libm lacks, in double.

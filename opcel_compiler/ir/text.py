@@ -81,6 +81,20 @@ def context(node: Node, around: int = 3) -> str:
     return "\n".join(mark + print_node(n) for mark, n in marked)
 
 
+def own_attrs(node: Node) -> dict[str, Any]:
+    """The node's attributes that are not at their defaults."""
+    try:
+        definitions = node.definition.attrs
+    except (KeyError, InferenceError):
+        definitions = {}
+
+    def is_default(name: str, value: Any) -> bool:
+        d = definitions.get(name)
+        return d is not None and d.default is not ... and type(d.default) is type(value) and d.default == value
+
+    return {name: value for name, value in node.attrs.items() if not is_default(name, value)}
+
+
 class _Printer:
     def __init__(self, store: MutableMapping[str, Constant] | None, max_elements: int, origins: bool) -> None:
         self.store = store
@@ -126,15 +140,7 @@ class _Printer:
         return f"({', '.join(map(name, node.operands))})" if node.operands else ""
 
     def attrs(self, node: Node) -> str:
-        try:
-            definitions = node.definition.attrs
-        except (KeyError, InferenceError):
-            definitions = {}
-        shown = []
-        for name, value in node.attrs.items():
-            d = definitions.get(name)
-            if d is None or d.default is ... or type(d.default) is not type(value) or d.default != value:
-                shown.append(f"{name}={self.value(value)}")
+        shown = [f"{name}={self.value(value)}" for name, value in own_attrs(node).items()]
         return f"{{{', '.join(shown)}}}" if shown else ""
 
     def value(self, v: Any) -> str:

@@ -327,6 +327,7 @@ ACCEPTED = {
     "migraphx__convinteger_mismatched_input_types_test": "valid since opset 10: the operands may differ in sign",
     "migraphx__if_param_excp_test": "a branch's output has another name than the node's, as it may",
     "ort__ort_github_issue_12151_neg_dq_axis": "a negative axis is valid",
+    "polygraphy__bad_graph_conditionally_invalid": "only one of the branches is wrong, which may never be taken",
     "polygraphy__bad_graph_with_duplicate_node_names": "names of nodes need not differ",
     "polygraphy__empty": "no node and no output is a valid graph",
     "real__bert_toy_optimized": "unsorted, and a domain that is known without an import",

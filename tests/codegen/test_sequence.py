@@ -39,8 +39,8 @@ class Net:
         self.outputs += made
         self.nodes.append(helper.make_node(op_type, names, made, **attrs))
 
-    def prove(self, constants: tuple[str, ...] = ()) -> list[str]:
-        """Compile without fallbacks, prove on the feeds; gives the kernels' families."""
+    def model(self, constants: tuple[str, ...] = ()) -> onnx.ModelProto:
+        """The model, where `constants` are the inputs that it holds."""
         given = [
             helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
             for n, a in self.feeds.items() if n not in constants
@@ -49,14 +49,17 @@ class Net:
         outputs = [helper.make_empty_tensor_value_info(n) for n in self.outputs]
         graph = helper.make_graph(self.nodes, "net", given, outputs, stored)
         opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+    def prove(self, constants: tuple[str, ...] = ()) -> list[str]:
+        """Compile without fallbacks, prove on the feeds; gives the kernels' families."""
         feeds = {n: a for n, a in self.feeds.items() if n not in constants}
-        with oc.compile(model, fallback="error", threads=2, inputs=feeds) as compiled:
+        with oc.compile(self.model(constants), fallback="error", threads=2, inputs=feeds) as compiled:
             assert compiled.report["proof"]["status"] == "proved"
             return [k["family"] for k in compiled.report["kernels"]]
 
 
-def test_scatters() -> None:
+def scatters() -> Net:
     net = Net(18)
     for reduction in ("none", "add", "mul", "min", "max"):
         x, places = floats(70, 3, 130), RNG.permuted(np.tile(np.arange(-2, 1), (40, 90, 1)), axis=2).transpose(0, 2, 1)
@@ -67,19 +70,17 @@ def test_scatters() -> None:
     net.add("ScatterElements", [np.arange(6).reshape(2, 3), again, np.arange(5)[None]], axis=1, reduction="add")
     net.add("ScatterND", [floats(400, 300), np.array([[[399]], [[-1]]]), floats(2, 1, 300)], reduction="add")
     net.add("ScatterElements", [floats(0, 3), np.zeros((0, 2), np.int64), floats(0, 2)], axis=1)
-    assert set(net.prove()) == {"scatter_elements", "scatter_nd"}
+    return net
+
+
+def test_scatters() -> None:
+    assert set(scatters().prove()) == {"scatter_elements", "scatter_nd"}
 
 
 def test_an_index_out_of_range_is_an_error() -> None:
     net = Net(18)
     net.add("ScatterND", [floats(4, 2), np.array([[1]]), floats(1, 2)])
-    given = [
-        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-        for n, a in net.feeds.items()
-    ]
-    graph = helper.make_graph(net.nodes, "net", given, [helper.make_empty_tensor_value_info("y0")])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    with oc.compile(model, fallback="error") as compiled:
+    with oc.compile(net.model(), fallback="error") as compiled:
         for bad in (4, -5):
             with pytest.raises(OpcelError, match="ScatterND_0: an index is out of range"):
                 compiled.run({**net.feeds, "x1": np.array([[bad]])})
@@ -91,7 +92,7 @@ def weights(op_type: str, directions: int, hidden: int, size: int) -> list[np.nd
     return [floats(directions, rows, size) / 2, floats(directions, rows, hidden) / 2, floats(directions, 2 * rows)]
 
 
-def test_recurrent_layers_of_any_form() -> None:
+def recurrent_layers() -> Net:
     """Weights that are computed, lengths, peepholes, clips and functions of every kind."""
     net = Net(17)
     x, lengths = floats(6, 3, 5), np.array([6, 1, 4], np.int32)
@@ -111,7 +112,11 @@ def test_recurrent_layers_of_any_form() -> None:
         given: dict[str, Any] = {"activations": names.split(), "activation_alpha": alpha, "activation_beta": beta}
         layer = [x, *weights("LSTM", 1, 5, 5)]
         net.add("LSTM", layer, 3, hidden_size=5, **{k: v for k, v in given.items() if v})
-    assert "recurrent.general" in net.prove()
+    return net
+
+
+def test_recurrent_layers_of_any_form() -> None:
+    assert "recurrent.general" in recurrent_layers().prove()
 
 
 def test_constant_weights_with_lengths() -> None:
@@ -139,7 +144,7 @@ def test_einsums() -> None:
     net.prove()
 
 
-def test_linear_attention() -> None:
+def linear_attention() -> Net:
     """Every rule, with states of more columns than a task owns, against the standard's reference."""
     net = Net(27)
     for rule in ("linear", "gated", "delta", "gated_delta"):
@@ -151,7 +156,11 @@ def test_linear_attention() -> None:
         while arrays[-1] is None:
             arrays.pop()
         net.add("LinearAttention", arrays, 2, q_num_heads=4, kv_num_heads=2, update_rule=rule)
-    assert net.prove().count("linear_attention") == 4
+    return net
+
+
+def test_linear_attention() -> None:
+    assert linear_attention().prove().count("linear_attention") == 4
 
 
 def scalar(x: float, dtype: type = np.int64) -> np.ndarray:
@@ -211,3 +220,8 @@ def test_a_decoder_whose_cache_grows() -> None:
             kv_num_heads=2, do_rotary=1,
         )  # fmt: skip
     assert net.prove().count("attention") == 2
+
+
+def models() -> list[onnx.ModelProto]:
+    """What is compiled here, for those who want its kernels."""
+    return [net.model() for net in (scatters(), recurrent_layers(), linear_attention())]

@@ -59,9 +59,13 @@ CONSTANTS = {
 }  # fmt: skip
 
 
+def resized(blocked: bool = False) -> onnx.ModelProto:
+    nodes = [("Conv", "x w", "c", {"pads": [1, 1, 1, 1]}), *resizes("s", "c")] if blocked else resizes("s", "x")
+    return model_of(nodes, {"x": [2, 5, 11, 21]}, CONSTANTS)
+
+
 def test_resampled_planes() -> None:
-    model = model_of(resizes("s", "x"), {"x": [2, 5, 11, 21]}, CONSTANTS)
-    assert families(model) == {"resample", "gather"}
+    assert families(resized()) == {"resample", "gather"}
 
 
 def test_resampled_planes_of_sizes_known_at_run_time() -> None:
@@ -70,9 +74,8 @@ def test_resampled_planes_of_sizes_known_at_run_time() -> None:
 
 
 def test_resampled_blocks() -> None:
-    nodes = [("Conv", "x w", "c", {"pads": [1, 1, 1, 1]}), *resizes("s", "c")]
-    assert {"resample.blocked", "conv.blocked"} <= families(model_of(nodes, {"x": [2, 5, 11, 21]}, CONSTANTS))
-    nodes = nodes[:2]
+    assert {"resample.blocked", "conv.blocked"} <= families(resized(blocked=True))
+    nodes = [("Conv", "x w", "c", {"pads": [1, 1, 1, 1]}), *resizes("s", "c")[:1]]
     assert "resample.blocked" in families(model_of(nodes, {"x": [2, 5, 11, 21]}, CONSTANTS), precision="bf16")
 
 
@@ -82,7 +85,7 @@ def test_rows_longer_than_the_stack_holds() -> None:
     assert families(model_of(nodes, {"x": [1, 1, 3, 17000]}, constants)) == {"resample"}
 
 
-def test_pools_and_trigonometry() -> None:
+def pools_and_trigonometry() -> onnx.ModelProto:
     window = {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1]}
     functions = ["Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Atanh"]
     nodes: list[tuple[str, str, str, dict[str, Any]]] = [
@@ -94,10 +97,14 @@ def test_pools_and_trigonometry() -> None:
         ("Exp", "z", "e", {}),
         ("Acosh", "e", "yAcosh", {}),
     ]
-    assert "arg_max_pool" in families(model_of(nodes, {"x": [2, 3, 9, 8]}, {}))
+    return model_of(nodes, {"x": [2, 3, 9, 8]}, {})
 
 
-def test_sampled_positions() -> None:
+def test_pools_and_trigonometry() -> None:
+    assert "arg_max_pool" in families(pools_and_trigonometry())
+
+
+def sampled_positions() -> onnx.ModelProto:
     """Every kind of interpolation and border, in a volume too."""
     nodes: list[tuple[str, str, str, dict[str, Any]]] = []
     for mode in ("nearest", "linear", "cubic"):
@@ -108,10 +115,14 @@ def test_sampled_positions() -> None:
     inputs: dict[str, list[int | str]] = {
         "x": [2, 3, "a", 9], "g": [2, 5, "b", 2], "v": [1, 2, 3, 4, 5], "h": [1, 2, 3, 3, 3],
     }  # fmt: skip
-    assert families(model_of(nodes, inputs, {}, 20)) == {"grid_sample"}
+    return model_of(nodes, inputs, {}, 20)
 
 
-def test_regions_windows_and_determinants() -> None:
+def test_sampled_positions() -> None:
+    assert families(sampled_positions()) == {"grid_sample"}
+
+
+def regions_windows_and_determinants() -> onnx.ModelProto:
     attrs = {"output_height": 3, "output_width": 2, "spatial_scale": 0.8}
     nodes = [
         ("RoiAlign", "x r i", "y0", attrs),
@@ -132,5 +143,15 @@ def test_regions_windows_and_determinants() -> None:
     inputs: dict[str, list[int | str]] = {
         "x": [2, 4, 6, 9], "o": [2, 36, 6, 9], "m": [2, 18, 6, 9], "q": [2, "n", 5, 5],
     }  # fmt: skip
-    found = families(model_of(nodes, inputs, constants, 19))
+    return model_of(nodes, inputs, constants, 19)
+
+
+def test_regions_windows_and_determinants() -> None:
+    found = families(regions_windows_and_determinants())
     assert {"roi_align", "deform_columns", "col2im", "echelon", "arg_max_pool"} <= found
+
+
+def models() -> list[onnx.ModelProto]:
+    """What is compiled here, for those who want its kernels."""
+    more = pools_and_trigonometry(), sampled_positions(), regions_windows_and_determinants()
+    return [resized(), resized(blocked=True), *more]

@@ -20,8 +20,14 @@ from opcel_compiler.targets import list_targets, load_target
 from opcel_compiler.targets.kernels import kernel_table
 
 from ..codegen import test_dtypes as dtypes
+from ..codegen import test_sequence as sequence
+from ..codegen import test_vision as vision
 from ..codegen.test_operators import CASES
+from . import test_ml as classical
+from . import test_random as random
+from . import test_sizes as sizes
 from . import test_strassen as strassen
+from . import test_trees as trees
 from . import test_winograd as winograd
 from .builder import Net
 from .conftest import assert_same, reference
@@ -72,8 +78,10 @@ def all_units(target_name: str) -> tuple[str, set[str]]:
     """The source of every distinct kernel of the twins and of the operators' cases, in one file; their families."""
     target, units, families = load_target(target_name), {}, set()
     precision = "bf16" if target_name == BF16_TARGET else "f32"
-    own = (others(), winograd.network(), strassen.network(), *dtypes.models())
-    for model in (*own, *(t.build() for t in TWINS.values()), *(c.model() for c in CASES.values())):
+    own = (others(), winograd.network(), strassen.network(), sizes.operators().model(), random.model())
+    more = (classical.model(), *map(trees.joined, trees.GROUPS.values()))
+    areas = (*dtypes.models(), *sequence.models(), *vision.models())
+    for model in (*own, *more, *areas, *(t.build() for t in TWINS.values()), *(c.model() for c in CASES.values())):
         program = prepare(model, target_name, precision=precision).program
         assert program is not None
         for step, calls in zip(program.steps, generate(program, target), strict=True):

@@ -95,7 +95,7 @@ def _arguments() -> dict[str, np.ndarray]:
     return {name: np.array(value, np.int64) for name, value in one.items()}
 
 
-def _operators() -> Net:
+def operators() -> Net:
     net = Net("operators", 18)
     x, images = net.input("x", "n", 6), net.input("images", 2, 3, "m")
     given = {name: net.input(name, *value.shape, dtype=INT64) for name, value in _arguments().items()}
@@ -139,7 +139,7 @@ def _operators() -> Net:
 
 
 def test_operators_whose_arguments_are_computed() -> None:
-    net = _operators()
+    net = operators()
     random = np.random.default_rng(3)
     with oc.compile(net.model(), fallback="error", proof=False) as model:
         for n, m, count, changes in (

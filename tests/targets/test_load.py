@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import textwrap
 from pathlib import Path
@@ -235,10 +236,10 @@ def test_extends_mistakes(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_any_one_change_loads_or_is_a_target_error(tmp_path: Path) -> None:
-    changes = 0
-    for at in _paths(yaml.safe_load(GOOD)):
+    changes, good = 0, yaml.safe_load(GOOD)
+    for at in _paths(good):
         for change in ("drop", "rename", -1, [], {}, ".nan"):
-            tree = yaml.safe_load(GOOD)
+            tree = copy.deepcopy(good)
             parent = tree
             for key in at[:-1]:
                 parent = parent[key]

@@ -59,7 +59,7 @@ struct GeneralRecurrentArgs {
 namespace detail {
 
 template <class T>
-T dot(const T* a, const T* b, std::int64_t n) {
+T inner_product(const T* a, const T* b, std::int64_t n) {
   constexpr int lanes = 16;
   T sums[lanes] = {};
   std::int64_t i = 0;
@@ -93,7 +93,7 @@ struct Sequence {
   }
   T input_bias(std::int64_t row) const { return bias ? bias[row] : 0; }
   T state_bias(std::int64_t row) const { return bias ? bias[Gates * args.n + row] : 0; }
-  T product(std::int64_t row, const T* h) const { return h ? dot(r + row * args.n, h, args.n) : 0; }
+  T product(std::int64_t row, const T* h) const { return h ? inner_product(r + row * args.n, h, args.n) : 0; }
   T total(const T* x, std::int64_t row, const T* h) const {
     return x[row] + input_bias(row) + product(row, h) + state_bias(row);
   }

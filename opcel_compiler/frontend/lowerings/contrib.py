@@ -17,7 +17,7 @@ from opcel_compiler.frontend.lowerings.nn import conv, gemm
 from opcel_compiler.frontend.lowerings.norm import normalized
 from opcel_compiler.ir.dims import Dim, equal, floordiv
 from opcel_compiler.ir.graph import Value
-from opcel_compiler.ir.types import BOOL, I32, I64
+from opcel_compiler.ir.types import BOOL, F32, I32, I64
 
 MICROSOFT = "com.microsoft"
 
@@ -113,6 +113,8 @@ def simplified_layer_normalization(c: Lowering) -> Value:
     if c.wants(1):
         raise Unsupported("the deviation output of SimplifiedLayerNormalization has no lowering")
     x = c.x()
+    if c.attr_int("stash_type", 1) != 1 and c.dtype(x) != F32:
+        raise Unsupported("a stash_type other than float32 has no lowering")
     axis = c.axis(c.attr_int("axis", -1), c.rank(x))
     return normalized(c, "rms_norm", x, c.x(1), None, axis)
 

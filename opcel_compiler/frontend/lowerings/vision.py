@@ -28,6 +28,10 @@ def grid_sample(c: Lowering) -> Value:
     padding = _one_of(c, "padding_mode", "zeros", {k: k for k in ("zeros", "border", "reflection")})
     corners = bool(c.attr_int("align_corners", 0))
     x, grid = c.x(0), c.x(1)
+    if not c.dtype(grid).is_float:
+        raise ModelError(
+            f"node {c.origin!r} (GridSample): the grid must hold floating-point numbers, not {c.dtype(grid)}"
+        )
     y = c.emit("grid_sample", c.cast(x, F32), c.cast(grid, F32), mode=mode, padding=padding, align_corners=corners)
     return c.cast(y, c.dtype(x))
 

@@ -12,6 +12,7 @@ from typing import Any
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.dims import product
 from opcel_compiler.ir.program import Buffer, Kernel, View
+from opcel_compiler.ir.text import own_attrs
 from opcel_compiler.schedule.choice.context import heights
 from opcel_compiler.targets.schema import Target
 
@@ -28,7 +29,7 @@ def kernel_text(kernel: Kernel) -> str:
     """The kernel's canonical text: equal for kernels that have the same candidates. Weights have no layout in it."""
     precision = kernel.params.get("precision", "f32")
     inside = ", ".join(
-        node.op + "".join(f" {key}={value}" for key, value in sorted(node.attrs.items()))
+        node.op + "".join(f" {key}={value}" for key, value in sorted(own_attrs(node).items()))
         for node in kernel.body.nodes if node.op != "constant"
     )  # fmt: skip
     taken, given = (", ".join(map(_operand, views)) for views in (kernel.inputs, kernel.outputs))
