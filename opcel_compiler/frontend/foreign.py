@@ -11,7 +11,7 @@ import onnx.shape_inference
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto
 
 from opcel_compiler.frontend.limits import MAX_GRAPH_DEPTH, ModelError
-from opcel_compiler.frontend.proto_types import Symbols, code_of, type_from, type_to
+from opcel_compiler.frontend.proto_types import Symbols, type_from, type_to
 from opcel_compiler.frontend.weights import Weights, restore, to_proto
 from opcel_compiler.ir.dims import Dim, Symbol, parse_dim, symbols_of
 from opcel_compiler.ir.graph import Value
@@ -222,13 +222,11 @@ def _first_line(e: Exception) -> str:
     return str(e).strip().split("\n")[0]
 
 
-def check_node(
-    node: NodeProto, opsets: Mapping[str, int], ir_version: int, operands: Sequence[Value | None], origin: str
-) -> None:
-    """Raises ModelError when an operator of the standard is used wrongly: attributes, number or types of operands."""
+def check_node(node: NodeProto, opsets: Mapping[str, int], ir_version: int, origin: str) -> None:
+    """Raises ModelError when an operator of the standard is used wrongly: attributes or number of operands."""
     where = f"node {origin!r} ({node.op_type})"
     try:
-        schema = onnx.defs.get_schema(node.op_type, opsets[node.domain], node.domain)
+        onnx.defs.get_schema(node.op_type, opsets[node.domain], node.domain)
     except onnx.defs.SchemaError:
         raise ModelError(f"{where}: opset {opsets[node.domain]} has no operator {node.op_type!r}") from None
     if not graphs_of(node):
@@ -239,29 +237,3 @@ def check_node(
             onnx.checker.check_node(node, context)
         except onnx.checker.ValidationError as e:
             raise ModelError(f"{where} is not valid: {_first_line(e)}") from None
-    allowed = {c.type_param_str: set(c.allowed_type_strs) for c in schema.type_constraints}
-    bound: dict[str, str] = {}
-    for i, value in enumerate(operands):
-        if value is None or not schema.inputs:
-            continue
-        formal = schema.inputs[min(i, len(schema.inputs) - 1)]
-        text = _type_string(value.type)
-        if text is None:
-            continue
-        if text not in allowed.get(formal.type_str, {formal.type_str}):
-            raise ModelError(
-                f"{where} does not take {text} as its input {formal.name!r} at opset {opsets[node.domain]}"
-            )
-        if formal.is_homogeneous and formal.type_str in allowed and bound.setdefault(formal.type_str, text) != text:
-            raise ModelError(f"{where}: its operands must be of one type, and are {bound[formal.type_str]} and {text}")
-
-
-def _type_string(t: Type) -> str | None:
-    """The type as the operators' schemas write it, or None when it is unknown."""
-    if isinstance(t, TensorType):
-        return f"tensor({TensorProto.DataType.Name(code_of(t.dtype)).lower()})"
-    if isinstance(t, SequenceType) and (inner := _type_string(t.element)):
-        return f"seq({inner})"
-    if isinstance(t, OptionalType) and (inner := _type_string(t.element)):
-        return f"optional({inner})"
-    return None

@@ -14,6 +14,7 @@ from onnx import ModelProto, ValueInfoProto
 
 from opcel_compiler.frontend import lowerings  # noqa: F401  registers the lowerings
 from opcel_compiler.frontend.builder import Builder, Narrow
+from opcel_compiler.frontend.checks import check_graph
 from opcel_compiler.frontend.foreign import Typing, captured, graphs_of
 from opcel_compiler.frontend.functions import Functions, check_calls, fill_defaults
 from opcel_compiler.frontend.limits import LIMITS, MAX_GRAPH_DEPTH, ModelError, check_opsets, domain_of
@@ -155,6 +156,7 @@ def _check_sizes(graph: Graph) -> None:
 
 def _read(model: str | Path | bytes | ModelProto) -> tuple[ModelProto, Buffer, Weights, Path | None]:
     if isinstance(model, ModelProto):
+        check_graph(model.graph)
         proto = _without_inner_calls(model, "the model")
         return proto, model.SerializeToString(deterministic=True), Weights(None, None), None
     path = None
@@ -184,6 +186,7 @@ def _read(model: str | Path | bytes | ModelProto) -> tuple[ModelProto, Buffer, W
     if not proto.HasField("graph") or proto.ir_version < 1:
         raise ModelError(f"{what} is no ONNX model: it has no {'IR version' if proto.HasField('graph') else 'graph'}")
     check_text(proto, what)
+    check_graph(proto.graph)
     return _without_inner_calls(proto, what), data, Weights(data, path.parent if path else None), path
 
 

@@ -18,6 +18,7 @@ from onnx import (
 )
 
 from opcel_compiler.frontend.builder import Builder
+from opcel_compiler.frontend.checks import check_types
 from opcel_compiler.frontend.foreign import Typing, captured, check_node, embed, graphs_of
 from opcel_compiler.frontend.functions import Functions, bound, defaults_of
 from opcel_compiler.frontend.limits import (
@@ -197,6 +198,7 @@ class Scope:
                 f"node {origin!r} ({node.op_type}): the model imports no opset of domain {domain or 'ai.onnx'!r}"
             )
         self.builder.operators[origin] = f"{domain}{'::' * bool(domain)}{node.op_type}:{version}"
+        check_types(node, domain, version, inputs, origin)
         mark, invalid = self.builder.mark(), False
         entry = REGISTRY.get((domain, node.op_type))
         old = not domain and version < MIN_OPSET
@@ -330,7 +332,8 @@ class Scope:
         whole.name = origin
         embed(whole, self.builder.weights, origin)
         if onnx.defs.has(node.op_type, domain):
-            check_node(whole, self.opsets, self.ir_version, inputs, origin)
+            check_node(whole, self.opsets, self.ir_version, origin)
+            check_types(whole, domain, version, inputs, origin, exact=True)
         names = captured(node)
         operands = [*inputs, *(self.value(n, f"a graph inside node {origin!r}") for n in names)]
         types = self.typing.types(whole, inputs, origin, top=not self.call)

@@ -62,11 +62,11 @@ def nested(depth: int) -> bytes:
     for _ in range(depth):
         branch = field(1, b"then_branch") + field(6, graph) + bytes([20 << 3 & 127 | 128, 1, 5])
         graph = field(1, field(1, b"c") + field(2, b"z") + field(4, b"If") + field(5, branch))
-    return bytes([8, 8]) + field(8, bytes([16, 17])) + field(7, graph)
+    return bytes([8, 8]) + field(8, bytes([16, 17])) + field(7, graph + field(12, field(1, b"z")))
 
 
 def cyclic() -> onnx.ModelProto:
-    return model(node("Add", "x b", "a"), node("Neg", "a", "b"), node("Neg", "b", "y"))
+    return model(node("Add", "x b", "a"), node("Neg", "a", "b"), node("Abs", "b", "y"))
 
 
 def sized(count: int) -> onnx.ModelProto:
@@ -76,7 +76,23 @@ def sized(count: int) -> onnx.ModelProto:
 
 def unbound() -> onnx.ModelProto:
     frob = node("Frob", "a", "b", domain="com.example")
-    return model(node("Relu", "x", "a"), frob, node("Relu", "b"), domain="com.example")
+    return model(node("Relu", "x", "a"), frob, node("Abs", "b"), domain="com.example")
+
+
+def silent() -> onnx.ModelProto:
+    made = model(node("Relu"))
+    del made.graph.output[:]
+    return made
+
+
+def chosen(condition: list[bool], *nodes: onnx.NodeProto) -> onnx.ModelProto:
+    """An If on `condition`, which varies with the input; `nodes` are one branch of it."""
+    parts = [
+        helper.make_graph(list(some), "branch", [], [value("z", None)]) for some in (nodes, [node("Abs", "x", "z")])
+    ]
+    test = numpy_helper.from_array(np.array(condition), "t")
+    first = node("ReduceSum", "x", "s", keepdims=0), node("Cast", "s", "c", to=TensorProto.BOOL), node("Or", "c t", "d")
+    return model(*first, node("If", "d", then_branch=parts[0], else_branch=parts[1]), constants=(test,))
 
 
 BAD: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...]]] = {
@@ -95,6 +111,31 @@ BAD: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...]]] = {
     "external file by a link": (lambda: external("link.bin"), ("'w'", "leads outside the model's folder")),
     "external file by a linked folder": (lambda: external("up/w.bin"), ("'w'", "leads outside the model's folder")),
     "external entry is short": (lambda: external("short.bin", 8), ("'w' needs 16 bytes", "holds 8")),
+    "type that an operator does not take": (
+        lambda: model(node("Cast", "x", "i", to=TensorProto.INT32), node("Sin", "i"), shape=[2, 4]),
+        ("'the_Sin' (Sin) does not take tensor(int32) as its input 'input'", "tensor(float16); put a Cast before it"),
+    ),
+    "operands of two types": (
+        lambda: model(node("Cast", "x", "i", to=TensorProto.INT32), node("PRelu", "x i"), shape=[2, 4]),
+        ("'the_PRelu' (PRelu)", "are tensor(float) and tensor(int32)", "put a Cast before its input 'slope'"),
+    ),
+    "no output": (silent, ("graph 'g' has no outputs", "export the model with")),
+    "two nodes of a name": (
+        lambda: model(node("Neg", "x", "a"), node("Neg", "a", "y")),
+        ("two nodes of graph 'g' are called 'the_Neg'", "gives 'a' and Neg, which gives 'y'", "a name of its own"),
+    ),
+    "two nodes of a name in a branch": (
+        lambda: chosen([False], node("Neg", "x", "b"), node("Neg", "b", "z")),
+        ("two nodes of graph 'branch' are called 'the_Neg'",),
+    ),
+    "condition of many": (
+        lambda: chosen([True, False], node("Neg", "x", "z")),
+        ("'the_If' (If)", "bool[2], and must be one bool", "reduce it"),
+    ),
+    "shape of 0 and -1": (
+        lambda: model(node("Constant", "", "s", value_ints=[0, -1]), node("Reshape", "x s", allowzero=1)),
+        ("'the_Reshape' (Reshape)", "[0, -1] has a size of 0 beside -1", "write the size"),
+    ),
     "absurd sizes": (lambda: sized(1_000_000), ("'the_ConstantOfShape'", "has 1e+18 elements", "at most 1024 GiB")),
     "absurd input": (lambda: model(node("Relu"), shape=[1 << 30, 1 << 30]), ("'x'", "has 1.2e+18 elements")),
 }  # fmt: skip
@@ -328,8 +369,6 @@ ACCEPTED = {
     "migraphx__if_param_excp_test": "a branch's output has another name than the node's, as it may",
     "ort__ort_github_issue_12151_neg_dq_axis": "a negative axis is valid",
     "polygraphy__bad_graph_conditionally_invalid": "only one of the branches is wrong, which may never be taken",
-    "polygraphy__bad_graph_with_duplicate_node_names": "names of nodes need not differ",
-    "polygraphy__empty": "no node and no output is a valid graph",
     "real__bert_toy_optimized": "unsorted, and a domain that is known without an import",
 }
 """Files that are not wrong, only odd, and why."""

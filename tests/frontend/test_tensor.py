@@ -9,6 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_harness import check, floats, model_of, one_node
 
+from opcel_compiler.frontend.importer import import_model
+
 X = floats(2, 3, 4)
 I64 = np.int64
 
@@ -27,6 +29,13 @@ def test_reshape_that_allows_zero() -> None:
 def test_reshape_of_nothing() -> None:
     x = floats(0, 3)
     check(one_node("Reshape", {"x": x}, 14, constants={"s": np.array([-1, 3])}), {"x": x})
+
+
+@pytest.mark.parametrize(("target", "shape"), [([0, -1], (0, 3)), ([-1, 3], (0, 3)), ([0, 1, -1], (0, 1, 3))])
+def test_reshape_that_copies_a_size_of_nothing(target: list[int], shape: tuple[int, ...]) -> None:
+    """The -1 is then what is left of the sizes that are not copied, as it is where those are symbols."""
+    imported = import_model(one_node("Reshape", {"x": floats(0, 3)}, 14, constants={"s": np.array(target)}))
+    assert imported.graph.outputs[0].tensor.shape == shape
 
 
 @pytest.mark.parametrize("shape", [[4, 6], [-1, 2], [0, -1], [0, 0, -1], [1, 24, 1]])

@@ -8,6 +8,7 @@ import numpy as np
 from onnx import GraphProto
 
 from opcel_compiler.frontend.foreign import captured, graphs_of
+from opcel_compiler.frontend.limits import ModelError
 from opcel_compiler.frontend.lowering import Invalid, Lowering, Unsupported, lowers
 from opcel_compiler.frontend.lowerings.sequence import elements, is_sequence, make, unstack
 from opcel_compiler.ir.analysis import made_symbols, symbols_in
@@ -40,6 +41,11 @@ def known_truth(c: Lowering, value: Value | None) -> bool | None:
 
 def condition(c: Lowering, value: Value) -> Value:
     t = c.tensor_type(value)
+    if equal(t.size, 1) is False:
+        raise ModelError(
+            f"node {c.origin!r} ({c.op_type}): the condition %{value.name} is {t}, and must be one bool; reduce it to "
+            "one, with ReduceMin or ReduceMax on a cast of it"
+        )
     if t.dtype != BOOL or equal(t.size, 1) is not True:
         raise Unsupported(f"the condition %{value.name} is {t}, not one bool")
     return value

@@ -117,16 +117,18 @@ def target_shape(c: Lowering, source: tuple[Dim, ...], wanted: Sequence[Dim], al
         # Sizes that source and target share cancel before dividing, so that a size of 0 cannot divide by itself.
         left, rest = list(source), [d for i, d in enumerate(out) if i not in open_]
         for d in list(rest):
-            if d != 0 and d in left:
+            if (d != 0 or not allow_zero) and d in left:
                 left.remove(d)
                 rest.remove(d)
         known, total = product(rest), product(left)
         if known == 0:
-            out[open_[0]] = 0
-        else:
-            out[open_[0]] = floordiv(total, known)
-            if equal(out[open_[0]] * known, total) is False:
-                raise ModelError(f"node {c.origin!r} (Reshape): {list(source)} cannot take the shape {list(wanted)}")
+            raise ModelError(
+                f"node {c.origin!r} (Reshape): the target shape {list(wanted)} has a size of 0 beside -1, which could "
+                "then be anything; write the size in place of the -1, or copy a size with allowzero=0"
+            )
+        out[open_[0]] = floordiv(total, known)
+        if equal(out[open_[0]] * known, total) is False:
+            raise ModelError(f"node {c.origin!r} (Reshape): {list(source)} cannot take the shape {list(wanted)}")
     elif equal(product(out), product(source)) is False:
         raise ModelError(f"node {c.origin!r} (Reshape): {list(source)} cannot take the shape {list(wanted)}")
     return tuple(out)
