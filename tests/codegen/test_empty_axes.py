@@ -47,6 +47,10 @@ def test_empty_axes(known: bool) -> None:
             for last in (False, True):
                 y = graph.add("arg_max", [x], {"axis": 1, "keepdims": False, "last": last}).result
                 graph.add_output(y, f"arg_max_{name}_{last}")
+            line = graph.add_input(f"line_{name}", TensorType(dtype, (n,)))
+            feeds[line.name] = np.zeros(0, dtype.numpy)
+            y = graph.add("arg_min", [line], {"axis": 0, "keepdims": False, "last": False}).result
+            graph.add_output(y, f"arg_min_{name}")
     assert_compiled(graph, feeds)
 
 

@@ -100,7 +100,7 @@ def _extreme_index(name: str, summary: str, pick: Callable[..., Any]) -> None:
     def evaluate(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
         x, axis = widen(array_at(arrays, 0)), attrs["axis"]
         if x.shape[axis] == 0:
-            return (np.zeros(x.shape, np.int64).sum(axis, keepdims=attrs["keepdims"]),)
+            return (np.asarray(np.zeros(x.shape, np.int64).sum(axis, keepdims=attrs["keepdims"])),)
         found = pick(np.flip(x, axis) if attrs["last"] else x, axis=axis, keepdims=attrs["keepdims"])
         return (np.asarray(x.shape[axis] - 1 - found if attrs["last"] else found).astype(np.int64, copy=False),)
 
