@@ -79,3 +79,17 @@ def test_products_and_places_of_narrow_floats() -> None:
         feeds[v.name] = rng.integers(0, 2, (2, 17, 3)).astype(np.float32).astype(dtype.numpy)
         graph.add_output(graph.add("matmul", [x, v]).result, f"matmul_{name}")
     assert_compiled(graph, feeds)
+
+
+def test_places_of_nan() -> None:
+    graph, feeds = Graph("nan"), {}
+    nan = np.nan
+    for name in ("f32", "f16"):
+        x = graph.add_input(f"x_{name}", TensorType(DTYPES[name], (3, 5)))
+        rows = [[1, nan, 3, nan, 2], [nan, 1, 2, 3, 4], [1, 2, 3, 4, nan]]
+        feeds[x.name] = np.array(rows, DTYPES[name].numpy)
+        for op in ("arg_max", "arg_min"):
+            for last in (False, True):
+                y = graph.add(op, [x], {"axis": 1, "keepdims": False, "last": last}).result
+                graph.add_output(y, f"{op}_{name}_{last}")
+    assert assert_compiled(graph, feeds)["arg_max_f32_True"].tolist() == [3, 0, 4]

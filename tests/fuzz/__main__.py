@@ -18,6 +18,8 @@ import warnings
 from pathlib import Path
 
 NAMES = ("importer", "text", "artifact", "target", "run")
+UNGUIDED = frozenset({"run"})
+"""Targets whose work is in native code: all inputs cover the same Python, and libFuzzer would keep one of them."""
 
 
 def blind(name: str, runs: int, seed: int, timeout: int, save: Path) -> int:
@@ -91,7 +93,7 @@ def main() -> int:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    if not args.blind:
+    if not args.blind and args.target not in UNGUIDED:
         try:
             import atheris
         except ImportError:

@@ -263,12 +263,15 @@ def emit_arg(kernel: Kernel, target: Target) -> KernelUnit:
     source, out = unit.pointer(x, ctype), unit.pointer(y, "int64_t", const=False)
     inner, n = unit.integer(product(x.shape[axis + 1 :])), unit.integer(x.shape[axis])
     unit.tasks = product(x.shape[:axis]) * product(x.shape[axis + 1 :])
-    better = (">" if kernel.anchor.op == "arg_max" else "<") + ("=" if a["last"] else "")
+    v, b = f"src[i * {inner}]", f"src[best * {inner}]"
+    better = f"{v} {'>' if kernel.anchor.op == 'arg_max' else '<'}{'=' if a['last'] else ''} {b}"
+    if x.dtype.is_float:  # NaN is the largest, and the smallest
+        better += f" || {v} != {v}" if a["last"] else f" || ({v} != {v} && {b} == {b})"
     text = (
         "  for (int64_t t = begin; t < end; ++t) {\n"
         f"    const {ctype}* src = {source} + t / {inner} * {n} * {inner} + t % {inner};\n"
         f"    int64_t best = 0;\n    for (int64_t i = 1; i < {n}; ++i)\n"
-        f"      if (src[i * {inner}] {better} src[best * {inner}]) best = i;\n    {out}[t] = best;\n  }}\n"
+        f"      if ({better}) best = i;\n    {out}[t] = best;\n  }}\n"
     )
     return unit.finish(["base/vec.h"], "", text)
 
