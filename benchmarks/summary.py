@@ -65,6 +65,15 @@ def dynamic() -> str:
     )
 
 
+def trees() -> str:
+    rows = [
+        [r["model"], str(r["rows"]), str(r["threads"]), *(f"{r[k]:.1f}" for k in ("opcel_us", "ort_us")),
+         f"{r['ratio']:.2f}", f"{r['error']:.1e}"]
+        for r in load("trees.json")
+    ]  # fmt: skip
+    return table(["model", "rows", "threads", "ours µs", "ONNX Runtime µs", "ratio", "largest difference"], rows)
+
+
 def sizes(row: dict[str, Any]) -> str:
     return ", ".join(f"{k} {v}" for k, v in row.items() if isinstance(v, int))
 
@@ -125,6 +134,13 @@ engines: [performance.md](performance.md). In brackets: quartiles over the round
 `python -m benchmarks.dynamic DIR/minilm.onnx --json benchmarks/results/dynamic.json`
 
 {dynamic()}
+
+## Tree ensembles
+
+Depth 8, 30 features, other rows at each call, from Python; a ratio is ONNX Runtime's time over ours.
+`python -m benchmarks.trees --json benchmarks/results/trees.json`
+
+{trees()}
 
 ## Start-up and memory
 
