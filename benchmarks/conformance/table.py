@@ -6,8 +6,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from benchmarks.conformance.cases import KINDS, group_of
@@ -39,6 +40,15 @@ class Row:
         return self.verdicts["opcel"].why
 
 
+def _versions() -> dict[str, str]:
+    """Those of the packages that are installed."""
+    out = {}
+    for name, package in PACKAGES.items():
+        with suppress(PackageNotFoundError):
+            out[name] = version(package)
+    return out
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """One line a case: case, kind, operator, the status of each engine or "", and OPCEL's reason."""
     lines = []
@@ -46,7 +56,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         known = [row.verdicts[e].status if e in row.verdicts else "" for e in ENGINES]
         why = row.verdicts["opcel"].why[:WHY] if "opcel" in row.verdicts else ""
         lines.append(json.dumps([row.case, row.kind, row.operator, *known, why], ensure_ascii=False))
-    head = {name: version(package) for name, package in PACKAGES.items()}
+    head = _versions()
     text = f'{{"versions": {json.dumps(head)},\n"columns": {json.dumps(COLUMNS)},\n"rows": [\n'
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text + ",\n".join(lines) + "\n]}\n")
@@ -116,8 +126,8 @@ def _reasons(rows: Sequence[Row], status: str) -> list[str]:
 def markdown(rows: Sequence[Row]) -> str:
     """The page docs/conformance.md."""
     rows = [r for r in rows if r.verdicts]
-    versions = {name: version(package) for name, package in PACKAGES.items()}
-    named = ", ".join(f"{TITLES[e]} {versions[e]}" for e in TITLES if any(e in r.verdicts for r in rows))
+    versions = _versions()
+    named = ", ".join(f"{TITLES[e]} {versions.get(e, '')}" for e in TITLES if any(e in r.verdicts for r in rows))
     partly = [(op, found) for op, found in _by(rows, lambda r: r.operator) if _counts(found)["native"] < len(found)]
     return "\n".join([
         "# Conformance",

@@ -68,7 +68,7 @@ CASES: dict[str, tuple[Build, tuple[TensorType, ...]]] = {
     "matmul-batched": (op("matmul"), (tensor(F, N, 1, 3, 5), tensor(F, 4, 5, 2))),
     "matmul-vector": (op("matmul"), (tensor(F, N, 6), tensor(F, 6))),
     "matmul-rows": (scaled_rows, (tensor(F, N, 5), tensor(F, 5, 6))),
-    "conv": (conv((2, 1), (1, 2, 0, 1), (1, 2)), (tensor(F, N, 3, 5, 6), tensor(F, 2, 3, 3, 2), tensor(F, 2))),
+    "conv": (conv((2, 1), (1, 2, 0, 1), (1, 2)), (tensor(F, N, 5, 7, 8), tensor(F, 4, 5, 3, 2), tensor(F, 4))),
     "conv-1d": (conv((1,), (2, 2), (2,)), (tensor(F, N, 3, 9), tensor(F, 2, 3, 3))),
     "conv-grouped": (conv((1, 1), (1, 1, 1, 1), (1, 1), 2), (tensor(F, N, 6, 5, 5), tensor(F, 4, 3, 3, 3))),
     "conv-depthwise": (conv((1, 2), (1, 1, 1, 1), (1, 1), 6), (tensor(F, N, 6, 5, 5), tensor(F, 6, 1, 3, 3))),
