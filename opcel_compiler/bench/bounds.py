@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from opcel_compiler.bench.machine import Machine
-from opcel_compiler.ir.dims import as_symbol, evaluate, parse_dim
+from opcel_compiler.ir.dims import as_symbol, evaluate
+from opcel_compiler.ir.parse_dims import parse_dim
 
 
 @dataclass(frozen=True)

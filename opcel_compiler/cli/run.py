@@ -101,8 +101,9 @@ def random_inputs(values: list[Mapping[str, Any]], sizes: Mapping[str, int]) -> 
 
     Raises CommandError for a name that is no symbol of the inputs.
     """
-    from opcel_compiler.ir.dims import parse_dim, symbols_of
+    from opcel_compiler.ir.dims import symbols_of
     from opcel_compiler.ir.graph import Graph
+    from opcel_compiler.ir.parse_dims import parse_dim
     from opcel_compiler.ir.types import DTYPES, TensorType
     from opcel_compiler.proof import sample_inputs
 

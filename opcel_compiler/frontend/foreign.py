@@ -13,8 +13,9 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto
 from opcel_compiler.frontend.limits import MAX_GRAPH_DEPTH, ModelError
 from opcel_compiler.frontend.proto_types import Symbols, type_from, type_to
 from opcel_compiler.frontend.weights import Weights, restore, to_proto
-from opcel_compiler.ir.dims import Dim, Symbol, parse_dim, symbols_of
+from opcel_compiler.ir.dims import Dim, Symbol, symbols_of
 from opcel_compiler.ir.graph import Value
+from opcel_compiler.ir.parse_dims import parse_dim
 from opcel_compiler.ir.types import MapType, OptionalType, SequenceType, TensorType, Type, UnknownType
 
 _MAX_DATA = 1024

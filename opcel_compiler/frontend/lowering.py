@@ -176,13 +176,6 @@ class Lowering:
             raise Unsupported(f"{what} {out} is symbolic")
         return tuple(int(d) for d in out)  # type: ignore[arg-type]
 
-    def scalar_value(self, value: Value, what: str) -> Any:
-        """The element of a constant with one element; Unsupported otherwise."""
-        data = value.constant
-        if data is None or data.array.size != 1:
-            raise Unsupported(f"{what} (%{value.name}) is not a constant scalar")
-        return data.array.reshape(-1)[0]
-
     def graph(self, name: str) -> GraphProto:
         a = self._get(name, AttributeProto.GRAPH, ...)
         assert a is not None

@@ -77,16 +77,21 @@ class Symbols:
         found = self.limits.get(name)
         return Expr((((found,), 1),)) if found else symbol(name, *value)
 
+    def _free(self, base: str) -> str:
+        """A name that the text form can hold and no symbol has, as close to `base` as that allows."""
+        clean = "".join(c if c.isascii() and c.isalnum() else "_" for c in base)
+        if not clean.isidentifier() or keyword.iskeyword(clean) or clean in ("min", "max"):
+            clean = f"d_{clean}"
+        name, n = clean, 1
+        while name in self.originals:
+            n += 1
+            name = f"{clean}_{n}"
+        return name
+
     def named(self, original: str) -> Dim:
         """The symbol for the file's dimension name `original`."""
         if original not in self._by_original:
-            clean = "".join(c if c.isascii() and c.isalnum() else "_" for c in original)
-            if not clean.isidentifier() or keyword.iskeyword(clean) or clean in ("min", "max"):
-                clean = f"d_{clean}"
-            name, n = clean, 1
-            while name in self.originals:
-                n += 1
-                name = f"{clean}_{n}"
+            name = self._free(original)
             self.originals[name] = original
             self._by_original[original] = self._make(name, original)
         return self._by_original[original]
@@ -102,13 +107,7 @@ class Symbols:
 
     def late(self, base: str, lo: int, hi: int | None) -> Dim:
         """A symbol in [lo, hi] whose value is read from data, named after `base`."""
-        clean = "".join(c if c.isascii() and c.isalnum() else "_" for c in base)
-        if not clean.isidentifier() or keyword.iskeyword(clean) or clean in ("min", "max"):
-            clean = f"d_{clean}"
-        name, n = clean, 1
-        while name in self.originals:
-            n += 1
-            name = f"{clean}_{n}"
+        name = self._free(base)
         self.originals[name] = ""
         return symbol(name, lo, hi)
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from opcel_compiler.ir.dims import Dim, Symbol, parse_dim
+from opcel_compiler.ir.dims import Dim, Symbol
 from opcel_compiler.ir.encodings import DENSE, Constant, Encoding, Grouped, Sparse
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.opdef import InferenceError, op_def
+from opcel_compiler.ir.parse_dims import parse_dim
 from opcel_compiler.ir.scan import BYTES, DIGEST, INT, NAME, NUMBER, STRING, ParseError, Scanner
 from opcel_compiler.ir.types import (
     DTYPES,

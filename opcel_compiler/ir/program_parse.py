@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from opcel_compiler.ir.dims import Dim, Expr, Symbol, as_symbol, parse_dim
+from opcel_compiler.ir.dims import Dim, Expr, Symbol, as_symbol
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node
 from opcel_compiler.ir.layout import PLAIN, Layout
 from opcel_compiler.ir.parse import _Parser
+from opcel_compiler.ir.parse_dims import parse_dim
 from opcel_compiler.ir.program import (
     BUFFER_KINDS,
     AccessMap,

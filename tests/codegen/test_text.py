@@ -13,9 +13,10 @@ from opcel_compiler.codegen.cpu.expressions import c_dim, literal
 from opcel_compiler.codegen.cpu.host import c_string
 from opcel_compiler.codegen.cpu.pack import conv_panels, laid_out, merged_groups, packed
 from opcel_compiler.codegen.cpu.unit import KernelUnit
-from opcel_compiler.ir.dims import evaluate, parse_dim
+from opcel_compiler.ir.dims import evaluate
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.layout import Layout
+from opcel_compiler.ir.parse_dims import parse_dim
 from opcel_compiler.ir.program import Buffer, whole
 from opcel_compiler.ir.types import BF16, BOOL, F32, F64, I64, TensorType
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from opcel_compiler.ir.dims import parse_dim, symbol
+from opcel_compiler.ir.dims import symbol
 from opcel_compiler.ir.graph import Graph
 from opcel_compiler.ir.opdef import TRAITS, AttrDef, InferenceError, all_ops, define, op_def
+from opcel_compiler.ir.parse_dims import parse_dim
 from opcel_compiler.ir.text import parse_graph
 from opcel_compiler.ir.types import DTYPES, SequenceType, TensorType, UnknownType, tensor
 

@@ -26,11 +26,6 @@ struct LinearAttentionArgs {
 constexpr std::int64_t kLinearColumns = 64;
 
 template <class T>
-std::int64_t linear_attention_task_count(const LinearAttentionArgs<T>& args) {
-  return args.batch * args.heads * detail::ceil_div(args.width, kLinearColumns);
-}
-
-template <class T>
 void linear_attention_tasks(const LinearAttentionArgs<T>& args, std::int64_t begin, std::int64_t end) {
   const std::int64_t chunks = detail::ceil_div(args.width, kLinearColumns);
   for (std::int64_t task = begin; task < end; ++task) {

@@ -59,6 +59,14 @@ OPCEL_INLINE std::int64_t place_of(std::int64_t i, std::int64_t axes, const std:
   return at;
 }
 
+// Columns [first, last) of rows [row, row_end) of `inner` elements each.
+template <class T>
+OPCEL_INLINE void copy_box(T* to, const T* from, std::int64_t inner, std::int64_t row, std::int64_t row_end,
+                           std::int64_t first, std::int64_t last) {
+  for (; row < row_end; ++row)
+    std::memcpy(to + row * inner + first, from + row * inner + first, static_cast<std::size_t>(last - first) * sizeof(T));
+}
+
 }  // namespace detail
 
 template <class Join, class T, class Index>
@@ -67,9 +75,7 @@ void scatter_elements_tasks(const ScatterElementsArgs<T, Index>& args, std::int6
   for (std::int64_t task = begin; task < end; ++task) {
     const std::int64_t row = task / strips * args.rows, row_end = detail::least(args.outer, row + args.rows);
     const std::int64_t first = task % strips * args.strip, last = detail::least(args.inner, first + args.strip);
-    for (std::int64_t o = row * args.axis; o < row_end * args.axis; ++o)
-      std::memcpy(args.y + o * args.inner + first, args.x + o * args.inner + first,
-                  static_cast<std::size_t>(last - first) * sizeof(T));
+    detail::copy_box(args.y, args.x, args.inner, row * args.axis, row_end * args.axis, first, last);
     for (std::int64_t line = 0; line < args.lines; ++line) {
       const std::int64_t o = detail::place_of(line, args.line_axes, args.line_size, args.line_step);
       if (o < row || o >= row_end) continue;
@@ -110,9 +116,7 @@ void scatter_nd_tasks(const ScatterNdArgs<T, Index>& args, std::int64_t begin, s
   for (std::int64_t task = begin; task < end; ++task) {
     const std::int64_t row = task / strips * args.rows, row_end = detail::least(args.slices, row + args.rows);
     const std::int64_t first = task % strips * args.strip, last = detail::least(args.inner, first + args.strip);
-    for (std::int64_t o = row; o < row_end; ++o)
-      std::memcpy(args.y + o * args.inner + first, args.x + o * args.inner + first,
-                  static_cast<std::size_t>(last - first) * sizeof(T));
+    detail::copy_box(args.y, args.x, args.inner, row, row_end, first, last);
     for (std::int64_t k = 0; k < args.count; ++k) {
       std::int64_t slice = 0;
       bool inside = true;

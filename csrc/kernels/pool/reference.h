@@ -16,8 +16,6 @@ struct PoolReferenceArgs {
   bool count_include_pad;
 };
 
-inline std::int64_t pool_reference_task_count(const PoolReferenceArgs& args) { return args.planes; }
-
 // Tasks [begin, end), one plane each. A NaN in a window gives NaN. A window without any element gives -inf (max, index 0) or
 // NaN (average).
 template <bool Max>

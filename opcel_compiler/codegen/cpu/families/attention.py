@@ -44,11 +44,9 @@ def emit_attention(kernel: Kernel, target: Target) -> KernelUnit:
     unit.tasks = batch * heads * ceildiv(sq, per_task)
     bf16 = kernel.params.get("precision") == "bf16"
     header, tasks = ("bf16", "attention_bf16_tasks") if bf16 else ("blockwise", "attention_tasks")
-    return unit.finish(
-        [f"kernels/attention/{header}.h"], "",
-        f"  const AttentionArgs<{operand}, {result}> args{{{', '.join(fields)}}};\n"
-        f"  {tasks}<{d}, {v.shape[3]}>(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks(
+        [f"kernels/attention/{header}.h"], f"AttentionArgs<{operand}, {result}>", fields, f"{tasks}<{d}, {v.shape[3]}>"
+    )
 
 
 def rows_per_task(sq: Dim) -> Dim:

@@ -95,10 +95,7 @@ def emit_pack(kernel: Kernel, target: Target) -> KernelUnit:
         unit.pointer(b), *map(unit.integer, (row_step(b, 2), b.strides[-2], b.strides[-1])),
         unit.pointer(packed, const=False), *map(unit.integer, (panels * panel * k, batch, k, n)),
     ]  # fmt: skip
-    return unit.finish(
-        ["kernels/gemm/packed.h"], "",
-        f"  const PackArgs args{{{', '.join(fields)}}};\n  pack_b_tasks<{panel // width}>(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks(["kernels/gemm/packed.h"], "PackArgs", fields, f"pack_b_tasks<{panel // width}>")
 
 
 def emit_round(kernel: Kernel, target: Target) -> KernelUnit:
@@ -112,10 +109,7 @@ def emit_round(kernel: Kernel, target: Target) -> KernelUnit:
         unit.pointer(x), unit.integer(row_step(x)), unit.pointer(y, "bf16", const=False),
         *map(unit.integer, (rows, k, per_task)),
     ]  # fmt: skip
-    return unit.finish(
-        ["kernels/gemm/bf16.h"], "",
-        f"  const RoundArgs args{{{', '.join(fields)}}};\n  round_tasks(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks(["kernels/gemm/bf16.h"], "RoundArgs", fields, "round_tasks")
 
 
 def emit_reference(kernel: Kernel, target: Target) -> KernelUnit:
@@ -145,11 +139,9 @@ def emit_reference(kernel: Kernel, target: Target) -> KernelUnit:
         six(wide_a.strides[:lead]), six(wide_b.strides[:lead]),
     ]  # fmt: skip
     unit.tasks = product(batch) * a.shape[-2]
-    return unit.finish(
-        ["kernels/matmul/reference.h"], "",
-        f"  const MatmulReferenceArgs<{ctype}> args{{{', '.join(fields)}}};\n"
-        "  matmul_reference_tasks(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks(
+        ["kernels/matmul/reference.h"], f"MatmulReferenceArgs<{ctype}>", fields, "matmul_reference_tasks"
+    )
 
 
 EMITTERS = {

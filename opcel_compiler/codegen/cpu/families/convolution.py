@@ -203,10 +203,7 @@ def emit_conv_reference(kernel: Kernel, target: Target) -> KernelUnit:
     unit.tasks = product(y.shape[:-1])
     transposed = anchor.op == "conv_transpose"
     header, tasks = ("transposed", "conv_transpose") if transposed else ("reference", "conv_reference")
-    return unit.finish(
-        [f"kernels/conv/{header}.h"], "",
-        f"  const ConvReferenceArgs<{t}> args{{{', '.join(fields)}}};\n  {tasks}_tasks(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks([f"kernels/conv/{header}.h"], f"ConvReferenceArgs<{t}>", fields, f"{tasks}_tasks")
 
 
 def emit_pool_reference(kernel: Kernel, target: Target) -> KernelUnit:
@@ -231,10 +228,7 @@ def emit_pool_reference(kernel: Kernel, target: Target) -> KernelUnit:
         *map(six, lists), "true" if a.get("count_include_pad") else "false",
     ]  # fmt: skip
     kind = "false" if anchor.op == "avg_pool" else "true"
-    return unit.finish(
-        ["kernels/pool/reference.h"], "",
-        f"  const PoolReferenceArgs args{{{', '.join(fields)}}};\n  pool_reference_tasks<{kind}>(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks(["kernels/pool/reference.h"], "PoolReferenceArgs", fields, f"pool_reference_tasks<{kind}>")
 
 
 EMITTERS = {

@@ -32,11 +32,9 @@ def emit_linear_attention(kernel: Kernel, target: Target) -> KernelUnit:
     sizes += [1, 1] if decay is None else decay.shape[2:]
     sizes.append(1 if beta is None else beta.shape[2])
     fields = [*map(pointer, (q, k, v, past, decay, beta)), y, state, *map(unit.integer, sizes)]
-    return unit.finish(
-        ["kernels/attention/linear.h"], "",
-        f"  const LinearAttentionArgs<{ctype}> args{{{', '.join(fields)}}};\n"
-        "  linear_attention_tasks(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks(
+        ["kernels/attention/linear.h"], f"LinearAttentionArgs<{ctype}>", fields, "linear_attention_tasks"
+    )
 
 
 EMITTERS = {"linear_attention": emit_linear_attention}

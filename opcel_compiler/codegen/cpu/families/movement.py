@@ -34,10 +34,7 @@ def emit_copy(kernel: Kernel, target: Target) -> KernelUnit:
         unit.pointer(x, "char"), unit.pointer(y, "char", const=False), str(len(extents)),
         *("{" + ", ".join(map(unit.integer, row)) + "}" for row in (extents, from_x, to_y)), unit.integer(unit.tasks),
     ]  # fmt: skip
-    return unit.finish(
-        ["kernels/movement/copy.h"], "",
-        f"  const CopyArgs args{{{', '.join(fields)}}};\n  copy_tasks<{size}>(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks(["kernels/movement/copy.h"], "CopyArgs", fields, f"copy_tasks<{size}>")
 
 
 def _halo(buffer: Buffer) -> tuple[int, int, int, int]:
@@ -69,10 +66,7 @@ def emit_relayout(kernel: Kernel, target: Target) -> KernelUnit:
         *map(unit.integer, image_steps(y)[:3]),
         *map(unit.integer, (y.shape[0], y.shape[1], h, w, top, left, bottom, right, per_task)),
     ]  # fmt: skip
-    return unit.finish(
-        ["kernels/movement/relayout.h"], "",
-        f"  const RelayoutArgs<{read}, {written}> args{{{', '.join(fields)}}};\n  {kind}_tasks(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks(["kernels/movement/relayout.h"], f"RelayoutArgs<{read}, {written}>", fields, f"{kind}_tasks")
 
 
 def halo_unit(view: View) -> KernelUnit:
@@ -123,11 +117,9 @@ def emit_gather(kernel: Kernel, target: Target) -> KernelUnit:
         *map(unit.integer, (outer, x.shape[axis], count, inner)), f"static_cast<int32_t*>(p[{len(unit.pointers)}])",
         unit.integer(per_task),
     ]  # fmt: skip
-    return unit.finish(
-        ["kernels/movement/gather.h"], "",
-        f"  const GatherArgs args{{{', '.join(fields)}}};\n"
-        f"  gather_tasks<{CTYPES[indices.dtype]}>(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks(
+        ["kernels/movement/gather.h"], "GatherArgs", fields, f"gather_tasks<{CTYPES[indices.dtype]}>"
+    )
 
 
 def emit_gather_nd(kernel: Kernel, target: Target) -> KernelUnit:

@@ -18,10 +18,7 @@ def emit_random(kernel: Kernel, target: Target) -> KernelUnit:
         unit.pointer(y, const=False), unit.integer(count), str(per_task), f"UINT64_C({a['key'] & (1 << 64) - 1})",
         str(a["fixed"]).lower(),
     ]  # fmt: skip
-    return unit.finish(
-        ["kernels/random/uniform.h"], "",
-        f"  const RandomArgs args{{{', '.join(fields)}}};\n  random_tasks(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks(["kernels/random/uniform.h"], "RandomArgs", fields, "random_tasks")
 
 
 EMITTERS = {"random_uniform": emit_random}

@@ -80,11 +80,12 @@ def emit_general(kernel: Kernel, target: Target) -> KernelUnit:
     ]  # fmt: skip
     after = str(a.get("reset_after", False)).lower()
     cells = {"lstm": "GeneralLstm", "gru": f"GeneralGru<{after}>", "rnn": "GeneralRnn"}
-    return unit.finish(
-        ["kernels/recurrent/general.h"], "",
-        f"  const GeneralRecurrentArgs<{ctype}> args{{{', '.join(fields)}}};\n"
-        f"  general_recurrent_tasks<{cells[anchor.op]}>(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks(
+        ["kernels/recurrent/general.h"],
+        f"GeneralRecurrentArgs<{ctype}>",
+        fields,
+        f"general_recurrent_tasks<{cells[anchor.op]}>",
+    )
 
 
 EMITTERS = {**dict.fromkeys(("lstm", "gru", "rnn"), emit_recurrent), "recurrent.general": emit_general}

@@ -30,18 +30,22 @@ def _axis(unit: KernelUnit, tables: Sequence[View | None], size: Dim) -> str:
     return f"{{{pointer}, {factors}, {unit.integer(1 if at is None else at.shape[0])}, {unit.integer(size)}}}"
 
 
+def _operands(kernel: Kernel) -> tuple[View, list[View | None]]:
+    """The image, and the places and weights of its two axes."""
+    assert kernel.anchor is not None
+    x, *tables = [*operand_views(kernel, kernel.anchor), *[None] * 4][:5]
+    assert x is not None
+    return x, tables
+
+
 def _rows_per_task(rows: Dim, width: Dim) -> Dim:
     return dim_max(1, dim_min(rows, floordiv(_TASK_PIXELS, dim_max(1, width))))
 
 
 def emit_resample(kernel: Kernel, target: Target) -> KernelUnit:
     """Row-major planes."""
-    anchor = kernel.anchor
-    assert anchor is not None
-    unit = KernelUnit()
-    x, *tables = [*operand_views(kernel, anchor), *[None] * 4][:5]
-    y = kernel.outputs[0]
-    assert x is not None
+    unit, y = KernelUnit(), kernel.outputs[0]
+    x, tables = _operands(kernel)
     rows, width = y.shape[2], y.shape[3]
     per_task = _rows_per_task(rows, width)
     planes = x.shape[0] * x.shape[1]
@@ -50,20 +54,13 @@ def emit_resample(kernel: Kernel, target: Target) -> KernelUnit:
         unit.pointer(x), unit.pointer(y, const=False), *map(unit.integer, (planes, x.shape[2], x.shape[3])),
         _axis(unit, tables[:2], rows), _axis(unit, tables[2:], width), unit.integer(per_task),
     ]  # fmt: skip
-    return unit.finish(
-        ["kernels/resample/rows.h"], "",
-        f"  const ResampleArgs args{{{', '.join(fields)}}};\n  resample_tasks(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks(["kernels/resample/rows.h"], "ResampleArgs", fields, "resample_tasks")
 
 
 def emit_resample_blocked(kernel: Kernel, target: Target) -> KernelUnit:
     """Images blocked by channels, stored as f32 or bf16."""
-    anchor = kernel.anchor
-    assert anchor is not None
-    unit = KernelUnit()
-    x, *tables = [*operand_views(kernel, anchor), *[None] * 4][:5]
-    y = kernel.outputs[0]
-    assert x is not None
+    unit, y = KernelUnit(), kernel.outputs[0]
+    x, tables = _operands(kernel)
     rows, width = extent(y)
     block = y.buffer.layout.block
     per_task = _rows_per_task(rows, width * block)
@@ -75,11 +72,9 @@ def emit_resample_blocked(kernel: Kernel, target: Target) -> KernelUnit:
         *map(unit.integer, (*image_steps(y)[:3], x.shape[0], cb, *extent(x))),
         _axis(unit, tables[:2], rows), _axis(unit, tables[2:], width), unit.integer(per_task),
     ]  # fmt: skip
-    return unit.finish(
-        ["kernels/resample/blocked.h"], "",
-        f"  const ResampleBlockedArgs<{read}, {written}> args{{{', '.join(fields)}}};\n"
-        "  resample_blocked_tasks(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks(
+        ["kernels/resample/blocked.h"], f"ResampleBlockedArgs<{read}, {written}>", fields, "resample_blocked_tasks"
+    )
 
 
 EMITTERS = {"resample": emit_resample, "resample.blocked": emit_resample_blocked}

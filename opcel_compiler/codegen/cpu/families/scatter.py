@@ -93,11 +93,12 @@ def emit_scatter_nd(kernel: Kernel, target: Target) -> KernelUnit:
 def _finish(
     unit: KernelUnit, args: str, name: str, ctype: str, itype: str, fields: list[str], reduction: str
 ) -> KernelUnit:
-    return unit.finish(
-        ["kernels/movement/scatter.h"], "",
-        f"  const {args}Args<{ctype}, {itype}> args{{{', '.join(fields)}}};\n"
-        f"  {name}_tasks<Join{reduction.capitalize()}>(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks(
+        ["kernels/movement/scatter.h"],
+        f"{args}Args<{ctype}, {itype}>",
+        fields,
+        f"{name}_tasks<Join{reduction.capitalize()}>",
+    )
 
 
 EMITTERS = {"scatter_elements": emit_scatter_elements, "scatter_nd": emit_scatter_nd}

@@ -39,11 +39,9 @@ def emit_trees(kernel: Kernel, target: Target) -> KernelUnit:
     ]  # fmt: skip
     dense = leaves.shape[1] != 1
     parameters = f"{features}, Join::{anchor.attrs['aggregate']}, {str(dense).lower()}"
-    return unit.finish(
-        ["kernels/trees/walk.h"], "",
-        f"  const TreeArgs<{node}, {read}, {value}> args{{{', '.join(fields)}}};\n"
-        f"  tree_tasks<{parameters}>(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks(
+        ["kernels/trees/walk.h"], f"TreeArgs<{node}, {read}, {value}>", fields, f"tree_tasks<{parameters}>"
+    )
 
 
 EMITTERS = {"tree_ensemble": emit_trees}

@@ -38,10 +38,7 @@ def emit_grid_sample(kernel: Kernel, target: Target) -> KernelUnit:
         "true" if a["align_corners"] else "false",
     ]  # fmt: skip
     kind = f"{rank}, GridMode::{a['mode']}, GridPadding::{a['padding']}"
-    return unit.finish(
-        ["kernels/resample/grid.h"], "",
-        f"  const GridArgs args{{{', '.join(fields)}}};\n  grid_tasks<{kind}>(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks(["kernels/resample/grid.h"], "GridArgs", fields, f"grid_tasks<{kind}>")
 
 
 def emit_roi_align(kernel: Kernel, target: Target) -> KernelUnit:
@@ -56,10 +53,7 @@ def emit_roi_align(kernel: Kernel, target: Target) -> KernelUnit:
         *(literal(v, F32) for v in (a["scale"], shift, least)), f"static_cast<int32_t*>(p[{len(unit.pointers)}])",
     ]  # fmt: skip
     kind = f"{'true' if a['mode'] == 'max' else 'false'}, {CTYPES[images.dtype]}"
-    return unit.finish(
-        ["kernels/resample/roi.h"], "",
-        f"  const RoiArgs args{{{', '.join(fields)}}};\n  roi_tasks<{kind}>(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks(["kernels/resample/roi.h"], "RoiArgs", fields, f"roi_tasks<{kind}>")
 
 
 def emit_deform_columns(kernel: Kernel, target: Target) -> KernelUnit:
@@ -72,10 +66,7 @@ def emit_deform_columns(kernel: Kernel, target: Target) -> KernelUnit:
         unit.pointer(y, const=False), *map(unit.integer, (x.shape[0], x.shape[1], a["groups"], *x.shape[2:])),
         *map(unit.integer, (*y.shape[2:], *a["kernel"], *a["strides"], *a["pads"][:2], *a["dilations"])),
     ]  # fmt: skip
-    return unit.finish(
-        ["kernels/columns/deform.h"], "",
-        f"  const DeformArgs args{{{', '.join(fields)}}};\n  deform_tasks(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks(["kernels/columns/deform.h"], "DeformArgs", fields, "deform_tasks")
 
 
 def emit_col2im(kernel: Kernel, target: Target) -> KernelUnit:
@@ -91,10 +82,7 @@ def emit_col2im(kernel: Kernel, target: Target) -> KernelUnit:
         unit.pointer(x), unit.pointer(y, const=False), unit.integer(unit.tasks), str(rank),
         *(_padded(unit, values, 6) for values in lists),
     ]  # fmt: skip
-    return unit.finish(
-        ["kernels/columns/col2im.h"], "",
-        f"  const Col2ImArgs args{{{', '.join(fields)}}};\n  col2im_tasks(args, begin, end);\n",
-    )  # fmt: skip
+    return unit.over_tasks(["kernels/columns/col2im.h"], "Col2ImArgs", fields, "col2im_tasks")
 
 
 def emit_echelon(kernel: Kernel, target: Target) -> KernelUnit:
