@@ -19,12 +19,12 @@ from opcel_compiler.ir.dims import (
     evaluate,
     floordiv,
     mod,
-    parse_dim,
     product,
     substitute,
     symbol,
     symbols_of,
 )
+from opcel_compiler.ir.parse_dims import parse_dim
 
 SYMBOLS = {"n": Symbol("n", 1, 6), "s": Symbol("s"), "t": Symbol("t", 2), "in": Symbol("in", 0, 3)}
 VALUES = st.fixed_dictionaries(
