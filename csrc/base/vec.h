@@ -46,7 +46,9 @@ OPCEL_INLINE vi lanes() {
 
 // Hides the value's history from the optimizer at no cost. After each step of a register tile it stops g++ from moving
 // accumulators to the stack at loop edges; on a pointer it stops g++ from keeping the elements of overlapping windows alive.
-OPCEL_INLINE void keep(vf& v) {
+namespace detail {
+template <class V>
+OPCEL_INLINE void keep_vector(V& v) {
 #if defined(__AVX512F__)
   asm("" : "+v"(v));
 #elif defined(__SSE2__)
@@ -55,6 +57,9 @@ OPCEL_INLINE void keep(vf& v) {
   asm("" : "+w"(v));
 #endif
 }
+}  // namespace detail
+OPCEL_INLINE void keep(vf& v) { detail::keep_vector(v); }
+OPCEL_INLINE void keep(vi& v) { detail::keep_vector(v); }
 OPCEL_INLINE void keep(const float*& p) { asm volatile("" : "+r"(p)); }
 
 // Every lane equal to x.

@@ -17,15 +17,17 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc"
 _AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd -mfma -mavx2"
 FLAGS: dict[str, list[str]] = {
     "avx512-bf16": f"{_AVX512} -mavx512bf16".split(),
+    "avx512-vnni": f"{_AVX512} -mavx512vnni".split(),
     "avx512": _AVX512.split(),
     "avx2": "-mavx2 -mfma".split(),
     "baseline": [],
 }
-WIDTH: dict[str, int] = {"avx512-bf16": 16, "avx512": 16, "avx2": 8, "baseline": 4}
+WIDTH: dict[str, int] = {"avx512-bf16": 16, "avx512-vnni": 16, "avx512": 16, "avx2": 8, "baseline": 4}
 """Lanes of f32 (`opcel::W`) at each level."""
 
 _NEEDED: dict[str, set[str]] = {
     "avx512-bf16": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "avx512_bf16"},
+    "avx512-vnni": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "avx512_vnni"},
     "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"},
     "avx2": {"avx2", "fma"},
     "baseline": set(),
@@ -40,13 +42,17 @@ def _cpu_flags() -> set[str]:
     return next((set(line.split(":", 1)[1].split()) for line in text.splitlines() if line.startswith("flags")), set())
 
 
-BF16_ISAS: list[str] = [isa for isa in FLAGS if _NEEDED[isa] <= _cpu_flags()]
+_RUN: list[str] = [isa for isa in FLAGS if _NEEDED[isa] <= _cpu_flags()]
 """Levels that this machine can run, the best first."""
-ISAS: list[str] = [isa for isa in BF16_ISAS if isa != "avx512-bf16"]
-"""Those that differ for code without bf16, widest first."""
+ISAS: list[str] = [isa for isa in _RUN if isa not in ("avx512-bf16", "avx512-vnni")]
+"""Those that differ for code in f32, widest first."""
+BF16_ISAS: list[str] = [isa for isa in _RUN if isa != "avx512-vnni"]
+"""Those that differ for code in bf16."""
+INT8_ISAS: list[str] = [isa for isa in _RUN if isa != "avx512-bf16"]
+"""Those that differ for products of bytes."""
 
 for _isa in FLAGS:
-    if _isa not in BF16_ISAS:
+    if _isa not in _RUN:
         print(f"kernel tests: {_isa} left out, this CPU lacks {sorted(_NEEDED[_isa] - _cpu_flags())}")
 
 
