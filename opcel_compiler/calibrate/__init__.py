@@ -1,0 +1,1 @@
+"""Calibration: data in, statistics of a model's values out."""
