@@ -82,9 +82,6 @@ OPCEL_INLINE vf load(const bf16* p) {
 // Every lane equal to x.
 OPCEL_INLINE vf set(bf16 x) { return (vf)(set_i(x.bits) << 16); }
 
-// As for f32: hides where p points from the optimizer.
-OPCEL_INLINE void keep(const bf16*& p) { asm volatile("" : "+r"(p)); }
-
 // The first n elements at p (0 <= n <= W), zero in the other lanes; memory past them is not touched.
 OPCEL_INLINE vf load_n(const bf16* p, int n) {
   bf16 all[W] = {};

@@ -72,4 +72,13 @@ OPCEL_INLINE void dot(vi& acc, quads x, quads w) {
 #endif
 }
 
+// The same in the first W / 2 lanes at least.
+OPCEL_INLINE void dot_half(vi& acc, quads x, quads w) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+  asm("vpdpbusd %t2, %t1, %t0" : "+v"(acc) : "v"(x), "v"(w));
+#else
+  dot(acc, x, w);
+#endif
+}
+
 }  // namespace opcel

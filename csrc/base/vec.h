@@ -60,7 +60,10 @@ OPCEL_INLINE void keep_vector(V& v) {
 }  // namespace detail
 OPCEL_INLINE void keep(vf& v) { detail::keep_vector(v); }
 OPCEL_INLINE void keep(vi& v) { detail::keep_vector(v); }
-OPCEL_INLINE void keep(const float*& p) { asm volatile("" : "+r"(p)); }
+template <class T>
+OPCEL_INLINE void keep(const T*& p) {
+  asm volatile("" : "+r"(p));
+}
 
 // Every lane equal to x.
 OPCEL_INLINE vf set(float x) { return x - vf{}; }

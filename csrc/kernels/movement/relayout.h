@@ -1,10 +1,12 @@
 // Between the plain layout [n][c][h][w] and the blocked one [n][ceil(c / W)][h][w][W], and from the plain layout to one with
-// a halo, [n][c][h][w] with border. Elements are f32 or bf16 on either side. Channels past c and the halo are written as zero.
+// a halo, [n][c][h][w] with border, or to quads, [n][ceil(c / 4)][h][w][4]. Elements are f32, bf16 or u8 on either side; on
+// the way from the plain layout a functor may compute others. Channels past c and the halo are filled with `pad`.
 #pragma once
 
 #include <cstring>
 
 #include "base/bf16.h"
+#include "base/bytes.h"
 #include "base/tiling.h"
 #include "base/transpose.h"
 
@@ -20,6 +22,11 @@ struct RelayoutArgs {
   std::int64_t n, c, h, w;
   std::int64_t top, left, bottom, right;  // halo of y in pixels; 0 for a plain destination without one
   std::int64_t rows_per_task;             // of y, halo included
+  U pad{};                                // zero but for bytes
+};
+
+struct AsIs {
+  OPCEL_INLINE vf apply(vf v) const { return v; }
 };
 
 namespace detail {
@@ -42,8 +49,10 @@ OPCEL_INLINE std::int64_t relayout_task_count(const RelayoutArgs<T, U>& args, st
 }
 
 template <class U>
-OPCEL_INLINE void zero(U* y, std::int64_t count) {
-  std::memset(static_cast<void*>(y), 0, static_cast<std::size_t>(count) * sizeof(U));
+OPCEL_INLINE void fill(U* y, std::int64_t count, U pad) {
+  int byte = 0;
+  if constexpr (is_byte<U>) byte = pad;
+  std::memset(static_cast<void*>(y), byte, static_cast<std::size_t>(count) * sizeof(U));
 }
 
 }  // namespace detail
@@ -57,13 +66,20 @@ inline std::int64_t from_blocked_task_count(const RelayoutArgs<T, U>& args) { re
 template <class T, class U>
 inline std::int64_t to_planar_task_count(const RelayoutArgs<T, U>& args) { return detail::relayout_task_count(args, args.c); }
 
-// Plain to blocked with halo. Tasks: batch, channel block, row group, the last fastest.
 template <class T, class U>
-inline void to_blocked_tasks(const RelayoutArgs<T, U>& args, std::int64_t begin, std::int64_t end) {
+inline std::int64_t to_quads_task_count(const RelayoutArgs<T, U>& args) {
+  return detail::relayout_task_count(args, detail::ceil_div(args.c, 4));
+}
+
+// Plain to blocked with halo. Tasks: batch, channel block, row group, the last fastest.
+template <class T, class U, class Map = AsIs>
+inline void to_blocked_tasks(const RelayoutArgs<T, U>& args, std::int64_t begin, std::int64_t end, const Map& map = {}) {
+  const vf pad = set(static_cast<float>(args.pad));
   detail::relayout_rows(args, detail::ceil_div(args.c, W), begin, end,
                         [&](std::int64_t n, std::int64_t block, std::int64_t row, U* y) {
-                          if (row < 0 || row >= args.h) return detail::zero(y, (args.left + args.w + args.right) * W);
-                          detail::zero(y, args.left * W);
+                          if (row < 0 || row >= args.h)
+                            return detail::fill(y, (args.left + args.w + args.right) * W, args.pad);
+                          detail::fill(y, args.left * W, args.pad);
                           y += args.left * W;
                           const T* x = args.x + n * args.x_n + block * W * args.x_c + row * args.x_row;
                           const int channels = static_cast<int>(detail::least(W, args.c - block * W));
@@ -73,16 +89,52 @@ inline void to_blocked_tasks(const RelayoutArgs<T, U>& args, std::int64_t begin,
                             OPCEL_UNROLL
                             for (int l = 0; l < W; ++l) {
                               if (l < channels)
-                                t[l] = pixels == W ? load(x + l * args.x_c + i) : load_n(x + l * args.x_c + i, pixels);
+                                t[l] = map.apply(pixels == W ? load(x + l * args.x_c + i)
+                                                             : load_t<true>(x + l * args.x_c + i, pixels));
                               else
-                                t[l] = vf{};
+                                t[l] = pad;
                             }
                             transpose(t);
-                            OPCEL_UNROLL
-                            for (int l = 0; l < W; ++l)
-                              if (l < pixels) store(y + (i + l) * W, t[l]);
+                            if (pixels == W) {
+                              store_each(y + i * W, W, t);
+                            } else {
+                              OPCEL_UNROLL
+                              for (int l = 0; l < W; ++l)
+                                if (l < pixels) store(y + (i + l) * W, t[l]);
+                            }
                           }
-                          detail::zero(y + args.w * W, args.right * W);
+                          detail::fill(y + args.w * W, args.right * W, args.pad);
+                        });
+}
+
+// Plain to quads of bytes with halo. Tasks: batch, quad of channels, row group, the last fastest.
+template <class T, class Map = AsIs>
+inline void to_quads_tasks(const RelayoutArgs<T, std::uint8_t>& args, std::int64_t begin, std::int64_t end, const Map& map = {}) {
+  detail::relayout_rows(args, detail::ceil_div(args.c, 4), begin, end,
+                        [&](std::int64_t n, std::int64_t block, std::int64_t row, std::uint8_t* y) {
+                          if (row < 0 || row >= args.h)
+                            return detail::fill(y, (args.left + args.w + args.right) * 4, args.pad);
+                          detail::fill(y, args.left * 4, args.pad);
+                          y += args.left * 4;
+                          const T* x = args.x + n * args.x_n + block * 4 * args.x_c + row * args.x_row;
+                          const int channels = static_cast<int>(detail::least(4, args.c - block * 4));
+                          for (std::int64_t i = 0; i < args.w; i += W) {
+                            const int pixels = static_cast<int>(detail::least(W, args.w - i));
+                            vi all{};
+                            OPCEL_UNROLL
+                            for (int l = 0; l < 4; ++l) {
+                              vi v = set_i(args.pad);
+                              if (l < channels)
+                                v = to_int(map.apply(pixels == W ? load(x + l * args.x_c + i)
+                                                                 : load_t<true>(x + l * args.x_c + i, pixels)));
+                              all |= v << (8 * l);
+                            }
+                            if (pixels == W)
+                              *reinterpret_cast<detail::vi_bytes*>(y + i * 4) = all;
+                            else
+                              std::memcpy(y + i * 4, &all, static_cast<std::size_t>(pixels) * 4);
+                          }
+                          detail::fill(y + args.w * 4, args.right * 4, args.pad);
                         });
 }
 
@@ -106,7 +158,7 @@ inline void from_blocked_tasks(const RelayoutArgs<T, U>& args, std::int64_t begi
                               if (pixels == W)
                                 store(y + l * args.y_c + i, t[l]);
                               else
-                                store_n(y + l * args.y_c + i, t[l], pixels);
+                                store_t<true>(y + l * args.y_c + i, t[l], pixels);
                             }
                           }
                         });
@@ -116,13 +168,14 @@ inline void from_blocked_tasks(const RelayoutArgs<T, U>& args, std::int64_t begi
 template <class T, class U>
 inline void to_planar_tasks(const RelayoutArgs<T, U>& args, std::int64_t begin, std::int64_t end) {
   detail::relayout_rows(args, args.c, begin, end, [&](std::int64_t n, std::int64_t c, std::int64_t row, U* y) {
-    if (row < 0 || row >= args.h) return detail::zero(y, args.left + args.w + args.right);
-    detail::zero(y, args.left);
+    if (row < 0 || row >= args.h) return detail::fill(y, args.left + args.w + args.right, args.pad);
+    detail::fill(y, args.left, args.pad);
     const T* x = args.x + n * args.x_n + c * args.x_c + row * args.x_row;
     std::int64_t i = 0;
     for (; i + W <= args.w; i += W) store(y + args.left + i, load(x + i));
-    store_n(y + args.left + i, load_n(x + i, static_cast<int>(args.w - i)), static_cast<int>(args.w - i));
-    detail::zero(y + args.left + args.w, args.right);
+    const int rest = static_cast<int>(args.w - i);
+    store_t<true>(y + args.left + i, load_t<true>(x + i, rest), rest);
+    detail::fill(y + args.left + args.w, args.right, args.pad);
   });
 }
 

@@ -1,8 +1,11 @@
-// Max and average pooling of f32 or bf16, sums in f32, on the blocked layout [n][channel block][h][w][W]. Windows are clipped
-// to the image, so the input needs no halo and its halo, if any, is not read.
+// Max and average pooling of f32, bf16 or bytes, sums in f32, on the blocked layout [n][channel block][h][w][W]. Windows are
+// clipped to the image, so the input needs no halo and its halo, if any, is not read.
 #pragma once
 
+#include <limits>
+
 #include "base/bf16.h"
+#include "base/bytes.h"
 #include "base/tiling.h"
 
 namespace opcel {
@@ -58,6 +61,20 @@ OPCEL_INLINE vf pool_window(const T* x, std::int64_t rows, std::int64_t x_row, s
   return Max ? max_or_nan(max_or_nan(acc[0], acc[1]), max_or_nan(acc[2], acc[3])) : (acc[0] + acc[1]) + (acc[2] + acc[3]);
 }
 
+template <class T>
+OPCEL_INLINE void max_of_bytes(T* y, const T* x, std::int64_t rows, std::int64_t x_row, std::int64_t taps, std::int64_t x_tap) {
+  typedef T lanes __attribute__((vector_size(W)));
+  typedef T lanes_memory __attribute__((vector_size(W), aligned(1), may_alias));
+  lanes best = lanes{} + std::numeric_limits<T>::min();
+  for (; rows > 0; --rows, x += x_row) {
+    for (std::int64_t tap = 0; tap < taps; ++tap) {
+      const lanes v = *reinterpret_cast<const lanes_memory*>(x + tap * x_tap);
+      best = v > best ? v : best;
+    }
+  }
+  *reinterpret_cast<lanes_memory*>(y) = best;
+}
+
 }  // namespace detail
 
 // Number of tasks: image, channel block, row group; the last varies fastest.
@@ -66,8 +83,8 @@ OPCEL_INLINE std::int64_t pool_task_count(const PoolArgs<T, U>& args) {
   return args.n * args.cb * detail::ceil_div(args.oh, args.rows_per_task);
 }
 
-// Tasks [begin, end). A NaN in a window gives NaN. A window without any element gives -inf (max) or NaN (average). A global
-// average is an average whose kernel is the image.
+// Tasks [begin, end). The largest byte goes to bytes of the same type as it is, without `epi`. A NaN in a window gives NaN. A
+// window without any element gives -inf or the least byte (max) or NaN (average). A global average is an average whose kernel is the image.
 template <bool Max, class T, class U, class Epi>
 void pool_tasks(const PoolArgs<T, U>& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
   const std::int64_t row_groups = detail::ceil_div(args.oh, args.rows_per_task);
@@ -83,10 +100,15 @@ void pool_tasks(const PoolArgs<T, U>& args, const Epi& epi, std::int64_t begin, 
       for (std::int64_t col = 0; col < args.ow; ++col) {
         const std::int64_t left = col * args.sw - args.pw;
         const detail::PoolSpan wide(left, args.iw, args.kw, args.dw, args.pw_end, args.count_include_pad);
-        vf v = detail::pool_window<Max>(x + (left + wide.first * args.dw) * W, high.last - high.first, args.dh * args.x_row,
-                                        wide.last - wide.first, args.dw * W);
-        if constexpr (!Max) v /= set(static_cast<float>(high.counted * wide.counted));
-        store(y + col * W, epi.template apply<false>(v, n, cb, row, col, W));
+        const T* window = x + (left + wide.first * args.dw) * W;
+        const std::int64_t down = high.last - high.first, across = wide.last - wide.first;
+        if constexpr (Max && is_byte<T> && std::is_same_v<T, U>) {
+          detail::max_of_bytes(y + col * W, window, down, args.dh * args.x_row, across, args.dw * W);
+        } else {
+          vf v = detail::pool_window<Max>(window, down, args.dh * args.x_row, across, args.dw * W);
+          if constexpr (!Max) v /= set(static_cast<float>(high.counted * wide.counted));
+          store(y + col * W, epi.template apply<false>(v, n, cb, row, col, W));
+        }
       }
     }
   }

@@ -1,7 +1,10 @@
 // Images resampled along rows and columns on the blocked layout [n][channel block][h][w][W].
 #pragma once
 
+#include <cstring>
+
 #include "base/bf16.h"
+#include "base/bytes.h"
 #include "kernels/resample/rows.h"
 
 namespace opcel {
@@ -38,8 +41,13 @@ void resample_blocked_tasks(const ResampleBlockedArgs<T, U>& args, std::int64_t 
       U* y = args.y + n * args.y_n + cb * args.y_cb + row * args.y_row;
       if (!rows.weights && !columns.weights) {
         const T* x = plane + (rows.at ? detail::inside(rows.at[row], args.ih) : row) * args.x_row;
-        for (std::int64_t col = 0; col < columns.size; ++col)
-          store(y + col * W, load(x + (columns.at ? detail::inside(columns.at[col], args.iw) : col) * W));
+        for (std::int64_t col = 0; col < columns.size; ++col) {
+          const T* from = x + (columns.at ? detail::inside(columns.at[col], args.iw) : col) * W;
+          if constexpr (std::is_same_v<T, U>)
+            std::memcpy(static_cast<void*>(y + col * W), from, W * sizeof(T));
+          else
+            store(y + col * W, load(from));
+        }
         continue;
       }
       for (std::int64_t col = 0; col < columns.size; ++col) {
