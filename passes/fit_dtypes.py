@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from opcel_compiler.ir.dims import floordiv
-from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.types import F32, F64, I64, DType, TensorType
 from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.driver import optimizable
+from opcel_compiler.rewrite.emit import Emit
 from opcel_compiler.rewrite.pass_ import Pass
 from opcel_compiler.rewrite.rule import Numerics
 from opcel_compiler.targets.cpu.constraints import accepts
@@ -87,18 +87,15 @@ def _replace(node: Node, *values: Value) -> None:
     node.graph.replace(node, values)
 
 
-class _Emit:
-    """Adds nodes in front of `node`, with its origin."""
+class _Emit(Emit):
+    """Adds nodes in front of `node`, as its simpler form needs them."""
 
     def __init__(self, node: Node) -> None:
-        assert node.graph is not None
-        self.node, self.graph = node, node.graph
-
-    def __call__(self, op: str, *operands: Value | None, **attrs: Any) -> Value:
-        return self.graph.add(op, operands, attrs, before=self.node, origin=self.node.origin).result
+        super().__init__(node)
+        self.node = node
 
     def number(self, x: float) -> Value:
-        return self.graph.constant(Constant(np.array(x)), before=self.node, origin=self.node.origin)
+        return self.constant(x, F64)
 
     def over(self, op: str, x: Value, axes: tuple[int, ...]) -> Value:
         return self(op, x, axes=axes, keepdims=True)

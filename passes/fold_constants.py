@@ -18,6 +18,7 @@ from opcel_compiler.ir.types import TensorType
 from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.driver import erase_unused, optimizable
 from opcel_compiler.rewrite.pass_ import Pass
+from opcel_compiler.rewrite.quantized import kept_quantized
 
 RULE = "fold"
 
@@ -25,7 +26,8 @@ RULE = "fold"
 @dataclass(frozen=True)
 class FoldConstants(Pass):
     """A result is kept when it has at most `max_bytes`, or at most `max_growth` times the bytes of its operands; four
-    times for a dequantization, as what multiplies by weights wants them constant."""
+    times for a dequantization, as what multiplies by weights wants them constant. The dequantization of weights that
+    are multiplied with quantized numbers stays."""
 
     name: ClassVar[str] = "fold-constants"
     summary: ClassVar[str] = "evaluate nodes whose operands are all constants"
@@ -35,7 +37,7 @@ class FoldConstants(Pass):
 
     def run(self, graph: Graph, ctx: PassContext) -> None:
         for node in optimizable(graph):
-            if not _foldable(node):
+            if not _foldable(node) or kept_quantized(node):
                 continue
             if reason := self._too_large(node):
                 ctx.refuse(RULE, node, reason)
