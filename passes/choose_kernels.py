@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from opcel_compiler.ir.program import Kernel, Program, Step
+from opcel_compiler.ir.program_split import split_quantized
 from opcel_compiler.ir.types import F32
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
 from opcel_compiler.rewrite.rule import Numerics
@@ -51,6 +52,9 @@ def _choose(step: Step, choosing: Choosing, ctx: PassContext) -> list[Step]:
     if not isinstance(step, Kernel):
         return [step]
     if step.family == "matmul":
+        parts = split_quantized(step, choosing.name)
+        if len(parts) > 1 or parts[0] is not step:
+            return [s for part in parts for s in _choose(part, choosing, ctx)]
         return choose_few_rows(step, choosing) or _choose_matmul(step, choosing, ctx)
     if step.family == "conv.blocked":
         _choose_conv(step, choosing, ctx)

@@ -3,24 +3,32 @@
 One group becomes one kernel, so every value inside it stays in registers. An anchor (convolution, matrix product, row
 operator) takes in the elementwise nodes after it as epilogue; a row operator also takes those before it as prologue.
 A group has exactly one value that is used outside; that alone rules out cycles.
+
+Around quantized values: a contraction takes in the dequantizations of its operands, so that its kernel may multiply the
+integers; whatever reads a dequantized value that nothing else reads takes in the dequantization; an epilogue may end in
+bytes. A norm that is read as it is and quantized writes both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 
 from opcel_compiler.ir.dims import equal
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.ops.control import nested
 from opcel_compiler.ir.outline import move_into_region
-from opcel_compiler.ir.types import F32, TensorType
+from opcel_compiler.ir.types import F32, I8, U8, TensorType
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
 from opcel_compiler.targets.cpu.lanes import in_lanes, lane_node
 
 EPILOGUE_ANCHORS = frozenset({"conv", "matmul"})
 ROW_ANCHORS = frozenset({"softmax", "log_softmax", "layer_norm", "rms_norm"})
+NORMS = frozenset({"layer_norm", "rms_norm"})
+BYTES = frozenset({U8, I8})
+MAX_ROW = 1 << 14
+"""The longest row, in elements, that a row kernel holds in f32 before it writes it as bytes."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +46,28 @@ class Fuse(Pass):
 
     def _group(self, graph: Graph, ctx: PassContext) -> None:
         taken: set[Node] = set()
-        groups: list[list[Node]] = []
+        groups: list[tuple[list[Node], list[Node]]] = []
 
-        def keep(group: list[Node]) -> None:
-            taken.update(group)
-            groups.append(group)
+        def keep(group: list[Node], also: list[Node]) -> None:
+            taken.update(group, also)
+            groups.append((group, also))
 
         nodes = list(graph.nodes)
         for anchor in nodes:
             if anchor.op in EPILOGUE_ANCHORS and _f32(anchor):
-                keep(_grow_down([anchor], taken, self.max_nodes))
+                keep(_grow_down([*_dequantized(anchor), anchor], taken, self.max_nodes), [])
         for anchor in nodes:
             if anchor.op in ROW_ANCHORS and _f32(anchor) and _last_axis(anchor):
-                keep(_grow_down(_grow_up(anchor, taken), taken, self.max_nodes))
+                group = _grow_down(_grow_up(anchor, taken), taken, self.max_nodes)
+                keep(group, _also_quantized(group, anchor))
         for node in nodes:
             if node not in taken and _elementwise(node):
-                keep(_grow_down([node], taken, self.max_nodes))
-        for group in groups:
-            if len(group) > 1 and ctx.allows(self.name, group[-1]):
+                keep(_grow_down([node], taken, self.max_nodes), [])
+        for group, also in groups:
+            if len(group) + len(also) > 1 and ctx.allows(self.name, group[-1]):
                 ctx.changed(self.name, group[-1])
-                move_into_region(graph, "fused", group, _live_out(group), before=group[-1])
+                results = [*_live_out(group), *(n.result for n in also)]
+                move_into_region(graph, "fused", [*group, *also], results, before=group[-1])
 
 
 def _elementwise(node: Node) -> bool:
@@ -101,7 +111,8 @@ def _extra_fits(value: Value, anchor: Node) -> bool:
     if not isinstance(value.type, TensorType) or not in_lanes(value.type.dtype):
         return False
     if value.type.dtype != F32 and anchor.op not in ROW_ANCHORS:
-        return False
+        if anchor.op == "conv" or value.type.dtype not in BYTES:
+            return False
     like = anchor.result.tensor
     if same_shape(value.type, like) or value.type.size == 1:
         return True
@@ -110,18 +121,65 @@ def _extra_fits(value: Value, anchor: Node) -> bool:
     return _is_vector(value.type, like, -1)
 
 
-def _fits(node: Node, group: Sequence[Node]) -> bool:
-    """Whether `node` may join the group: elementwise over the same points as the group's first result."""
+def _dequantized(anchor: Node) -> list[Node]:
+    """The dequantizations that give the first two operands of a contraction, each its own: made anew where something
+    else reads one too. None of either, unless the second operand is one of a constant."""
+    makers = [anchor.operand(i).producer for i in (0, 1)]
+    if not (_of_bytes(makers[1]) and makers[1].operand(0).constant is not None):
+        return []
+    out = []
+    for i, node in enumerate(makers):
+        if not _of_bytes(node) or node.graph is not anchor.graph:
+            continue
+        if len(node.result.uses) > 1:
+            assert anchor.graph is not None
+            node = anchor.graph.add(node.op, node.operands, node.attrs, before=anchor, origin=node.origin)
+            anchor.set_operand(i, node.result)
+        out.append(node)
+    return out
+
+
+def _of_bytes(node: Node | None) -> TypeGuard[Node]:
+    return node is not None and node.op == "dequantize" and node.operand(0).tensor.dtype in BYTES and _f32_result(node)
+
+
+def _f32_result(node: Node) -> bool:
+    return node.result.tensor.dtype == F32
+
+
+def _own_dequantization(value: Value, anchor: Node | None, like: TensorType, taken: set[Node]) -> Node | None:
+    """The dequantization that gives `value`, of the shape `like`, to one user alone, if a kernel can take it in."""
+    node = value.producer
+    if node is None or node.op != "dequantize" or node in taken or len(value.uses) != 1:
+        return None
+    fits = same_shape(value.tensor, like) and (anchor is None or _vector(node))
+    return node if fits and (anchor is None or all(_extra_fits(v, anchor) for v in _operands(node))) else None
+
+
+def _operands(node: Node) -> list[Value]:
+    return [v for v in node.operands if v is not None]
+
+
+def _joining(node: Node, group: Sequence[Node], taken: set[Node]) -> list[Node]:
+    """`node`, after the dequantizations that it alone reads, if it may join the group: elementwise over the same points
+    as the group's first result. Else nothing."""
     if not _elementwise(node):
-        return False
-    first = group[0]
+        return []
     anchor = next((n for n in group if not _elementwise(n)), None)
-    if not same_shape(node.result.tensor, (anchor or first).result.tensor):
-        return False
-    if anchor is None:
-        return True
+    like = (anchor or group[0]).result.tensor
+    if not same_shape(node.result.tensor, like) or not (anchor is None or _vector(node)):
+        return []
     inside = {n.result for n in group}
-    return _vector(node) and all(v is None or v in inside or _extra_fits(v, anchor) for v in node.operands)
+    out = []
+    for v in dict.fromkeys(_operands(node)):
+        if v in inside:
+            continue
+        maker = _own_dequantization(v, anchor, like, taken)
+        if maker is not None and maker.graph is node.graph:
+            out.append(maker)
+        elif anchor is not None and not _extra_fits(v, anchor):
+            return []
+    return [*out, node]
 
 
 def _live_out(group: Sequence[Node]) -> list[Value]:
@@ -129,20 +187,35 @@ def _live_out(group: Sequence[Node]) -> list[Value]:
     return [n.result for n in group if any(not (isinstance(u, Node) and u in inside) for u, _ in n.result.uses)]
 
 
+def _ends_well(value: Value, anchor: Node | None) -> bool:
+    """Whether a kernel of this anchor can write `value` as its only result."""
+    if anchor is None or value.tensor.dtype == F32:
+        return True
+    node = value.producer
+    assert node is not None
+    return node.op == "quantize" and value.tensor.dtype in BYTES and (anchor.op not in ROW_ANCHORS or _short(value))
+
+
+def _short(value: Value) -> bool:
+    row = value.tensor.dims[-1]
+    return type(row) is int and row <= MAX_ROW
+
+
 def _grow_down(group: list[Node], taken: set[Node], limit: int) -> list[Node]:
-    """The largest extension of `group` by elementwise users that leaves one value alive, in f32 if it has an anchor."""
+    """The largest extension of `group` by elementwise users that leaves one value alive, in a form that a kernel of its
+    anchor can write."""
     best = list(group)
     current = list(group)
-    alone, last = all(map(_elementwise, group)), group[-1]
+    anchor, last = next((n for n in group if not _elementwise(n)), None), group[-1]
     node = last._next
     steps = 0
     frontier = {n.result for n in group}
     while node is not None and len(current) < limit and steps < 64:
         if any(v in frontier for v in node.operands) and node not in taken:
-            if _fits(node, current):
-                current.append(node)
-                frontier.add(node.result)
-                if len(alive := _live_out(current)) == 1 and (alone or alive[0].tensor.dtype == F32):
+            if joining := _joining(node, current, taken):
+                current += joining
+                frontier.update(n.result for n in joining)
+                if len(alive := _live_out(current)) == 1 and _ends_well(alive[0], anchor):
                     best = list(current)
             steps += 1
         if not any(isinstance(u, Node) and u not in current for v in frontier for u, _ in v.uses):
@@ -151,18 +224,33 @@ def _grow_down(group: list[Node], taken: set[Node], limit: int) -> list[Node]:
     return best
 
 
+def _also_quantized(group: Sequence[Node], anchor: Node) -> list[Node]:
+    """The node that alone quantizes the f32 result of a norm's group, by a constant scale and zero point, or none."""
+    (value,) = _live_out(group)
+    if anchor.op not in NORMS or value.tensor.dtype != F32 or not _short(value):
+        return []
+    found = {u for u, i in value.uses if isinstance(u, Node) and u.op == "quantize" and i == 0}
+    if len(found) != 1 or (node := found.pop()).result.tensor.dtype not in BYTES or node.graph is not anchor.graph:
+        return []
+    return [node] if all(v.constant is not None and v.tensor.size == 1 for v in _operands(node)[1:]) else []
+
+
 def _grow_up(anchor: Node, taken: set[Node]) -> list[Node]:
     """`anchor` preceded by the elementwise nodes that feed only it."""
     group = [anchor]
     value = anchor.operand(0)
+    like = anchor.result.tensor
     while (node := value.producer) is not None and node not in taken and _elementwise(node) and _vector(node):
         alone = len(value.uses) == 1
-        fits = same_shape(node.result.tensor, anchor.result.tensor)
-        extras = [v for v in node.operands if v is not None]
-        if not (alone and fits and all(_extra_fits(v, anchor) for v in extras)) or node.graph is not anchor.graph:
+        extras = _operands(node)
+        own = [m for v in dict.fromkeys(extras) if (m := _own_dequantization(v, anchor, like, taken)) is not None]
+        rest = [v for v in extras if v.producer is None or v.producer not in own]
+        if not (alone and same_shape(node.result.tensor, like) and all(_extra_fits(v, anchor) for v in rest)):
             break
-        group.insert(0, node)
-        inner = [v for v in extras if v.producer is not None and _elementwise(v.producer) and len(v.uses) == 1]
+        if node.graph is not anchor.graph or any(m.graph is not anchor.graph for m in own):
+            break
+        group[:0] = [*own, node]
+        inner = [v for v in rest if v.producer is not None and _elementwise(v.producer) and len(v.uses) == 1]
         if len(inner) != 1:
             break
         value = inner[0]

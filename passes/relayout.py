@@ -16,6 +16,7 @@ from opcel_compiler.ir.graph import Graph, Value
 from opcel_compiler.ir.layout import Layout
 from opcel_compiler.ir.parts import Parts, part_of
 from opcel_compiler.ir.program import Buffer, Control, Kernel, Program, Step, View, block_end, loops, whole
+from opcel_compiler.ir.program_split import fresh_name, split_quantized
 from opcel_compiler.ir.types import F32, TensorType
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
 from opcel_compiler.schedule.choice.convolution import depthwise_tile
@@ -34,8 +35,23 @@ class Relayout(Pass):
     def run(self, program: Program, ctx: PassContext) -> None:
         target = ctx.target
         width = target.vector.width_f32 if target is not None and target.vector is not None else 1
+        _split_quantized(program)
         if width > 1 and any(k.family == "conv" for k in program.kernels):
             _Relayout(program, width, target.vector.registers).run()
+
+
+def _split_quantized(program: Program) -> None:
+    """Convolutions that have no kernel for bytes, in f32 between kernels that convert."""
+    names = {b.name for b in program.buffers}
+
+    def name(base: str) -> str:
+        return fresh_name(base, names)
+
+    program.steps = [
+        part
+        for step in program.steps
+        for part in (split_quantized(step, name) if isinstance(step, Kernel) and step.family == "conv" else (step,))
+    ]
 
 
 class _Relayout:
@@ -271,11 +287,7 @@ class _Relayout:
         self.steps.append(Kernel(family, body, [source], [target], origin=origin))
 
     def _buffer(self, base: str, type: TensorType, layout: Layout, like: Buffer | None = None) -> Buffer:
-        name, count = f"{base}.blocked", 0
-        while name in self.names:
-            count += 1
-            name = f"{base}.blocked{count}"
-        self.names.add(name)
+        name = fresh_name(f"{base}.blocked", self.names)
         if like is not None:
             return Buffer(name, type, like.kind, layout, data=like.data)
         made = Buffer(name, type, layout=layout)

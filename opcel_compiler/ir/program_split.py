@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from opcel_compiler.ir.encodings import Constant
+from opcel_compiler.ir.graph import Node, Value
 from opcel_compiler.ir.outline import outline, outside_values
-from opcel_compiler.ir.program import Buffer, Kernel, whole
+from opcel_compiler.ir.program import Buffer, Kernel, View, whole
+
+
+def fresh_name(base: str, taken: set[str]) -> str:
+    """A name for a new buffer that begins with `base`, noted in `taken`."""
+    name, count = base, 0
+    while name in taken:
+        count += 1
+        name = f"{base}{count}"
+    taken.add(name)
+    return name
 
 
 def split_epilogue(kernel: Kernel, name: str) -> list[Kernel]:
@@ -22,3 +36,66 @@ def split_epilogue(kernel: Kernel, name: str) -> list[Kernel]:
         Kernel(kernel.family, first, first_inputs, [link], copied, dict(kernel.params), origin=kernel.origin),
         Kernel("elementwise", second, second_inputs, list(kernel.outputs), None, origin=kernel.origin),
     ]
+
+
+def dequantizations(anchor: Node) -> list[Node]:
+    """The nodes of the kernel's body that give a contraction's first two operands from integers."""
+    makers = (v.producer for v in anchor.operands[:2] if v is not None)
+    return [n for n in dict.fromkeys(makers) if n is not None and n.op == "dequantize"]
+
+
+def source(value: Value) -> Value:
+    """What a value of a body is the dequantization of, or the value itself."""
+    node = value.producer
+    return node.operand(0) if node is not None and node.op == "dequantize" else value
+
+
+def split_quantized(kernel: Kernel, name: Callable[[str], str]) -> list[Kernel]:
+    """The kernel in f32 alone, between kernels that dequantize its anchor's operands and quantize its result: the same
+    numbers. Constant operands are dequantized here. [kernel] where there is nothing to split. `name` makes names of
+    buffers."""
+    anchor = kernel.anchor
+    if anchor is None:
+        return [kernel]
+    first, last = dequantizations(anchor), kernel.body.outputs[0].producer
+    ends = last is not None and last.op == "quantize" and len(kernel.outputs) == 1
+    if not first and not ends:
+        return [kernel]
+    views = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
+    steps = []
+    for node in first:
+        steps += _alone(node, views, name, kernel.origin)
+    rest = [n for n in kernel.body.nodes if n.op != "constant" and n not in first and not (ends and n is last)]
+    result = last.operand(0) if ends and last is not None else kernel.body.outputs[0]
+    middle = outline(rest, [result])
+    out = list(kernel.outputs)
+    if ends:
+        out = [whole(Buffer(name(f"{kernel.outputs[0].buffer.name}.real"), result.tensor))]
+        views[result] = out[0]
+    copied = next(n for n in middle.nodes if n.op == anchor.op)
+    inputs = [views[v] for v in outside_values(rest)]
+    steps.append(Kernel(kernel.family, middle, inputs, out, copied, dict(kernel.params), origin=kernel.origin))
+    if ends and last is not None:
+        steps += _alone(last, views, name, kernel.origin, kernel.outputs)
+    return steps
+
+
+def _alone(
+    node: Node, views: dict[Value, View], name: Callable[[str], str], origin: tuple[str, ...],
+    outputs: list[View] | None = None,
+) -> list[Kernel]:  # fmt: skip
+    """A kernel for the elementwise node; none where all that it reads is constant. `views` gains its result."""
+    operands = [v for v in node.operands if v is not None]
+    inputs = [views[v] for v in outside_values([node])]
+    if outputs is None and inputs and all(v.buffer.kind == "weight" and v.is_whole for v in inputs):
+        data = [v.constant or views[v].buffer.data for v in operands]
+        arrays = [d.array.reshape(v.tensor.static_shape) for d, v in zip(data, operands, strict=True) if d is not None]
+        evaluate = node.definition.evaluate
+        assert evaluate is not None and len(arrays) == len(operands)
+        made = Constant(evaluate(arrays, node.attrs)[0], node.result.tensor.dtype)
+        weight = Buffer(name(f"{inputs[0].buffer.name}.real"), node.result.tensor, "weight", data=made)
+        views[node.result] = whole(weight)
+        return []
+    out = outputs or [whole(Buffer(name(f"{inputs[0].buffer.name}.real"), node.result.tensor))]
+    views[node.result] = out[0]
+    return [Kernel("elementwise", outline([node], node.results), inputs, list(out), None, origin=origin)]

@@ -17,6 +17,7 @@ from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.outline import outline, outside_values
 from opcel_compiler.ir.program import Buffer, Control, Kernel, Program, Read, Region, Requirement, View, whole
+from opcel_compiler.ir.program_split import source
 from opcel_compiler.ir.types import DType, TensorType
 from opcel_compiler.schedule.assumed import assumed
 from opcel_compiler.schedule.attention import lower_attention
@@ -210,7 +211,7 @@ class Lowering:
         """`view` in a form that every kernel of this anchor can read as `value`."""
         if anchor is None:
             return view
-        position = next((i for i, v in enumerate(anchor.operands) if v is value), None)
+        position = next((i for i, v in enumerate(anchor.operands) if v is not None and source(v) is value), None)
         if anchor.op == "attention":
             return self.unit_inner(view) if position != 3 or view.strides[-1:] != (0,) else view
         if anchor.op == "matmul":

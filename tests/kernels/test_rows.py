@@ -37,29 +37,40 @@ SOURCE = (
 using namespace opcel;
 extern "C" void softmax(const float* x, const float* side, float* y, long stride, long rows, long n, long per_task,
                         bool log, long begin, long end) {
-  RowArgs a{y, stride, rows, n, per_task};
+  RowArgs<> a{y, stride, rows, n, per_task};
   if (end < 0) end = row_task_count(a);
-  if (log) log_softmax_tasks(a, Load{x, stride}, ::Add{side, stride}, begin, end);
-  else softmax_tasks(a, Load{x, stride}, ::Add{side, stride}, begin, end);
+  if (log) log_softmax_tasks(a, Load{x, stride}, ::Add{side, stride}, NoNarrow{}, begin, end);
+  else softmax_tasks(a, Load{x, stride}, ::Add{side, stride}, NoNarrow{}, begin, end);
 }
 extern "C" void norm(const float* x, const float* side, float* y, long stride, long rows, long n, long per_task,
                      const float* gamma, const float* beta, float* mean, float* inv, bool center) {
-  NormArgs a{{y, stride, rows, n, per_task}, gamma, beta, 1e-5f, mean, inv, nullptr};
+  NormArgs<> a{{y, stride, rows, n, per_task}, gamma, beta, 1e-5f, mean, inv};
   const long tasks = row_task_count(a.row);
   Load l{x, stride}; ::Add e{side, stride};
-  if (center && gamma && beta) layer_norm_tasks<true, true>(a, l, e, 0, tasks);
-  else if (center && gamma) layer_norm_tasks<true, false>(a, l, e, 0, tasks);
-  else if (center && beta) layer_norm_tasks<false, true>(a, l, e, 0, tasks);
-  else if (center) layer_norm_tasks<false, false>(a, l, e, 0, tasks);
-  else if (gamma) rms_norm_tasks<true, false>(a, l, e, 0, tasks);
-  else rms_norm_tasks<false, false>(a, l, e, 0, tasks);
+  if (center && gamma && beta) layer_norm_tasks<true, true>(a, l, e, NoNarrow{}, 0, tasks);
+  else if (center && gamma) layer_norm_tasks<true, false>(a, l, e, NoNarrow{}, 0, tasks);
+  else if (center && beta) layer_norm_tasks<false, true>(a, l, e, NoNarrow{}, 0, tasks);
+  else if (center) layer_norm_tasks<false, false>(a, l, e, NoNarrow{}, 0, tasks);
+  else if (gamma) rms_norm_tasks<true, false>(a, l, e, NoNarrow{}, 0, tasks);
+  else rms_norm_tasks<false, false>(a, l, e, NoNarrow{}, 0, tasks);
 }
+struct Scaled {  // narrows factor * v
+  float factor;
+  template <bool Tail> vf apply(vf v, long, long, int) const { return round_even(v * factor); }
+};
+struct Same {
+  template <bool Tail> vf apply(vf v, long, long, int) const { return v; }
+};
 extern "C" void rounded_norm(const float* x, const float* side, float* y, bf16* z, long stride, long rows, long n,
                              const float* gamma, bool center) {
-  NormArgs a{{y, stride, rows, n, 3}, gamma, gamma, 1e-5f, nullptr, nullptr, z};
+  NormArgs<bf16> a{{y, stride, rows, n, 3, z}, gamma, gamma, 1e-5f, nullptr, nullptr};
   Load l{x, stride}; ::Add e{side, stride};
-  if (center) layer_norm_tasks<true, true, true>(a, l, e, 0, row_task_count(a.row));
-  else rms_norm_tasks<true, true, true>(a, l, e, 0, row_task_count(a.row));
+  if (center) layer_norm_tasks<true, true>(a, l, e, Same{}, 0, row_task_count(a.row));
+  else rms_norm_tasks<true, true>(a, l, e, Same{}, 0, row_task_count(a.row));
+}
+extern "C" void narrow_softmax(const float* x, float* y, uint8_t* z, long stride, long rows, long n) {
+  RowArgs<uint8_t> a{y, stride, rows, n, 3, z};
+  softmax_tasks(a, Load{x, stride}, ::Add{nullptr, stride}, Scaled{255}, 0, row_task_count(a));
 }
 """
 )
@@ -291,3 +302,21 @@ def test_reduction_of_nothing(isa: str, kind: str, want: float) -> None:
     getattr(lib, f"middle_{kind}")(pointer(x), pointer(None), pointer(z), *long(1, 0, 3, 2))
     np.testing.assert_array_equal(y, np.float32(want))
     np.testing.assert_array_equal(z, np.float32(want))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("n", [1, 15, 64, 77])
+def test_softmax_as_bytes(isa: str, n: int) -> None:
+    """Beside the result in f32 or in place of it: the same values, narrowed."""
+    rows, stride = 7, n + 3
+    x = np.random.default_rng(n).normal(size=(rows, stride)).astype(np.float32)
+    call = build(SOURCE, isa).narrow_softmax
+    results = []
+    for y in (np.zeros_like(x), None):
+        z = np.full((rows + 1, n), 7, np.uint8)
+        call(pointer(x), pointer(y), pointer(z), *long(stride, rows, n))
+        assert (z[rows] == 7).all(), "wrote past the end"
+        results.append(z[:rows])
+        if y is not None:
+            np.testing.assert_array_equal(z[:rows], np.rint(y[:, :n] * np.float32(255)))
+    np.testing.assert_array_equal(*results)

@@ -87,3 +87,51 @@ def test_only_f32_joins_an_anchor(apply) -> None:
 
 def test_a_graph_without_work_is_left_alone(apply) -> None:
     assert fused(apply, "", outputs="%x") == []
+
+
+Q = "%x: u8[4, 8], %r: u8[4, 8], %f: f32[4, 8]"
+QC = "%sw = f32[8] 0.25|%s = f32[] 0.5|%z = u8[] 128"
+QW = QC + "|%w = i8[8, 8] 3|%dw = dequantize(%w, %sw){dtype=f32}"
+DX = "%dx = dequantize(%x, %s, %z){dtype=f32}"
+
+
+def test_quantized_operands_and_result_join_a_product(apply) -> None:
+    body = f"{QW}|{DX}|%m = matmul(%dx, %dw)|%a = relu(%m)|%y = quantize(%a, %s, %z){{dtype=u8}}"
+    assert fused(apply, body, Q) == [["dequantize", "dequantize", "matmul", "relu", "quantize"]]
+
+
+def test_each_product_gets_a_dequantization_of_its_own(apply) -> None:
+    body = f"{QW}|{DX}|%m = matmul(%dx, %dw)|%y = matmul(%dx, %dw)"
+    assert fused(apply, body, Q, "%m, %y") == [["dequantize", "dequantize", "matmul"]] * 2
+
+
+def test_a_quantized_residual_joins_with_its_dequantization(apply) -> None:
+    body = f"{QW}|{DX}|%dr = dequantize(%r, %s, %z){{dtype=f32}}|%m = matmul(%dx, %dw)|%y = add(%m, %dr)"
+    assert fused(apply, body, Q) == [["dequantize", "dequantize", "matmul", "dequantize", "add"]]
+
+
+def test_quantized_activations_alone_stay_outside(apply) -> None:
+    body = f"%w = f32[8, 8] 3.0|%s = f32[] 0.5|%z = u8[] 128|{DX}|%y = matmul(%dx, %w)"
+    assert fused(apply, body, Q) == [["dequantize"], ["matmul"]]
+
+
+def test_rows_begin_and_end_in_bytes(apply) -> None:
+    body = (
+        f"{QC}|{DX}|%dr = dequantize(%r, %s, %z){{dtype=f32}}|%a = add(%dx, %dr)|%n = softmax(%a){{axis=1}}|"
+        "%y = quantize(%n, %s, %z){dtype=u8}"
+    )
+    assert fused(apply, body, Q) == [["dequantize", "dequantize", "add", "softmax", "quantize"]]
+
+
+def test_a_norm_that_is_read_both_ways_writes_both(apply) -> None:
+    body = f"{QC}|%n = rms_norm(%f, %sw){{axis=1, epsilon=0.001}}|%o = relu(%n)|%y = quantize(%n, %s, %z){{dtype=u8}}"
+    assert fused(apply, body, Q, "%y, %o") == [["rms_norm", "quantize"], ["relu"]]
+    body = body.replace("rms_norm(%f, %sw){axis=1, epsilon=0.001}", "softmax(%f){axis=1}")
+    assert fused(apply, body, Q, "%y, %o") == [["softmax"], ["relu"], ["quantize"]]
+
+
+def test_elementwise_work_takes_in_both_dequantizations(apply) -> None:
+    body = (
+        f"{QC}|{DX}|%dr = dequantize(%r, %s, %z){{dtype=f32}}|%a = add(%dx, %dr)|%y = quantize(%a, %s, %z){{dtype=u8}}"
+    )
+    assert fused(apply, body, Q) == [["dequantize", "dequantize", "add", "quantize"]]

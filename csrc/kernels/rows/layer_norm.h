@@ -4,33 +4,30 @@
 // passes, so that a large mean costs no accuracy). RMS norm: x / sqrt(mean of squares + epsilon) * gamma.
 #pragma once
 
-#include <cstddef>
-
-#include "base/bf16.h"
 #include "base/vmath.h"
 #include "kernels/rows/row.h"
 
 namespace opcel {
 
+template <class T = float>
 struct NormArgs {
-  RowArgs row;
+  RowArgs<T> row;
   const float* gamma;  // [n], read if the kernel has Gamma
   const float* beta;   // [n], read if the kernel has Beta
   float epsilon;
   float* mean;     // [rows] or null
   float* inv_std;  // [rows] or null
-  bf16* rounded;   // [rows][n], written with Rounded in place of row.y, or as well as it if that is not null
 };
 
 namespace detail {
 
-template <bool Center, bool Gamma, bool Beta, bool Rounded, class Pro, class Epi>
-OPCEL_INLINE void normalize_rows(const NormArgs& args, const Pro& pro, const Epi& epi, std::int64_t begin,
-                                 std::int64_t end) {
+template <bool Center, bool Gamma, bool Beta, class T, class Pro, class Epi, class Nar>
+OPCEL_INLINE void normalize_rows(const NormArgs<T>& args, const Pro& pro, const Epi& epi, const Nar& nar,
+                                 std::int64_t begin, std::int64_t end) {
   constexpr int U = 4;
   const std::int64_t n = args.row.n, last = least(args.row.rows, end * args.row.rows_per_task);
   float* scratch = nullptr;
-  if constexpr (Rounded)
+  if constexpr (!std::is_same_v<Nar, NoNarrow>)
     if (!args.row.y) scratch = static_cast<float*>(__builtin_alloca(sizeof(float) * static_cast<std::size_t>(n)));
   const float per_element = 1.0f / static_cast<float>(n);
   for (std::int64_t row = begin * args.row.rows_per_task; row < last; ++row) {
@@ -68,9 +65,7 @@ OPCEL_INLINE void normalize_rows(const NormArgs& args, const Pro& pro, const Epi
         v *= load_t<Tail>(args.gamma + col, lanes);
       else if constexpr (Beta)
         v += load_t<Tail>(args.beta + col, lanes);
-      v = epi.template apply<Tail>(v, row, col, lanes);
-      if constexpr (Rounded) store_t<Tail>(args.rounded + row * n + col, v, lanes);
-      if (!Rounded || !scratch) store_t<Tail>(y + col, v, lanes);
+      store_row<Tail>(args.row, nar, y, epi.template apply<Tail>(v, row, col, lanes), row, col, lanes);
     });
   }
 }
@@ -78,15 +73,17 @@ OPCEL_INLINE void normalize_rows(const NormArgs& args, const Pro& pro, const Epi
 }  // namespace detail
 
 // Tasks [begin, end) of row_task_count(args.row).
-template <bool Gamma, bool Beta, bool Rounded = false, class Pro, class Epi>
-void layer_norm_tasks(const NormArgs& args, const Pro& pro, const Epi& epi, std::int64_t begin, std::int64_t end) {
-  detail::normalize_rows<true, Gamma, Beta, Rounded>(args, pro, epi, begin, end);
+template <bool Gamma, bool Beta, class T, class Pro, class Epi, class Nar>
+void layer_norm_tasks(const NormArgs<T>& args, const Pro& pro, const Epi& epi, const Nar& nar, std::int64_t begin,
+               std::int64_t end) {
+  detail::normalize_rows<true, Gamma, Beta>(args, pro, epi, nar, begin, end);
 }
 
 // args.mean, if not null, is set to 0.
-template <bool Gamma, bool Beta, bool Rounded = false, class Pro, class Epi>
-void rms_norm_tasks(const NormArgs& args, const Pro& pro, const Epi& epi, std::int64_t begin, std::int64_t end) {
-  detail::normalize_rows<false, Gamma, Beta, Rounded>(args, pro, epi, begin, end);
+template <bool Gamma, bool Beta, class T, class Pro, class Epi, class Nar>
+void rms_norm_tasks(const NormArgs<T>& args, const Pro& pro, const Epi& epi, const Nar& nar, std::int64_t begin,
+               std::int64_t end) {
+  detail::normalize_rows<false, Gamma, Beta>(args, pro, epi, nar, begin, end);
 }
 
 }  // namespace opcel

@@ -3,22 +3,32 @@
 // A prologue gives the elements of a row, an epilogue what is stored in place of a result:
 //   template <bool Tail> vf load(int64_t row, int64_t col, int lanes) const;
 //   template <bool Tail> vf apply(vf v, int64_t row, int64_t col, int lanes) const;
-// With Tail only the first `lanes` (< W) lanes count and no memory past them may be read.
+// With Tail only the first `lanes` (< W) lanes count and no memory past them may be read. What a `Narrow` makes of a
+// result by an `apply` of its own is written as elements of another type, in place of the f32 result or beside it.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+
+#include "base/narrow.h"
 #include "base/tiling.h"
-#include "base/vec.h"
 
 namespace opcel {
 
+template <class T = float>
 struct RowArgs {
-  float* y;  // also scratch: holds intermediate values of a row until its end
+  float* y;  // also scratch: holds intermediate values of a row until its end; may be null where there is a Narrow
   std::int64_t y_row;
   std::int64_t rows, n;
   std::int64_t rows_per_task;
+  T* narrow = nullptr;  // [rows][n], written by a Narrow
 };
 
-inline std::int64_t row_task_count(const RowArgs& args) { return detail::ceil_div(args.rows, args.rows_per_task); }
+// No second result.
+struct NoNarrow {};
+
+template <class T>
+OPCEL_INLINE std::int64_t row_task_count(const RowArgs<T>& args) { return detail::ceil_div(args.rows, args.rows_per_task); }
 
 namespace detail {
 
@@ -46,6 +56,15 @@ OPCEL_INLINE vf keep_lanes(vf v, float other, int lanes) {
     return select(first_lanes(lanes), v, set(other));
   else
     return v;
+}
+
+// The result v of a row kernel, to the row's place y in memory or in scratch, and narrowed to where that belongs.
+template <bool Tail, class T, class Nar>
+OPCEL_INLINE void store_row(const RowArgs<T>& args, const Nar& nar, float* y, vf v, std::int64_t row, std::int64_t col,
+                            int lanes) {
+  if constexpr (!std::is_same_v<Nar, NoNarrow>)
+    store_t<Tail>(args.narrow + row * args.n + col, nar.template apply<Tail>(v, row, col, lanes), lanes);
+  if (std::is_same_v<Nar, NoNarrow> || args.y) store_t<Tail>(y + col, v, lanes);
 }
 
 template <int U, class Op>

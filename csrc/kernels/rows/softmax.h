@@ -9,9 +9,11 @@
 namespace opcel {
 namespace detail {
 
-template <bool Log, class Pro, class Epi>
-OPCEL_INLINE void softmax_row(float* y, std::int64_t row, std::int64_t n, const Pro& pro, const Epi& epi) {
+template <bool Log, class T, class Pro, class Epi, class Nar>
+OPCEL_INLINE void softmax_row(const RowArgs<T>& args, float* y, std::int64_t row, const Pro& pro, const Epi& epi,
+                              const Nar& nar) {
   constexpr int U = 4;
+  const std::int64_t n = args.n;
   vf top[U], sum[U];
   OPCEL_UNROLL
   for (int u = 0; u < U; ++u) {
@@ -37,29 +39,35 @@ OPCEL_INLINE void softmax_row(float* y, std::int64_t row, std::int64_t n, const 
   for_row<U>(n, [&](auto tail, int, std::int64_t col, int lanes) __attribute__((always_inline)) {
     constexpr bool Tail = decltype(tail)::value;
     const vf v = load_t<Tail>(y + col, lanes);
-    store_t<Tail>(y + col, epi.template apply<Tail>(Log ? v - last : v * last, row, col, lanes), lanes);
+    const vf result = epi.template apply<Tail>(Log ? v - last : v * last, row, col, lanes);
+    store_row<Tail>(args, nar, y, result, row, col, lanes);
   });
 }
 
-template <bool Log, class Pro, class Epi>
-OPCEL_INLINE void softmax_rows(const RowArgs& args, const Pro& pro, const Epi& epi, std::int64_t begin,
-                               std::int64_t end) {
+template <bool Log, class T, class Pro, class Epi, class Nar>
+OPCEL_INLINE void softmax_rows(const RowArgs<T>& args, const Pro& pro, const Epi& epi, const Nar& nar,
+                               std::int64_t begin, std::int64_t end) {
+  float* scratch = nullptr;
+  if constexpr (!std::is_same_v<Nar, NoNarrow>)
+    if (!args.y) scratch = static_cast<float*>(__builtin_alloca(sizeof(float) * static_cast<std::size_t>(args.n)));
   const std::int64_t last = least(args.rows, end * args.rows_per_task);
   for (std::int64_t row = begin * args.rows_per_task; row < last; ++row)
-    softmax_row<Log>(args.y + row * args.y_row, row, args.n, pro, epi);
+    softmax_row<Log>(args, scratch ? scratch : args.y + row * args.y_row, row, pro, epi, nar);
 }
 
 }  // namespace detail
 
 // Tasks [begin, end) of row_task_count(args).
-template <class Pro, class Epi>
-void softmax_tasks(const RowArgs& args, const Pro& pro, const Epi& epi, std::int64_t begin, std::int64_t end) {
-  detail::softmax_rows<false>(args, pro, epi, begin, end);
+template <class T, class Pro, class Epi, class Nar>
+void softmax_tasks(const RowArgs<T>& args, const Pro& pro, const Epi& epi, const Nar& nar, std::int64_t begin,
+               std::int64_t end) {
+  detail::softmax_rows<false>(args, pro, epi, nar, begin, end);
 }
 
-template <class Pro, class Epi>
-void log_softmax_tasks(const RowArgs& args, const Pro& pro, const Epi& epi, std::int64_t begin, std::int64_t end) {
-  detail::softmax_rows<true>(args, pro, epi, begin, end);
+template <class T, class Pro, class Epi, class Nar>
+void log_softmax_tasks(const RowArgs<T>& args, const Pro& pro, const Epi& epi, const Nar& nar, std::int64_t begin,
+               std::int64_t end) {
+  detail::softmax_rows<true>(args, pro, epi, nar, begin, end);
 }
 
 }  // namespace opcel

@@ -11,7 +11,7 @@ from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph
 from opcel_compiler.ir.layout import Layout
 from opcel_compiler.ir.program import Buffer, Control, Kernel, Program, Step, View, whole
-from opcel_compiler.ir.program_split import split_epilogue
+from opcel_compiler.ir.program_split import fresh_name, split_epilogue
 from opcel_compiler.ir.types import F32, TensorType
 
 TASKS = 16
@@ -41,12 +41,7 @@ class Choosing:
 
     def name(self, base: str) -> str:
         """A name for a new buffer that begins with `base`."""
-        name, count = base, 0
-        while name in self.names:
-            count += 1
-            name = f"{base}{count}"
-        self.names.add(name)
-        return name
+        return fresh_name(base, self.names)
 
     def packed_weight(self, view: View, layout: Layout, packing: str = "") -> Buffer:
         """The weight that `view` shows in `layout` and `packing`, made at the first call and shared by later ones."""

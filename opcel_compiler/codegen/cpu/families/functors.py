@@ -110,19 +110,21 @@ class Functor:
 
 def after(body: Graph, anchor: Node) -> list[Node]:
     """The nodes of a body that compute its output from the anchor's result, constants included."""
-    return [n for n in body.nodes if n is not anchor and n not in set(before(body, anchor))]
+    return between(body, body.outputs[:1], anchor.result)
 
 
-def before(body: Graph, anchor: Node) -> list[Node]:
-    """The nodes that the anchor's first operand is computed by."""
-    wanted: set[Node] = set()
-    stack = [v.producer for v in anchor.operands[:1] if v is not None]
+def between(body: Graph, wanted: Sequence[Value | None], known: Value | None = None) -> list[Node]:
+    """The nodes that `wanted` are computed by, in order, constants included; of those that `known` is computed by only
+    what is needed beside it."""
+    found: set[Node] = set()
+    stack = list(wanted)
     while stack:
-        node = stack.pop()
-        if node is not None and node not in wanted:
-            wanted.add(node)
-            stack += [v.producer for v in node.operands if v is not None]
-    return [n for n in body.nodes if n in wanted]
+        value = stack.pop()
+        if value is None or value is known or (node := value.producer) is None or node in found:
+            continue
+        found.add(node)
+        stack += node.operands
+    return [n for n in body.nodes if n in found]
 
 
 def row_step(view: View, keep: int = 1) -> Dim:

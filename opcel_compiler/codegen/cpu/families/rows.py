@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from opcel_compiler.codegen.cpu.expressions import literal
-from opcel_compiler.codegen.cpu.families.functors import Functor, after, before, last_step, row_step
+from opcel_compiler.codegen.cpu.expressions import literal, stored_type
+from opcel_compiler.codegen.cpu.families.functors import Functor, between, last_step, row_step
 from opcel_compiler.codegen.cpu.unit import MAX_TASK_WORK, KernelUnit
 from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, floordiv, product
+from opcel_compiler.ir.graph import Node, Value
 from opcel_compiler.ir.program import Kernel, View
 from opcel_compiler.ir.types import F32
 from opcel_compiler.targets.schema import Target
 
 
-def _functors(unit: KernelUnit, kernel: Kernel, keep: int) -> tuple[str, str]:
-    """(struct texts, statements that make `prologue` and `epilogue`) with the last `keep` axes as the row."""
+def _functors(unit: KernelUnit, kernel: Kernel, keep: int, wide: Value, narrow: Value | None) -> tuple[str, str]:
+    """(struct texts, statements that make `prologue`, `epilogue` and `narrow`) with the last `keep` axes as the row.
+    `wide` is the result in f32, `narrow` what is made of it and written as another type."""
     anchor = kernel.anchor
     assert anchor is not None
 
@@ -22,49 +24,73 @@ def _functors(unit: KernelUnit, kernel: Kernel, keep: int) -> tuple[str, str]:
         vector = len(view.shape) <= keep or product(view.shape[:-keep]) == 1
         return (0 if vector else row_step(view, keep)), last_step(view)
 
-    prologue = Functor(unit, kernel, ("row", "col"), steps)
-    first = prologue.struct(
-        "Prologue", "load(int64_t row, int64_t col, int lanes)", before(kernel.body, anchor), {}, anchor.operand(0)
-    )
-    make = f"  const Prologue prologue{prologue.instance};\n"
-    epilogue = Functor(unit, kernel, ("row", "col"), steps)
-    second = epilogue.struct(
-        "Epilogue", "apply(vf v, int64_t row, int64_t col, int lanes)", after(kernel.body, anchor),
-        {anchor.result: "v"}, kernel.body.outputs[0],
-    )  # fmt: skip
-    return first + second, make + f"  const Epilogue epilogue{epilogue.instance};\n"
+    def functor(name: str, signature: str, nodes: Sequence[Node], known: dict[Value, str], result: Value) -> None:
+        made = Functor(unit, kernel, ("row", "col"), steps)
+        structs.append(made.struct(name, signature, nodes, known, result))
+        statements.append(f"  const {name} {name.lower()}{made.instance};\n")
+
+    structs: list[str] = []
+    statements: list[str] = []
+    apply = "apply(vf v, int64_t row, int64_t col, int lanes)"
+    load = "load(int64_t row, int64_t col, int lanes)"
+    functor("Prologue", load, between(kernel.body, anchor.operands[:1]), {}, anchor.operand(0))
+    functor("Epilogue", apply, between(kernel.body, [wide], anchor.result), {anchor.result: "v"}, wide)
+    if narrow is None:
+        statements.append("  const NoNarrow narrow;\n")
+    else:
+        functor("Narrow", apply, between(kernel.body, [narrow], wide), {wide: "v"}, narrow)
+    return "".join(structs), "".join(statements)
+
+
+def _results(kernel: Kernel) -> tuple[View | None, View | None, Value, Value | None]:
+    """(where the f32 result goes, where the narrow one does, the values that they are)."""
+    values, views = kernel.body.outputs, kernel.outputs
+    held = [v.buffer.layout.storage or ("" if v.dtype == F32 else "narrow") for v in views]
+    if "bf16" in held:
+        at = held.index("bf16")
+        return (views[1 - at] if len(views) == 2 else None), views[at], values[0], values[at]
+    if "narrow" not in held:
+        return views[0], None, values[0], None
+    at = held.index("narrow")
+    last = values[at].producer
+    assert last is not None
+    return (views[1 - at] if len(views) == 2 else None), views[at], last.operand(0), values[at]
 
 
 def emit_rows(kernel: Kernel, target: Target) -> KernelUnit:
-    """softmax, log_softmax, layer_norm, rms_norm over the last axes; the norms also, or only, to bf16."""
+    """softmax, log_softmax, layer_norm, rms_norm over the last axes; also, or only, to bytes, the norms to bf16 too."""
     anchor = kernel.anchor
     assert anchor is not None
     unit = KernelUnit()
-    y = kernel.outputs[0]
     axis: int = anchor.attrs["axis"]
-    n, rows = product(y.shape[axis:]), product(y.shape[:axis])
-    structs, make = _functors(unit, kernel, len(y.shape) - axis)
+    shape = kernel.outputs[0].shape
+    n, rows = product(shape[axis:]), product(shape[:axis])
+    y, low, wide, narrow = _results(kernel)
+    structs, make = _functors(unit, kernel, len(shape) - axis, wide, narrow)
     per_task = dim_max(1, floordiv(MAX_TASK_WORK // 8, dim_max(1, n)))
     unit.tasks = ceildiv(rows, per_task)
-    rounded = [unit.pointer(v, "bf16", const=False) for v in kernel.outputs if v.buffer.layout.storage == "bf16"]
-    address = "nullptr" if y.buffer.layout.storage else unit.pointer(y, const=False)
-    common = [address, *map(unit.integer, (row_step(y, len(y.shape) - axis), rows, n, per_task))]
+    ctype = stored_type(low) if low is not None else "float"
+    common = [
+        "nullptr" if y is None else unit.pointer(y, const=False),
+        *map(unit.integer, (row_step(y, len(shape) - axis) if y is not None else n, rows, n, per_task)),
+        "nullptr" if low is None else unit.pointer(low, ctype, const=False),
+    ]  # fmt: skip
     args = "{" + ", ".join(common) + "}"
     if anchor.op.endswith("softmax"):
         return unit.finish(
             ["kernels/rows/softmax.h"], structs,
-            f"  const RowArgs args{args};\n{make}  {anchor.op}_tasks(args, prologue, epilogue, begin, end);\n",
+            f"  const RowArgs<{ctype}> args{args};\n{make}"
+            f"  {anchor.op}_tasks(args, prologue, epilogue, narrow, begin, end);\n",
         )  # fmt: skip
     inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
     extras = [*anchor.operands[1:], None, None][:2]
     pointers = [unit.pointer(inputs[v]) if v is not None else "nullptr" for v in extras]
-    flags = ", ".join("true" if v else "false" for v in (*extras, rounded))
+    flags = ", ".join("true" if v else "false" for v in extras)
     epsilon = literal(anchor.attrs["epsilon"], F32)
     return unit.finish(
         ["kernels/rows/layer_norm.h"], structs,
-        f"  const NormArgs args{{{args}, {', '.join(pointers)}, {epsilon}, nullptr, nullptr, "
-        f"{rounded[0] if rounded else 'nullptr'}}};\n{make}"
-        f"  {anchor.op}_tasks<{flags}>(args, prologue, epilogue, begin, end);\n",
+        f"  const NormArgs<{ctype}> args{{{args}, {', '.join(pointers)}, {epsilon}, nullptr, nullptr}};\n{make}"
+        f"  {anchor.op}_tasks<{flags}>(args, prologue, epilogue, narrow, begin, end);\n",
     )  # fmt: skip
 
 

@@ -1,0 +1,117 @@
+"""Kernels that read or write quantized values, against the interpreter: many cases a compile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import opcel_compiler as oc
+from opcel_compiler.frontend.exporter import export_model
+from opcel_compiler.ir.encodings import Constant
+from opcel_compiler.ir.graph import Graph, Value
+from opcel_compiler.ir.interpret import run
+from opcel_compiler.ir.types import F32, I8, U8, DType, TensorType
+
+KERNELS = "dead-code,fuse,relayout,choose-kernels,pad-rows"
+
+
+class Cases:
+    """One graph, and what to feed it."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.graph = Graph()
+        self.feeds: dict[str, np.ndarray] = {}
+
+    def bytes(self, *shape: int, dtype: DType = U8) -> Value:
+        low = 0 if dtype == U8 else -128
+        return self._input(self.rng.integers(low, low + 256, shape).astype(dtype.numpy), dtype)
+
+    def floats(self, *shape: int) -> Value:
+        return self._input(self.rng.normal(size=shape).astype(np.float32), F32)
+
+    def _input(self, data: np.ndarray, dtype: DType) -> Value:
+        value = self.graph.add_input(f"x{len(self.feeds)}", TensorType(dtype, data.shape))
+        self.feeds[value.name] = data
+        return value
+
+    def constant(self, data: Any, dtype: DType = F32) -> Value:
+        return self.graph.constant(Constant(np.asarray(data, dtype.numpy), dtype))
+
+    def weights(self, *shape: int) -> Value:
+        return self.constant(self.rng.integers(-128, 128, shape), I8)
+
+    def add(self, op: str, *operands: Value | None, **attrs: Any) -> Value:
+        return self.graph.add(op, operands, attrs).result
+
+    def real(self, x: Value, scale: Any = 0.02, zero: int | None = 131) -> Value:
+        z = [] if zero is None else [self.constant(zero, x.tensor.dtype)]
+        return self.add("dequantize", x, self.constant(scale), *z, dtype=F32)
+
+    def quantized(self, x: Value, scale: float = 0.05, zero: int = 120, dtype: DType = U8) -> Value:
+        return self.add("quantize", x, self.constant(scale), self.constant(zero, dtype), dtype=dtype)
+
+    def product(self, x: Value, k: int, n: int) -> Value:
+        """x times random weights of s8 with a scale for each column, and a bias."""
+        scale = self.rng.uniform(0.5, 2.0, n) / (100 * k**0.5)
+        y = self.add("matmul", x, self.real(self.weights(k, n), scale, None))
+        return self.add("add", y, self.constant(self.rng.normal(size=n)))
+
+    def check(self, *outputs: Value, families: tuple[str, ...] = ()) -> None:
+        """Compiled results: bytes within one step, one in fifty of them at most; floats nearly equal."""
+        for v in outputs:
+            self.graph.add_output(v)
+        want = run(self.graph, self.feeds)
+        with oc.compile(export_model(self.graph), proof=False, pipeline=KERNELS, fallback="error") as compiled:
+            got = compiled.run(self.feeds)
+        for name, w in want.items():
+            g = got[name]
+            assert g.dtype == w.dtype and g.shape == w.shape, name
+            if w.dtype == np.float32:
+                np.testing.assert_allclose(g, w, rtol=2e-5, atol=2e-5, err_msg=name)
+            else:
+                off = np.abs(g.astype(int) - w.astype(int))
+                assert off.max(initial=0) <= 1 and off.mean() <= 0.02, f"{name}: {off.max()} off, {off.mean()} of them"
+
+
+@pytest.fixture
+def c() -> Cases:
+    return Cases()
+
+
+def test_rows(c: Cases) -> None:
+    x, y, f = c.bytes(3, 5, 40), c.bytes(3, 5, 40, dtype=I8), c.floats(3, 5, 40)
+    gamma, beta = c.constant(c.rng.normal(size=40)), c.constant(c.rng.normal(size=40))
+    outputs = []
+    total = c.add("add", c.real(x), c.real(y, 0.03, 3))
+    norm = c.add("layer_norm", total, gamma, beta, axis=2, epsilon=1e-5)
+    outputs.append(c.quantized(norm))
+    both = c.add("layer_norm", c.add("add", c.real(x), f), gamma, beta, axis=2, epsilon=1e-5)
+    outputs += [c.quantized(both), c.add("relu", both)]
+    outputs.append(c.quantized(c.add("rms_norm", f, gamma, axis=2, epsilon=1e-5), dtype=I8, zero=-3))
+    outputs.append(c.quantized(c.add("softmax", c.real(x, 0.1), axis=2), 1 / 255, 0))
+    outputs.append(c.quantized(c.add("log_softmax", c.real(x, 0.1), axis=2)))
+    outputs.append(c.quantized(c.add("gelu", c.real(x), approximate="none")))
+    c.check(*outputs)
+
+
+def test_products(c: Cases) -> None:
+    outputs = []
+    for m, k, n in ((1, 8, 16), (5, 40, 33), (30, 65, 100)):
+        x, r = c.bytes(m, k), c.bytes(m, n)
+        outputs.append(c.product(c.real(x), k, n))
+        outputs.append(c.quantized(c.add("relu", c.product(c.real(x), k, n))))
+        outputs.append(c.quantized(c.add("add", c.product(c.real(x), k, n), c.real(r))))
+    c.check(*outputs)
+
+
+def test_convolutions(c: Cases) -> None:
+    x = c.bytes(1, 16, 9, 9)
+    window = {"strides": (1, 1), "pads": (1, 1, 1, 1), "dilations": (1, 1)}
+    scale = c.rng.uniform(0.5, 2.0, (32, 1, 1, 1)) / 1000
+    w = c.real(c.weights(32, 16, 3, 3), scale, None)
+    bias = c.constant(c.rng.normal(size=32))
+    y = c.add("relu", c.add("conv", c.real(x), w, bias, **window))
+    c.check(c.quantized(y), c.add("conv", c.real(x), w, None, **window))
