@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.frontend.exporter import export_model
 from opcel_compiler.frontend.importer import Imported, import_model
@@ -18,6 +20,7 @@ from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.ops.control import BRANCHING
 from opcel_compiler.ir.program import Program
 from opcel_compiler.ir.types import TensorType
+from opcel_compiler.quantization.recipe import Recipe, first_sample, plan_of
 from opcel_compiler.report.sketch import Sketch, graph_sketch
 from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.driver import optimizable
@@ -37,8 +40,11 @@ Progress = Callable[[str, int, int], None]
 """Called with (what, done, of); `of` is 0 where the extent is not known."""
 
 
-PRECISIONS = ("f32", "bf16")
-"""What products can be computed in. Sums and all other arithmetic are in f32."""
+PRECISIONS = ("f32", "bf16", "int8")
+"""What products can be computed in. All other arithmetic is in f32, and so are sums, but for those of int8, which are
+exact."""
+PLANNED = frozenset({"equalize", "smooth", "quantize"})
+"""The passes that carry out a plan of quantization, which is made of the graph that stands before the first of them."""
 
 
 @dataclasses.dataclass
@@ -69,6 +75,8 @@ class Compilation:
 
     quantized: bool = False
     """Whether the model rounds numbers to a grid."""
+    sample: Mapping[str, np.ndarray] | None = None
+    """A sample of the calibration data, by the names of the model's inputs."""
 
     @property
     def graph(self) -> Graph:
@@ -88,14 +96,16 @@ def prepare(
     tuned: Mapping[str, Any] | None = None,
     small: bool = False,
     state: Sequence[str] = (),
+    recipe: Recipe | None = None,
 ) -> Compilation:
     """Import, run the passes, place and lower: everything before code generation.
 
     `dims` gives symbolic dimensions a size, or the (least, largest) size they may have, by name. `placed` is called
-    once it is known which nodes run where, and may refuse that by raising. `precision` is "f32", or "bf16" to compute
-    products in bf16. Raises TargetError for a target that cannot. `tuned` are measured choices of kernels by their
-    texts (`schedule.choice.variants.Override`). `small` keeps weights at their size.
+    once it is known which nodes run where, and may refuse that by raising. `precision` is "f32", or "bf16" or
+    "int8" to compute products in that. Raises TargetError for a target that cannot. `tuned` are measured choices of
+    kernels by their texts (`schedule.choice.variants.Override`). `small` keeps weights at their size.
     `state` are the caches that grow in place (`schedule.states.StateSpec.parse`). Raises StateError for one that can't.
+    `recipe` says how precision "int8" is come to. Raises QuantizationError where it cannot be.
     """
     report = progress or (lambda what, done, of: None)
     description = load_target(target)
@@ -115,7 +125,7 @@ def prepare(
     work.parameters = sum(int(data.array.size) for data in constants if data is not None and data.dtype.is_float)
     report("optimizing", 0, 0)
     tools = (work.timing, work.counters, *instruments)
-    PassManager.run(work.graph, passes.at("graph"), work.context, tools)
+    _optimize(work, recipe or Recipe(), tools, report)
     if description.codegen == "cpu" and not specs:
         work.whole = stuck_boundary(work.graph) or ""
     work.fallbacks = place_for(work.graph, description)
@@ -150,11 +160,28 @@ def prepare(
     return work
 
 
+def _optimize(work: Compilation, recipe: Recipe, tools: tuple[Instrument, ...], report: Progress) -> None:
+    """Run the graph passes; for precision int8 plan the quantization before the first pass that carries it out."""
+    passes = work.pipeline.at("graph").passes
+    if work.context.precision == "int8":
+        first = next((i for i, p in enumerate(passes) if p.name in PLANNED), None)
+        if first is None:
+            raise OpcelError(f"the pipeline has no pass {' or '.join(sorted(PLANNED))}, so nothing becomes int8")
+        recipe.check()
+        PassManager.run(work.graph, Pipeline(passes[:first]), work.context, tools)
+        report("calibrating", 0, 0)
+        hash_ = work.imported.model_hash
+        plan = plan_of(recipe, work.graph, work.imported.input_names, work.target, hash_)
+        work.context.quantization, passes = plan, passes[first:]
+        work.quantized, work.sample = True, first_sample(recipe)
+    PassManager.run(work.graph, Pipeline(passes), work.context, tools)
+
+
 def check_precision(target: Target, precision: str) -> None:
     """Raises OpcelError for an unknown precision, TargetError for one that the target cannot compute in."""
     if precision not in PRECISIONS:
         raise OpcelError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
-    if precision == "f32" or (target.codegen == "cpu" and target.peak(precision)):
+    if precision in ("f32", "int8") or (target.codegen == "cpu" and target.peak(precision)):
         return
     able = [t.id for t in map(load_target, list_targets()) if t.codegen == "cpu" and t.peak(precision)]
     raise TargetError(

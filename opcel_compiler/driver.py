@@ -33,6 +33,7 @@ from opcel_compiler.proof import (
     outside,
     prove,
 )
+from opcel_compiler.quantization.recipe import Recipe
 from opcel_compiler.references import reference_outputs, sampled_reference
 from opcel_compiler.regions import region_models
 from opcel_compiler.report import facts
@@ -67,7 +68,7 @@ def compile(
     pipeline: str | None = None, fallback: str = "warn", inputs: str | os.PathLike[str] | Feeds | None = None,
     proof: bool = True, min_coverage: float = 0.0, dims: Mapping[str, DimValue] | None = None,
     precision: str = "f32", max_error: float | None = None, tune: str | os.PathLike[str] | None = None,
-    small: bool = False, state: Sequence[str] = (), progress: Progress | None = None,
+    small: bool = False, state: Sequence[str] = (), progress: Progress | None = None, recipe: Recipe | None = None,
 ) -> CompiledModel:  # fmt: skip
     """Compile an ONNX model (path, bytes or ModelProto) for `target` into the folder `output`, and open it.
 
@@ -76,12 +77,13 @@ def compile(
     ones. `dims` gives symbolic dimensions a size, or the (least, largest) size they may have, by name: `{"batch": 1,
     "seq": (1, 128)}`. `fallback` says what to do with nodes that only another engine can run: allow, warn or error;
     `min_coverage`, 0 to 1, is the least share of multiply-adds and of modelled time that must be native. `precision` is
-    "f32", or "bf16" for products in bf16 with sums in f32; `max_error` is the relative L2 error that the proof allows
-    an output, in place of the precision's own. `tune` is a lock file of `opcel tune`, whose choices of kernels replace
-    the compiler's own; entries of another machine, or of kernels that have changed, are left alone, with a warning.
+    "f32", "bf16" for products in bf16 with sums in f32, or "int8"; `max_error` is the relative L2 error that the proof
+    allows an output, in place of the precision's own. `tune` is a lock file of `opcel tune`, whose choices of kernels
+    replace the compiler's own; entries of another machine, or of kernels that have changed, are left alone; that warns.
     `small` forgoes what makes weights larger to be faster.
     `state` names the caches of a decode step that grow in place, each text "inputs=outputs:capacity" with * for any
     part of a name (docs/decoding.md); the returned model is then a `Decoder`.
+    With precision "int8" `recipe` names the calibration data and how the model is quantized (docs/quantization.md).
 
     Raises ModelError for a bad model, TargetError, FallbackError, ProofError when a result is outside the bound,
     OutputError and ToolchainError; in each case nothing is left at `output`.
@@ -103,7 +105,7 @@ def compile(
 
     work = prepare(
         model, target, pipeline=pipeline, progress=report, dims=dims, placed=placed, precision=precision,
-        tuned=_tuned(tune, target, threads), small=small, state=state,
+        tuned=_tuned(tune, target, threads), small=small, state=state, recipe=recipe,
     )  # fmt: skip
     if not work.whole:
         check_bound(work.graph)
@@ -190,7 +192,7 @@ def _prove(work: Compilation, model: Any, folder: Path, inputs: Any, bound: Boun
     if missing := _cannot_run_here(work.target):
         return Proof("unproved", reason=f"this CPU lacks {missing}; run `opcel run --prove MODEL` on one that has it")
     names, outputs = work.imported.input_names, work.imported.output_names
-    feeds, engine, want = _reference(model, work.graph, names, outputs, inputs)
+    feeds, engine, want = _reference(model, work.graph, names, outputs, work.sample if inputs is None else inputs)
     pairs = _comparable(work.graph, outputs, want, work.maps)
     if not pairs:
         return Proof("unproved", reason="every output depends on random numbers")

@@ -33,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what to do with operators that only ONNX Runtime can run (default: warn)",
     )  # fmt: skip
     options.add_precision(parser)
+    options.add_quantization(parser)
     options.add_max_error(parser)
     parser.add_argument("--tune", type=Path, metavar="FILE", help="take measured choices from what `opcel tune` wrote")
     parser.add_argument(
@@ -70,8 +71,7 @@ def execute(args: argparse.Namespace) -> int:
             args.model, args.target, output, args.threads, pipeline=args.pipeline, fallback=args.fallback,
             inputs=read_arrays(args.inputs) if args.inputs else None, proof=not args.no_proof, dims=dict(args.dim),
             min_coverage=args.min_coverage, precision=args.precision, max_error=args.max_error, tune=args.tune,
-            state=args.state,
-            small=args.small, progress=progress,
+            state=args.state, small=args.small, progress=progress, recipe=options.recipe_of(args),
         ) as model:  # fmt: skip
             report = model.report
             signature = [(label, model.manifest[label]) for label in ("inputs", "outputs")]
@@ -91,7 +91,8 @@ def report_rows(report: Mapping[str, Any], reasons: bool = True) -> Iterator[tup
     """What a report says of coverage, proof and memory; with `reasons` also why each node is not native."""
     coverage, fallback = report["coverage"], report["fallback"]
     if report["precision"] != "f32":
-        yield "precision", f"products in {report['precision']}, sums in f32"
+        sums = "s32" if report["precision"] == "int8" else "f32"
+        yield "precision", f"products in {report['precision']}, sums in {sums}"
     yield "nodes", coverage_text(coverage)
     for entry in fallback[:MAX_REASONS] if reasons else ():
         yield "", f"{entry['op']} ({', '.join(entry['origin'][:3]) or 'unnamed'}): {entry['reason']}"

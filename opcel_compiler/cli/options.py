@@ -80,15 +80,39 @@ def add_min_coverage(parser: argparse.ArgumentParser) -> None:
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--precision", choices=("f32", "bf16"), default="f32",
-        help="what products are computed in; sums are always in f32 (default: f32)",
+        "--precision", choices=("f32", "bf16", "int8"), default="f32",
+        help="what products are computed in (default: f32); int8 needs --calibrate or --statistics",
     )  # fmt: skip
+
+
+def add_quantization(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--calibrate", type=Path, metavar="DATA", help="samples for --precision int8: an .npz file or a folder of them"
+    )
+    parser.add_argument(
+        "--statistics", type=Path, metavar="FILE", help="what `opcel calibrate` saw of samples, in place of --calibrate"
+    )
+    parser.add_argument(
+        "--threshold", choices=("mse", "minmax", "percentile", "entropy"), default="mse",
+        help="how an activation's range follows from what was seen of it (default: mse)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--activations", choices=("static", "dynamic"), default="static",
+        help="scales known when compiling, or for matrix products one a row, computed as it runs (default: static)",
+    )  # fmt: skip
+
+
+def recipe_of(args: argparse.Namespace) -> Any:
+    """The recipe that the options say."""
+    from opcel_compiler.quantization.recipe import Recipe
+
+    return Recipe(args.calibrate, args.statistics, args.threshold, args.activations)
 
 
 def add_max_error(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-error", type=limit, metavar="L2",
-        help="the relative L2 error that the proof allows an output (default: 1e-4 for f32, 2e-2 for bf16)",
+        help="the relative L2 error the proof allows an output (default: 1e-4 for f32, 2e-2 for bf16, 0.1 for int8)",
     )  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""From what was seen of a float model to a plan of its quantization, and what that costs in accuracy."""
