@@ -1,9 +1,10 @@
-"""Quantization, and products of quantized numbers: sums of integers, exact in f32, then scaled and rounded once."""
+"""Quantization, and products of quantized numbers.
+
+With constant weights a product is one of dequantized numbers, quantized again; else integers are summed in i32
+(`passes/integer_sums.py` says how), scaled and rounded once.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,8 +12,7 @@ from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers
 from opcel_compiler.frontend.lowerings.nn import convolution
 from opcel_compiler.ir.dims import Dim, equal
 from opcel_compiler.ir.graph import Value
-from opcel_compiler.ir.ops.quant import integer_range
-from opcel_compiler.ir.types import F32, I32, U8
+from opcel_compiler.ir.types import F32, I8, I32, U8
 
 MICROSOFT = "com.microsoft"
 
@@ -93,122 +93,62 @@ def range_of(c: Lowering, x: Value) -> tuple[Value, Value]:
 # -- products ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Whole:
-    """A float tensor of integers, none further from zero than `largest`."""
-
-    value: Value
-    largest: int
-
-
-@dataclass(frozen=True)
-class Sums:
-    """What is to be added up, in f32 or i32: each is a tensor of integers, times its factor."""
-
-    terms: tuple[tuple[int, Value], ...]
-
-    def in_i32(self, c: Lowering) -> Value:
-        total: Value | None = None
-        for factor, term in self.terms:
-            part = c.cast(term, I32)
-            part = part if factor == 1 else c.emit("mul", part, c.number(factor, part))
-            total = part if total is None else c.emit("add", total, part)
-        assert total is not None
-        return total
-
-    def in_f32(self, c: Lowering) -> Value:
-        """The sum, rounded once."""
-        if len(self.terms) > 2 or c.dtype(self.terms[0][1]) != F32:
-            return c.cast(self.in_i32(c), F32)
-        (factor, total), *rest = self.terms
-        total = total if factor == 1 else c.emit("mul", total, c.number(factor, total))
-        for _, term in rest:
-            total = c.emit("add", total, term)
-        return total
+def whole(c: Lowering, x: Value, zero: Value | None, axis: int) -> Value:
+    """x - zero point in i32; a vector of zero points lies along `axis` (negative) of x."""
+    value = c.cast(x, I32)
+    if zero is None or is_constant(zero, 0):
+        return value
+    return c.emit("sub", value, c.cast(along(c, zero, -1 - axis), I32))
 
 
-EXACT = 1 << 24
-"""Sums of integers up to this size are exact in f32."""
-DIGIT = 16
-"""What a number is divided by into a high and a low part, where its products are too large."""
+def is_constant(v: Value, number: int) -> bool:
+    """Whether every element of `v` is known to be `number`."""
+    return v.constant is not None and bool(np.all(v.constant.array == number))
 
 
-def whole(c: Lowering, x: Value, zero: Value | None, axis: int) -> Whole:
-    """x - zero point in f32; a vector of zero points lies along `axis` (negative) of x."""
-    low, high = _bounds(x)
-    value = c.cast(x, F32)
-    if zero is None:
-        return Whole(value, max(-low, high))
-    first, last = _bounds(zero)
-    if first == last == 0:
-        return Whole(value, max(-low, high))
-    shape = c.shape(zero)
-    if shape == (1,):
-        zero = c.reshape(zero, ())
-    elif len(shape) == 1:
-        zero = c.reshape(zero, (*shape, *[1] * (-1 - axis)))
-    return Whole(c.emit("sub", value, c.cast(zero, F32)), max(last - low, high - first))
+def weights_for_integers(w: Value, zero: Value | None) -> bool:
+    """Whether kernels of integers may multiply by `w`: constant, and symmetric about its zero point."""
+    if w.constant is None or w.tensor.dtype not in (I8, U8):
+        return False
+    if w.tensor.dtype == I8:
+        return zero is None or is_constant(zero, 0)
+    return zero is not None and is_constant(zero, 128)
 
 
-def _bounds(x: Value) -> tuple[int, int]:
-    """The least and the largest element that an integer tensor may have."""
-    data = x.constant
-    if data is not None and data.array.size:
-        wide = data.array.astype(np.int64)
-        return int(wide.min()), int(wide.max())
-    return integer_range(x.tensor.dtype)
+def real(c: Lowering, x: Value, scale: Value, zero: Value | None, axis: int = 0) -> Value:
+    """The numbers that `x` stands for, in f32; vectors of scales and zero points lie along `axis` of x."""
+    points = [] if zero is None else [spread(c, x, zero, axis, 0)[1]]
+    return c.emit("dequantize", x, spread(c, x, scale, axis, 0)[1], *points, dtype=F32)
 
 
-def exact_sums(c: Lowering, a: Whole, b: Whole, depth: Dim, product: Callable[[Value, Value], Value]) -> Sums | None:
-    """The sums of `depth` products each of elements of a and b; None when even parts of them are too large for f32."""
-    if not isinstance(depth, int):
-        return None
-    for split_a, split_b in ((False, False), (True, False), (False, True), (True, True)):
-        if depth * _part(a, split_a) * _part(b, split_b) <= EXACT:
-            parts = [
-                (i * j, product(x, y)) for i, x in _parts(c, a, split_a) for j, y in _parts(c, b, split_b)
-            ]  # fmt: skip
-            return Sums(tuple(sorted(parts, key=lambda p: -p[0])))
-    return None
-
-
-def _part(x: Whole, split: bool) -> int:
-    return max(DIGIT - 1, x.largest // DIGIT + 1) if split else x.largest
-
-
-def _parts(c: Lowering, x: Whole, split: bool) -> list[tuple[int, Value]]:
-    if not split:
-        return [(1, x.value)]
-    high = c.emit("floor", c.emit("mul", x.value, c.number(1 / DIGIT, x.value)))
-    low = c.emit("sub", x.value, c.emit("mul", high, c.number(DIGIT, x.value)))
-    return [(DIGIT, high), (1, low)]
-
-
-def product_sums(c: Lowering, a: Whole, b: Whole) -> Sums:
-    """Of a matrix product; in i32 where the number of products is not known, or too large."""
-    found = exact_sums(c, a, b, c.shape(a.value)[-1], lambda x, y: c.emit("matmul", x, y, exact=True))
-    return found or Sums(((1, c.emit("matmul", c.cast(a.value, I32), c.cast(b.value, I32))),))
-
-
-def convolution_sums(c: Lowering, x: Whole, w: Whole) -> Sums:
-    depth: Dim = 1
-    for d in c.shape(w.value)[1:]:
-        depth = depth * d
-    found = exact_sums(c, x, w, depth, lambda a, b: convolution(c, a, b, None, exact=True))
-    if found is None:
-        raise Unsupported(f"sums of {depth} products of integers are not exact in f32")
-    return found
+def stepped(c: Lowering, y: Value, scale: Value, zero: Value | None, like: Value) -> Value:
+    """`y` quantized, to the type of `zero`, or of `like` where there is none."""
+    points = [] if zero is None else [along(c, zero, 0)]
+    return c.emit("quantize", y, along(c, scale, 0), *points, dtype=c.dtype(like if zero is None else zero))
 
 
 @lowers("MatMulInteger", first=10)
 def matmul_integer(c: Lowering) -> Value:
-    return product_sums(c, whole(c, c.x(0), c.opt(2), -2), whole(c, c.x(1), c.opt(3), -1)).in_i32(c)
+    return c.emit("matmul", whole(c, c.x(0), c.opt(2), -2), whole(c, c.x(1), c.opt(3), -1))
+
+
+DEEPEST = 1 << 16
+"""Sums of so many products of integers of 8 bits can be added up exactly, in parts, in f32."""
+
+
+def integer_convolution(c: Lowering, x: Value, zx: Value | None, w: Value, zw: Value | None) -> Value:
+    """The sums of a convolution of integers, in i32."""
+    depth: Dim = 1
+    for d in c.shape(w)[1:]:
+        depth = depth * d
+    if not isinstance(depth, int) or depth > DEEPEST:
+        raise Unsupported(f"sums of {depth} products of integers are not exact in f32")
+    return convolution(c, whole(c, x, zx, -1), whole(c, w, zw, -c.rank(x)), None)
 
 
 @lowers("ConvInteger", first=10)
 def conv_integer(c: Lowering) -> Value:
-    n = c.rank(c.x(0))
-    return convolution_sums(c, whole(c, c.x(0), c.opt(2), -1), whole(c, c.x(1), c.opt(3), -n)).in_i32(c)
+    return integer_convolution(c, c.x(0), c.opt(2), c.x(1), c.opt(3))
 
 
 def requantized(c: Lowering, real: Value, zero: Value | None, default: Value) -> Value:
@@ -234,7 +174,10 @@ def along(c: Lowering, p: Value, after: int) -> Value:
 @lowers("QLinearMatMul", first=10)
 def qlinear_matmul(c: Lowering) -> Value:
     a, b, zero = c.x(0), c.x(3), c.opt(7)
-    sums = product_sums(c, whole(c, a, c.opt(2), -2), whole(c, b, c.opt(5), -1)).in_f32(c)
+    if weights_for_integers(b, c.opt(5)) and c.shape(c.x(1)) in ((), (1,)):
+        product = c.emit("matmul", real(c, a, c.x(1), c.opt(2)), real(c, b, c.x(4), c.opt(5), -1))
+        return stepped(c, product, c.x(6), zero, a)
+    sums = c.cast(c.emit("matmul", whole(c, a, c.opt(2), -2), whole(c, b, c.opt(5), -1)), F32)
     scale = _rescale(c, along(c, c.x(1), 1), along(c, c.x(4), 0), along(c, c.x(6), 0))
     return requantized(c, c.emit("mul", sums, scale), None if zero is None else along(c, zero, 0), a)
 
@@ -243,8 +186,13 @@ def qlinear_matmul(c: Lowering) -> Value:
 def qlinear_conv(c: Lowering) -> Value:
     x, w, zero, bias = c.x(0), c.x(3), c.opt(7), c.opt(8)
     n = c.rank(x)
-    sums = convolution_sums(c, whole(c, x, c.opt(2), -1), whole(c, w, c.opt(5), -n))
-    total = sums.in_f32(c)
+    if weights_for_integers(w, c.opt(5)) and (bias is None or bias.constant is not None):
+        if bias is not None:
+            scale = c.emit("mul", along(c, c.x(1), 0), along(c, c.x(4), 0))
+            bias = c.emit("dequantize", bias, scale, dtype=F32)
+        y = convolution(c, real(c, x, c.x(1), c.opt(2)), real(c, w, c.x(4), c.opt(5), 0), bias)
+        return stepped(c, y, c.x(6), zero, x)
+    total = c.cast(integer_convolution(c, x, c.opt(2), w, c.opt(5)), F32)
     if bias is not None:
         total = c.emit("add", total, c.cast(along(c, bias, n - 2), F32))
     scale = _rescale(c, along(c, c.x(1), 0), along(c, c.x(4), n - 2), along(c, c.x(6), 0))

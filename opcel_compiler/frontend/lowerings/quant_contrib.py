@@ -1,4 +1,4 @@
-"""Quantized operators of ONNX Runtime: computed between a dequantization and a quantization, products exactly."""
+"""Quantized operators of ONNX Runtime: computed between a dequantization and a quantization."""
 
 from __future__ import annotations
 
@@ -7,27 +7,15 @@ import numpy as np
 from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers
 from opcel_compiler.frontend.lowerings.quant import (
     MICROSOFT,
-    Whole,
     along,
-    product_sums,
     range_of,
-    spread,
+    real,
+    stepped,
+    weights_for_integers,
     whole,
 )
 from opcel_compiler.ir.graph import Value
 from opcel_compiler.ir.types import F32, U8
-
-
-def real(c: Lowering, x: Value, scale: Value, zero: Value | None, axis: int = 0) -> Value:
-    """The numbers that `x` stands for, in f32."""
-    points = [] if zero is None else [spread(c, x, zero, axis, 0)[1]]
-    return c.emit("dequantize", x, spread(c, x, scale, axis, 0)[1], *points, dtype=F32)
-
-
-def stepped(c: Lowering, y: Value, scale: Value, zero: Value | None, like: Value) -> Value:
-    """`y` quantized, to the type of `zero`, or of `like` where there is none."""
-    points = [] if zero is None else [along(c, zero, 0)]
-    return c.emit("quantize", y, along(c, scale, 0), *points, dtype=c.dtype(like if zero is None else zero))
 
 
 @lowers("QLinearAdd", "QLinearMul", domain=MICROSOFT, first=1)
@@ -74,40 +62,52 @@ def softmax(c: Lowering) -> Value:
     return stepped(c, c.emit("softmax", x, axis=axis), c.x(3), c.opt(4), c.x(0))
 
 
-def _scaled(c: Lowering, sums: Value, scale: Value, bias: Value | None) -> Value:
-    y = c.emit("mul", sums, scale)
+def _plus(c: Lowering, y: Value, bias: Value | None) -> Value:
     return y if bias is None else c.emit("add", y, bias)
 
 
 @lowers("MatMulIntegerToFloat", domain=MICROSOFT, first=1)
 def matmul_to_float(c: Lowering) -> Value:
-    sums = product_sums(c, whole(c, c.x(0), c.opt(4), -2), whole(c, c.x(1), c.opt(5), -1)).in_f32(c)
+    a, b = c.x(0), c.x(1)
+    if weights_for_integers(b, c.opt(5)) and c.shape(c.x(2)) in ((), (1,)):
+        y = c.emit("matmul", real(c, a, c.x(2), c.opt(4)), real(c, b, c.x(3), c.opt(5), -1))
+        return _plus(c, y, c.opt(6))
+    sums = c.cast(c.emit("matmul", whole(c, a, c.opt(4), -2), whole(c, b, c.opt(5), -1)), F32)
     scale = c.emit("mul", along(c, c.x(2), 1), along(c, c.x(3), 0))
-    return _scaled(c, sums, scale, c.opt(6))
+    return _plus(c, c.emit("mul", sums, scale), c.opt(6))
 
 
 @lowers("DynamicQuantizeMatMul", domain=MICROSOFT, first=1)
 def dynamic_matmul(c: Lowering) -> Value:
     scale, zero = range_of(c, c.x(0))
-    a = c.emit("quantize", c.x(0), scale, zero, dtype=U8)
-    sums = product_sums(c, whole(c, a, zero, -2), whole(c, c.x(1), c.opt(3), -1)).in_f32(c)
-    return _scaled(c, sums, c.emit("mul", scale, along(c, c.x(2), 0)), c.opt(4))
+    a, b = c.emit("quantize", c.x(0), scale, zero, dtype=U8), c.x(1)
+    if weights_for_integers(b, c.opt(3)):
+        y = c.emit("matmul", real(c, a, scale, zero), real(c, b, c.x(2), c.opt(3), -1))
+        return _plus(c, y, c.opt(4))
+    sums = c.cast(c.emit("matmul", whole(c, a, zero, -2), whole(c, b, c.opt(3), -1)), F32)
+    return _plus(c, c.emit("mul", sums, c.emit("mul", scale, along(c, c.x(2), 0))), c.opt(4))
 
 
 @lowers("QGemm", domain=MICROSOFT, first=1)
 def gemm(c: Lowering) -> Value:
-    """alpha A B in integers, plus C, which is in steps of the product's scale."""
+    """alpha A B, plus C, which is in steps of the product's scale."""
+    a, b, bias, alpha = c.x(0), c.x(3), c.opt(6), c.attr_float("alpha", 1.0)
     turned = bool(c.attr_int("transB", 0))
-    a, b = whole(c, c.x(0), c.opt(2), -1), whole(c, c.x(3), c.opt(5), -2 if turned else -1)
-    if c.attr_int("transA", 0):
-        a = Whole(c.transpose(a.value, (1, 0)), a.largest)
-    if turned:
-        b = Whole(c.transpose(b.value, (1, 0)), b.largest)
-    sums = product_sums(c, a, b).in_f32(c)
-    if c.opt(6) is not None:
-        sums = c.emit("add", sums, c.cast(c.x(6), F32))
     scale = c.emit("mul", along(c, c.x(1), 0), along(c, c.x(4), 0))
-    if (alpha := c.attr_float("alpha", 1.0)) != 1.0:
+    if alpha != 1.0:
         scale = c.emit("mul", scale, c.number(np.float32(alpha), scale))
-    y = c.emit("mul", sums, scale)
-    return y if c.opt(7) is None else stepped(c, y, c.x(7), c.opt(8), c.x(0))
+    if weights_for_integers(b, c.opt(5)) and (bias is None or bias.constant is not None):
+        x, w = real(c, a, c.x(1), c.opt(2)), real(c, b, c.x(4), c.opt(5), 0 if turned else -1)
+        y = _oriented(c, x, w)
+        y = y if alpha == 1.0 else c.emit("mul", y, c.number(np.float32(alpha), y))
+        y = _plus(c, y, None if bias is None else c.emit("dequantize", bias, scale, dtype=F32))
+    else:
+        sums = c.cast(_oriented(c, whole(c, a, c.opt(2), -1), whole(c, b, c.opt(5), -2 if turned else -1)), F32)
+        y = c.emit("mul", sums if bias is None else c.emit("add", sums, c.cast(bias, F32)), scale)
+    return y if c.opt(7) is None else stepped(c, y, c.x(7), c.opt(8), a)
+
+
+def _oriented(c: Lowering, a: Value, b: Value) -> Value:
+    """The product of a Gemm's operands."""
+    a = c.transpose(a, (1, 0)) if c.attr_int("transA", 0) else a
+    return c.emit("matmul", a, c.transpose(b, (1, 0)) if c.attr_int("transB", 0) else b)
