@@ -66,6 +66,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+@cache
 def list_targets() -> tuple[str, ...]:
     """The names of the targets that are built in, sorted; `host` stands for the best one that this machine can run."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*/*.yaml")))
@@ -146,13 +147,22 @@ def _inherited(path: Path, children: tuple[Path, ...]) -> _Tree:
     if not beside.exists() and base not in list_targets():
         known = sorted({p.stem for p in path.parent.glob("*.yaml")} - {path.stem} | set(list_targets()))
         raise _error(Problem(file, line, "extends", f"no target {base!r}{_nearest(base, known)}"))
-    parent = beside if beside.exists() else _builtin_path(base)
-    line_of_descent = (*children, path)
+    if not beside.exists():
+        return _over(_builtin_tree(base), tree)
+    parent, line_of_descent = beside, (*children, path)
     if parent.resolve() in [p.resolve() for p in line_of_descent]:
         names = " extends ".join(p.stem for p in (*line_of_descent, parent))
         raise _error(Problem(file, line, "extends", f"goes in a circle: {names}"))
-    merged = _merge(_inherited(parent, line_of_descent), tree)
-    return _Tree(merged.value, tree.file, tree.line)
+    return _over(_inherited(parent, line_of_descent), tree)
+
+
+@cache
+def _builtin_tree(name: str) -> _Tree:
+    return _inherited(_builtin_path(name), ())
+
+
+def _over(base: _Tree, tree: _Tree) -> _Tree:
+    return _Tree(_merge(base, tree).value, tree.file, tree.line)
 
 
 def _merge(base: _Tree, over: _Tree) -> _Tree:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from opcel_compiler.frontend import symbolic
-from opcel_compiler.frontend.limits import LIMITS, MAX_CONTENT, ModelError
+from opcel_compiler.frontend.limits import LIMITS, MAX_CONTENT, ModelError, check_size
 from opcel_compiler.frontend.proto_types import Symbols
 from opcel_compiler.frontend.symbolic import Content
 from opcel_compiler.frontend.weights import Weights
@@ -109,7 +110,7 @@ class Builder:
         from `lo` to `hi` stand for it. None when the tensor has no constant number of at most MAX_CONTENT elements."""
         found = self.content(value)
         t, maker = value.type, value.producer
-        small = isinstance(t, TensorType) and t.is_static and int(np.prod(t.static_shape)) <= MAX_CONTENT
+        small = isinstance(t, TensorType) and t.is_static and math.prod(t.static_shape) <= MAX_CONTENT
         if found is not None or not small or not isinstance(t, TensorType) or not t.dtype.is_integer:
             return found
         if maker is not None and maker.op in _CARRIES and all(v is not None for v in maker.operands):
@@ -117,7 +118,7 @@ class Builder:
             first = maker.operand(0).tensor.dtype
             found = symbolic.evaluate(maker.op, parts, first, maker.attrs)
         if found is None:
-            count = int(np.prod(t.static_shape))
+            count = math.prod(t.static_shape)
             base = value.name if maker is None or not value.name.startswith(maker.op) else origin
             names = [base] if count == 1 else [f"{base}_{i}" for i in range(count)]
             symbols = [self.symbols.late(name, lo, hi) for name in names]
@@ -169,6 +170,8 @@ class Builder:
         regions: Callable[[Node], Sequence[Graph]] | None = None,
     ) -> Node:
         node = self.graph.add(op, operands, attrs, origin=(origin,), types=types, regions=regions)
+        for value in node.results:
+            check_size(value)
         self.log.append(node)
         if len(self.log) > self.limits.nodes:
             raise ModelError(
@@ -209,7 +212,7 @@ class Builder:
         """A constant or `dims` in place of the node, when the content of its small result is known."""
         d = op_def(op)
         data = [None if v is None else v.constant for v in operands]
-        small = result.is_static and int(np.prod(result.static_shape)) <= MAX_CONTENT
+        small = result.is_static and math.prod(result.static_shape) <= MAX_CONTENT
         known = all(
             v is None or (c is not None and c.array.size <= 4 * MAX_CONTENT)
             for c, v in zip(data, operands, strict=True)

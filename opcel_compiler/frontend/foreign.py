@@ -10,7 +10,7 @@ import onnx.defs
 import onnx.shape_inference
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto
 
-from opcel_compiler.frontend.limits import MAX_GRAPH_DEPTH, ModelError
+from opcel_compiler.frontend.limits import MAX_GRAPH_DEPTH, MAX_RANK, ModelError
 from opcel_compiler.frontend.proto_types import Symbols, type_from, type_to
 from opcel_compiler.frontend.weights import Weights, restore, to_proto
 from opcel_compiler.ir.dims import Dim, Symbol, symbols_of
@@ -189,8 +189,8 @@ _OPEN: Dim = parse_dim("opcel_open_dim")
 def _rank_of_target(target: Value | None) -> tuple[Dim, ...] | None:
     """Open dims, as many as a shape operand of known length has entries."""
     if target is not None and isinstance(target.type, TensorType) and target.type.shape is not None:
-        (count,) = target.type.shape or (0,)
-        if isinstance(count, int):
+        count = target.type.shape[0] if target.type.shape else 0
+        if isinstance(count, int) and len(target.type.shape) < 2 and count <= MAX_RANK:
             return (_OPEN,) * count
     return None
 

@@ -17,13 +17,20 @@ from opcel_compiler.frontend.builder import Builder, Narrow
 from opcel_compiler.frontend.checks import check_graph
 from opcel_compiler.frontend.foreign import Typing, captured, graphs_of
 from opcel_compiler.frontend.functions import Functions, check_calls, fill_defaults
-from opcel_compiler.frontend.limits import LIMITS, MAX_GRAPH_DEPTH, ModelError, check_opsets, domain_of
+from opcel_compiler.frontend.limits import (
+    MAX_GRAPH_DEPTH,
+    MAX_VERSION,
+    ModelError,
+    check_opsets,
+    check_size,
+    domain_of,
+)
 from opcel_compiler.frontend.proto_types import DimValue, Symbols, file_shape, type_from
 from opcel_compiler.frontend.scope import Scope
 from opcel_compiler.frontend.weights import Weights, map_file
 from opcel_compiler.frontend.wire import Buffer, WireError, without_weights
 from opcel_compiler.ir.analysis import dead_nodes
-from opcel_compiler.ir.dims import Symbol, bounds, product, symbols_of
+from opcel_compiler.ir.dims import Symbol, symbols_of
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.types import OptionalType, TensorType, Type
 
@@ -110,7 +117,8 @@ def _import(model: str | Path | bytes | ModelProto, name: str | None, dims: Mapp
         raise ModelError(
             f"no dimension of the model is called {unknown[0]!r}; its inputs have {', '.join(names) or 'none open'}"
         )
-    _check_sizes(graph)
+    for value in graph.values():
+        check_size(value)
     return Imported(
         graph,
         tuple(v.name for v in inputs),
@@ -137,21 +145,6 @@ def _symbols(value: Value) -> Iterator[Symbol]:
     if isinstance(value.type, TensorType):
         for dim in value.type.shape or ():
             yield from symbols_of(dim)
-
-
-def _check_sizes(graph: Graph) -> None:
-    """Raises ModelError for a tensor that no memory can hold; where symbols are open, for those at their least."""
-    for value in graph.values():
-        t = value.type
-        if not isinstance(t, TensorType) or t.shape is None:
-            continue
-        count = product([bounds(d)[0] or 0 for d in t.shape])
-        if isinstance(count, int) and count * t.dtype.bits // 8 > LIMITS.get().tensor_bytes:
-            where = f"node {value.producer.origin[0]!r}" if value.producer and value.producer.origin else "input"
-            raise ModelError(
-                f"{where}: the tensor {value.name!r} of type {t} has {count:.2g} elements, and a tensor may take at "
-                f"most {LIMITS.get().tensor_bytes / (1 << 30):.4g} GiB; correct the sizes in the model"
-            )
 
 
 def _read(model: str | Path | bytes | ModelProto) -> tuple[ModelProto, Buffer, Weights, Path | None]:
@@ -183,7 +176,7 @@ def _read(model: str | Path | bytes | ModelProto) -> tuple[ModelProto, Buffer, W
         if "depth" in str(e).lower():
             raise ModelError(f"{what} nests graphs more than {MAX_GRAPH_DEPTH} deep; flatten its branches") from None
         raise ModelError(f"{what} is no ONNX model, or is truncated: {e}") from None
-    if not proto.HasField("graph") or proto.ir_version < 1:
+    if not proto.HasField("graph") or not 1 <= proto.ir_version <= MAX_VERSION:
         raise ModelError(f"{what} is no ONNX model: it has no {'IR version' if proto.HasField('graph') else 'graph'}")
     check_text(proto, what)
     check_graph(proto.graph)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
@@ -10,6 +11,9 @@ import onnx
 import onnx.defs
 
 from opcel_compiler.errors import OpcelError
+from opcel_compiler.ir.dims import bounds
+from opcel_compiler.ir.graph import Value
+from opcel_compiler.ir.types import TensorType
 
 MIN_OPSET = 7
 """The oldest opset of the default domain that lowerings know; nodes of older ones are put into its form first."""
@@ -25,6 +29,9 @@ MAX_RANK = 64
 
 MAX_TENSOR_BYTES = 1 << 40
 """The largest tensor of a model, where its size is known."""
+
+MAX_VERSION = (1 << 31) - 1
+"""The largest version of a domain or of the format that `onnx` can hold."""
 
 MAX_FUNCTION_DEPTH = 32
 """How deep calls of model-local functions may nest."""
@@ -77,6 +84,9 @@ class ExportError(OpcelError):
 
 def check_opsets(opsets: dict[str, int]) -> None:
     """Raises ModelError for an opset import that no version of ONNX has, or that is newer than the installed `onnx`."""
+    for domain, imported in opsets.items():
+        if domain and not 0 < imported <= MAX_VERSION:
+            raise ModelError(f"the model imports version {imported} of the domain {domain!r}, which is none")
     version = opsets.get("")
     if version is None:
         return
@@ -86,6 +96,21 @@ def check_opsets(opsets: dict[str, int]) -> None:
         raise ModelError(
             f"the model imports opset {version}, and the installed onnx {onnx.__version__} knows opsets up to"
             f" {MAX_OPSET}; export the model at an opset up to {MAX_OPSET}, or install a newer onnx"
+        )
+
+
+def check_size(value: Value) -> None:
+    """Raises ModelError for a tensor that no memory can hold; where symbols are open, for those at their least."""
+    t = value.type
+    if not isinstance(t, TensorType) or t.shape is None:
+        return
+    least = [d if isinstance(d, int) else bounds(d)[0] or 0 for d in t.shape]
+    count = min(max(math.prod(least), *least, 0), 10**300)
+    if count * t.dtype.bits // 8 > LIMITS.get().tensor_bytes:
+        where = f"node {value.producer.origin[0]!r}" if value.producer and value.producer.origin else "input"
+        raise ModelError(
+            f"{where}: the tensor {value.name!r} of type {t} has {count:.2g} elements, and a tensor may take at "
+            f"most {LIMITS.get().tensor_bytes / (1 << 30):.4g} GiB; correct the sizes in the model"
         )
 
 

@@ -6,6 +6,7 @@ integral values only. `evaluate` works on our own operators, so every ONNX spell
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -221,7 +222,7 @@ def _evaluate(op: str, args: Sequence[Content | None], dtype: DType | None, attr
     if op == "transpose":
         return np.transpose(x, attrs["perm"])
     if op == "expand":
-        return np.broadcast_to(x, _ints(attrs["shape"])) if np.prod(_ints(attrs["shape"])) <= MAX_CONTENT else None
+        return np.broadcast_to(x, _ints(attrs["shape"])) if math.prod(_ints(attrs["shape"])) <= MAX_CONTENT else None
     if op == "slice":
         return _slice(x, attrs)
     if op == "concat":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,20 +26,17 @@ from opcel_compiler.ir.types import (
     UnknownType,
 )
 
+MAX_BYTES = 1 << 28
+"""The largest constant that a text may hold: one element may stand for all."""
+
+Item = TypeVar("Item")
+
 
 def parse_graph(text: str, constants: Mapping[str, Constant] | None = None) -> Graph:
     """The graph that `text` writes. `constants` gives the data of constants written as a digest. Raises ParseError,
     also for what a definition refuses when a node is made; `verify` checks the rest."""
     parser = _Parser(text, constants or {})
-    while parser.word("symbol"):
-        parser.symbol()
-    if not parser.word("graph"):
-        parser.fail("expected 'graph'")
-    graph = parser.graph(Graph(), {})
-    parser.skip()
-    if parser.at < len(text):
-        parser.fail("expected the end of the text")
-    return graph
+    return parser.whole(parser.top)
 
 
 class _Parser(Scanner):
@@ -48,6 +45,24 @@ class _Parser(Scanner):
         self.constants = constants
         self.symbols: dict[str, Symbol] = {}
         self.names: set[str] = set()
+
+    def whole(self, item: Callable[[], Item]) -> Item:
+        """What all of the text after its symbols writes."""
+        try:
+            while self.word("symbol"):
+                self.symbol()
+            out = item()
+        except RecursionError:
+            self.fail("nested too deeply")
+        self.skip()
+        if self.at < len(self.text):
+            self.fail("expected the end of the text")
+        return out
+
+    def top(self) -> Graph:
+        if not self.word("graph"):
+            self.fail("expected 'graph'")
+        return self.graph(Graph(), {})
 
     # -- dims and types --------------------------------------------------------------------------------------------
 
@@ -158,12 +173,14 @@ class _Parser(Scanner):
         flat: list[Any] = []
         self.elements(t.dtype, flat)
         size, per = math.prod(t.static_shape), 2 if t.dtype.kind == "c" else 1
-        if len(flat) == per:
-            flat = flat * size
-        if len(flat) != size * per:
+        if size * t.dtype.bits // 8 > MAX_BYTES:
+            self.fail(f"{t} is larger than the {MAX_BYTES >> 20} MiB that a constant in a text may have", start)
+        if len(flat) not in (per, size * per):
             self.fail(f"{len(flat) // per} elements for {t}, which has {size}", start)
         try:
-            return Constant(_array(t, flat), t.dtype, encoding)
+            few = _array(t.dtype, flat)
+            shape = t.static_shape
+            return Constant(few.reshape(shape) if len(few) == size else np.full(shape, few), t.dtype, encoding)
         except (ValueError, OverflowError) as e:
             self.fail(f"not elements of {t.dtype}: {e}", start)
 
@@ -183,7 +200,7 @@ class _Parser(Scanner):
             text = found.group()
             if dtype.is_integer and not INT.match(text):
                 self.fail(f"{text} is not an integer", start)
-            out.append(int(text) if dtype.is_integer else text)
+            out.append(self.number(found) if dtype.is_integer else text)
 
     # -- attributes ------------------------------------------------------------------------------------------------
 
@@ -209,7 +226,7 @@ class _Parser(Scanner):
         if self.peek(re.compile(r"\[")):
             return tuple(self.items("[", "]", self.list_item))
         if found := self.take(NUMBER):
-            return int(found.group()) if INT.match(found.group()) else float(found.group())
+            return self.number(found)
         if self.peek(re.compile(r"true\b|false\b")):
             return self.truth()
         return self.type_or_constant()
@@ -226,7 +243,7 @@ class _Parser(Scanner):
         start = self.at
         found = self.take(NUMBER)
         if found and self.peek(re.compile(r"[\],]")) and not INT.match(found.group()):
-            return float(found.group())
+            return self.number(found)
         self.at = start
         return self.dim()
 
@@ -346,30 +363,27 @@ class _Parser(Scanner):
         scope.update(zip(names, node.results, strict=True))
 
 
-def _array(t: TensorType, flat: list[Any]) -> np.ndarray:
-    """The elements as an array of `t`; floats and the parts of complex numbers come as texts."""
-    base, shape = t.dtype.numpy, t.static_shape
-    if t.dtype.kind == "s":
+def _array(dtype: DType, flat: list[Any]) -> np.ndarray:
+    """The elements as a list of `dtype`; floats and the parts of complex numbers come as texts."""
+    base = dtype.numpy
+    if dtype.kind == "s":
         out = np.empty(len(flat), object)
         out[:] = flat
-        return out.reshape(shape)
-    if t.dtype.kind in "fc":
-        part = base if t.dtype.kind == "f" else np.dtype(np.float32 if t.dtype.bits == 64 else np.float64)
+        return out
+    if dtype.kind in "fc":
+        part = base if dtype.kind == "f" else np.dtype(np.float32 if dtype.bits == 64 else np.float64)
         out = np.array([0.0 if s.startswith("0x") else float(s) for s in flat], np.float64).astype(part)
         for i, s in enumerate(flat):
             if s.startswith("0x"):
                 out[i] = np.frombuffer(bytes.fromhex(s[2:])[::-1], part)[0]
-        return out.view(base).reshape(shape)
-    if t.dtype.is_integer and flat:
-        low, high = (
-            (0, 2**t.dtype.bits - 1)
-            if t.dtype.kind == "u"
-            else (-(2 ** (t.dtype.bits - 1)), 2 ** (t.dtype.bits - 1) - 1)
-        )
+        return out.view(base)
+    if dtype.is_integer and flat:
+        low = 0 if dtype.kind == "u" else -(2 ** (dtype.bits - 1))
+        high = low + 2**dtype.bits - 1
         if min(flat) < low or max(flat) > high:
             raise ValueError(f"not in {low}..{high}")
-    wide = np.int32 if t.dtype.bits < 8 else base
-    return np.array(flat, wide).astype(base).reshape(shape)
+    wide = np.int32 if dtype.bits < 8 else base
+    return np.array(flat, wide).astype(base)
 
 
 __all__ = ["ParseError", "parse_graph"]

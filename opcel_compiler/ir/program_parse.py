@@ -38,13 +38,7 @@ def parse_program(
     """The Program that `text` writes; `constants` gives what is written as a digest, `region_nodes` the nodes of the
     regions by index (none where absent). Raises ParseError."""
     parser = _ProgramParser(text, constants or {}, region_nodes or {})
-    while parser.word("symbol"):
-        parser.symbol()
-    program = parser.program()
-    parser.skip()
-    if parser.at < len(text):
-        parser.fail("expected the end of the text")
-    return program
+    return parser.whole(parser.program)
 
 
 class _ProgramParser(_Parser):
@@ -210,7 +204,7 @@ class _ProgramParser(_Parser):
         self.names = set()
         body = self.graph(Graph("body"), {})
         nodes = list(body.nodes)
-        if anchor is not None and anchor >= len(nodes):
+        if anchor is not None and not 0 <= anchor < len(nodes):
             self.fail(f"the body has no node {anchor}", start)
         self.expect("}")
         node = None if anchor is None else nodes[anchor]

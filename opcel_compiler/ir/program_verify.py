@@ -7,7 +7,7 @@
     widths for each axis, none on the blocked one. Only temporaries and weights of f32 are stored as bf16, and only
     inputs and outputs have room to grow.
  5. Pads: the pad value of floats is 0, that of other elements is one of their dtype.
- 6. Views: a view has a stride for each axis, and on a blocked buffer the buffer's axes.
+ 6. Views: a view has a stride for each axis, whose size is not negative, and on a blocked buffer the buffer's axes.
  7. Bounds: a view whose shape, strides and offset are integers lies inside its buffer.
  8. Bodies: the body is a valid graph, it has an input and an output for each view, and the anchor is one of its nodes.
  9. Types: a view has the dtype of what the body takes or gives there, and its shape, as far as that can be decided.
@@ -31,6 +31,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -253,6 +254,8 @@ def _view(v: View, step: Step) -> None:
     blocked = v.buffer.layout.block > 1
     if len(v.shape) != len(v.strides) or (blocked and len(v.shape) != len(v.buffer.type.dims)):
         raise ProgramVerifyError(6, f"a view of {v.buffer!r} has shape {v.shape} and strides {v.strides}", step)
+    if any(isinstance(d, int) and d < 0 for d in v.shape):
+        raise ProgramVerifyError(6, f"a view of {v.buffer!r} has the shape {v.shape}", step)
     span, size = _span(v), v.buffer.elements
     if span is not None and isinstance(size, int) and not (span[0] >= 0 and span[1] < size):
         raise ProgramVerifyError(7, f"a view of {v.buffer!r} spans {span[0]}..{span[1]} of {size} elements", step)
@@ -264,7 +267,7 @@ def _steps(v: View) -> list[np.ndarray] | None:
     for axis, (extent, stride) in enumerate(zip(v.shape, v.strides, strict=True)):
         if not (isinstance(extent, int) and isinstance(stride, int)):
             return None
-        if extent > _LONGEST or extent * abs(stride) >= 1 << 60:
+        if extent > _LONGEST or max(extent, 1) * abs(stride) >= 1 << 60:
             raise ProgramVerifyError(7, f"a view of {v.buffer!r} has {extent} elements, {stride} apart, in an axis")
         at = np.arange(extent)
         if layout.block > 1 and axis == layout.block_axis:
@@ -348,7 +351,7 @@ def _overlap(a: View, b: View) -> bool:
 
 
 def _count(v: View) -> int:
-    return int(np.prod([d for d in v.shape if isinstance(d, int)]))
+    return math.prod(d for d in v.shape if isinstance(d, int))
 
 
 def _elements(v: View) -> np.ndarray:

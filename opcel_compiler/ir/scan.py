@@ -119,7 +119,15 @@ class Scanner:
         if not found or not INT.match(found.group()):
             self.at = start
             self.fail(f"expected {what}")
-        return int(found.group())
+        return int(self.number(found))
+
+    def number(self, found: re.Match[str]) -> int | float:
+        """The number of a match of NUMBER."""
+        text = found.group()
+        try:
+            return int(text) if INT.match(text) else float(text)
+        except ValueError:
+            self.fail(f"{text[:40]} is no number that can stand here", found.start())
 
     def truth(self) -> bool:
         if self.word("true"):

@@ -204,7 +204,9 @@ def print_elements(dtype: DType, flat: np.ndarray) -> list[str]:
 def _nested(texts: list[str], shape: tuple[int, ...]) -> str:
     if not shape:
         return texts[0]
-    step = len(texts) // shape[0] if shape[0] else 0
+    if not texts:
+        return "[]"
+    step = len(texts) // shape[0]
     return "[" + ", ".join(_nested(texts[i * step : (i + 1) * step], shape[1:]) for i in range(shape[0])) + "]"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from functools import cache
+from functools import cache, lru_cache
 
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto
@@ -53,30 +53,57 @@ def any_bytes(data: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
-def tokens(data: bytes, rng: random.Random) -> bytes:
-    """Swap, repeat, drop or replace words, numbers and signs."""
-    found = list(_TOKEN.finditer(data))
+@lru_cache(2000)
+def _tokens(data: bytes) -> tuple[tuple[int, int], ...]:
+    return tuple(found.span() for found in _TOKEN.finditer(data))
+
+
+def _alike(old: bytes, source: bytes, rng: random.Random) -> bytes:
+    """A word for a word, a number for a number, a sign for a sign."""
+    if old.isdigit() and rng.random() < 0.5:
+        return str(max(0, int(old[:18]) + rng.choice((-1, 1, -2, 2, 8)))).encode()
+    for _ in range(8):
+        start, end = rng.choice(_tokens(source) or ((0, 0),))
+        new = source[start:end]
+        if new != old and (new[:1].isdigit(), new[:1].isalpha()) == (old[:1].isdigit(), old[:1].isalpha()):
+            return new
+    return b""
+
+
+def tokens(data: bytes, rng: random.Random, donor: bytes) -> bytes:
+    """Swap, repeat, drop or replace words, numbers and signs, or put a part of `donor` in."""
+    found = _tokens(data)
     if not found:
         return any_bytes(data, rng)
-    one, other = rng.choice(found), rng.choice(found)
-    kind = rng.randrange(6)
-    if kind == 0:
-        new = other.group()
+    (start, end), (from_, to) = rng.choice(found), rng.choice(found)
+    kind = rng.randrange(12)
+    if kind >= 8:
+        new = _alike(data[start:end], donor if kind == 11 else data, rng)
+    elif kind == 0:
+        new = data[from_:to]
     elif kind == 1:
         new = str(rng.choice(NUMBERS)).encode()
     elif kind == 2:
         new = b""
     elif kind == 3:
-        new = one.group() * rng.choice((2, 3, 50))
+        new = data[start:end] * rng.choice((2, 3, 50))
     elif kind == 4:
         new = rng.choice(
             (b"[", b"(", b"{", b"seq<", b"-", b"%", b'"', b"nan", b"1e999", b"//", b"min(", b"null", b"&a", b"*a")
         )
         new *= rng.choice((1, 1, 3, 400))
-    else:
-        a, b = sorted((one.start(), other.end()))
+    elif kind == 5:
+        a, b = sorted((start, to))
         return data[:b] + data[a:b] + data[b:]
-    return data[: one.start()] + new + data[one.end() :]
+    elif kind == 6 and (parts := _tokens(donor)):
+        at = rng.randrange(len(parts))
+        new = donor[parts[at][0] : parts[min(at + rng.choice((0, 0, 1, 4, 16)), len(parts) - 1)][1]]
+    else:
+        lines, others = data.split(b"\n"), donor.split(b"\n")
+        at = rng.randrange(len(lines))
+        lines[at : at + rng.randrange(2)] = [rng.choice(others)] * rng.randrange(2)
+        return b"\n".join(lines)
+    return data[:start] + new + data[end:]
 
 
 @cache
@@ -84,10 +111,12 @@ def _operators() -> tuple[tuple[str, str], ...]:
     return tuple(sorted(REGISTRY))
 
 
-def model(data: bytes, rng: random.Random) -> bytes:
-    """Change a node, an attribute, a dimension, a tensor or an opset of a model."""
+def model(data: bytes, rng: random.Random, donor: bytes) -> bytes:
+    """Change a node, an attribute, a dimension, a tensor or an opset of a model, or put a node of `donor` in."""
     try:
         proto = ModelProto.FromString(data)
+        if rng.random() < 0.15:
+            _graft(proto.graph, ModelProto.FromString(donor).graph, rng)
         for _ in range(rng.choice((1, 1, 2, 3))):
             _change(proto, rng)
         return proto.SerializeToString()
@@ -130,6 +159,22 @@ def _change(proto: ModelProto, rng: random.Random) -> None:
         rng.choice(graph.output).name = _name(graph, rng)
 
 
+def _graft(graph: GraphProto, donor: GraphProto, rng: random.Random) -> None:
+    """A node of `donor` with its constants, and inputs of this graph for some of its others."""
+    if not donor.node:
+        return
+    new = rng.choice(donor.node)
+    graph.initializer.extend(t for t in donor.initializer if t.name in new.input)
+    constant = {t.name for t in graph.initializer}
+    at = graph.node.add()
+    at.CopyFrom(new)
+    for i, name in enumerate(at.input):
+        if name and name not in constant:
+            at.input[i] = _name(graph, rng)
+    if at.output and graph.output and rng.random() < 0.5:
+        rng.choice(graph.output).name = at.output[0]
+
+
 def _name(graph: GraphProto, rng: random.Random) -> str:
     names = [n for node in graph.node for n in (*node.input, *node.output)] + [v.name for v in graph.input]
     return rng.choice([*names, "", "new"])
@@ -169,10 +214,10 @@ def _change_attribute(a: AttributeProto, rng: random.Random) -> None:
         a.ints.append(rng.choice(NUMBERS))
 
 
-def mutate(target: str, data: bytes, rng: random.Random) -> bytes:
-    """A change that suits the target's inputs."""
+def mutate(target: str, data: bytes, rng: random.Random, donor: bytes) -> bytes:
+    """A change that suits the target's inputs. `donor` is another input, of which it may take parts."""
     if target == "importer":
-        return model(data, rng) if rng.random() < 0.8 else any_bytes(data, rng)
+        return model(data, rng, donor) if rng.random() < 0.8 else any_bytes(data, rng)
     if target == "run" or rng.random() < 0.3:
         return any_bytes(data, rng)
-    return tokens(data, rng)
+    return tokens(data, rng, donor)

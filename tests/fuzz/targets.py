@@ -25,7 +25,8 @@ from opcel_compiler.runtime.integrity import stamped
 from opcel_compiler.runtime.model import CompiledModel
 from opcel_compiler.targets.load import load_target
 
-Target = Callable[[bytes], None]
+Target = Callable[[bytes], bool]
+"""Executes an input; whether it was accepted."""
 
 
 @cache
@@ -39,21 +40,22 @@ def clean_up() -> None:
     shutil.rmtree(_folder(), ignore_errors=True)
 
 
-def importer(data: bytes) -> None:
+def importer(data: bytes) -> bool:
     """A model's bytes become a graph that holds its invariants."""
     try:
         graph = import_model(data).graph
     except OpcelError:
-        return
+        return False
     verify(graph)
+    return True
 
 
-def text(data: bytes) -> None:
+def text(data: bytes) -> bool:
     """The text of a graph or a Program; what is read can be verified and written again."""
     try:
         source = data.decode()
     except UnicodeDecodeError:
-        return
+        return False
     try:
         if source.lstrip().startswith(("program", "symbol")) and "program" in source:
             program = parse_program(source)
@@ -64,7 +66,8 @@ def text(data: bytes) -> None:
             verify(graph)
             print_graph(graph)
     except OpcelError:
-        return
+        return False
+    return True
 
 
 @cache
@@ -79,7 +82,7 @@ def _artifact() -> tuple[Path, dict[str, object], bytes]:
     return path, json.loads((path / "manifest.json").read_text()), (path / "weights.bin").read_bytes()
 
 
-def artifact(data: bytes) -> None:
+def artifact(data: bytes) -> bool:
     """A manifest, with its hash put right every other time, and weights, of an artifact that is opened.
 
     The code is the compiler's: an artifact is as trusted as a program.
@@ -97,17 +100,19 @@ def artifact(data: bytes) -> None:
     try:
         CompiledModel(path, threads=1, weights="resident" if len(data) % 2 else "map").close()
     except OpcelError:
-        return
+        return False
+    return True
 
 
-def target(data: bytes) -> None:
+def target(data: bytes) -> bool:
     """A target's description."""
     path = _folder() / "fuzzed.yaml"
     path.write_bytes(data)
     try:
         load_target(path)
     except OpcelError:
-        return
+        return False
+    return True
 
 
 _DTYPES = ("<f4", "<f8", "<i8", "<i4", "u1", "?", "<f2", "<c8", "O", "<U3", "M8[s]", "V4")
@@ -121,7 +126,7 @@ def _opened() -> CompiledModel:
     return CompiledModel(path, threads=1)
 
 
-def run(data: bytes) -> None:
+def run(data: bytes) -> bool:
     """Arrays of any shape, strides and element type as inputs of an open artifact."""
     model = _opened()
     at = iter(data)
@@ -142,9 +147,18 @@ def run(data: bytes) -> None:
     try:
         model.run(feeds)
     except OpcelError:
-        return
+        return False
+    return True
 
 
 TARGETS: dict[str, Target] = {
     "importer": importer, "text": text, "artifact": artifact, "target": target, "run": run,
 }  # fmt: skip
+
+
+def warm_up(name: str) -> None:
+    """What the executions of a target share is made."""
+    if name == "artifact":
+        _artifact()
+    elif name == "run":
+        _opened()

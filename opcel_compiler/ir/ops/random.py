@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from opcel_compiler.ir.opdef import Arrays, AttrDef, Attrs, Operands, define
@@ -20,7 +22,7 @@ def _evaluate(_: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     if not attrs["fixed"]:
         return (np.random.default_rng().random(shape, np.float32),)
     key = np.uint64(attrs["key"] & (1 << 64) - 1)
-    z = key + np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64) * _GAMMA
+    z = key + np.arange(1, math.prod(shape) + 1, dtype=np.uint64) * _GAMMA
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)

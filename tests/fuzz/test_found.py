@@ -1,0 +1,110 @@
+"""Inputs that fuzzing found, each refused with the error that it deserves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, helper
+
+from opcel_compiler.frontend.importer import import_model
+from opcel_compiler.frontend.limits import ModelError
+from opcel_compiler.ir.parse import parse_graph
+from opcel_compiler.ir.program_text import parse_program
+from opcel_compiler.ir.program_verify import ProgramVerifyError, verify_program
+from opcel_compiler.ir.scan import ParseError
+from opcel_compiler.ir.text import print_graph
+
+PROGRAM = """program g(@x) -> (@y) {
+  input @x: f32[2]
+  output @y: f32[2]
+  kernel own {
+    reads @x
+    writes @y
+    anchor ANCHOR
+    body(%x: f32[2]) {
+      %y = neg(%x) : f32[2]
+      return %y
+    }
+  }
+}
+"""
+
+
+def constant(text: str) -> str:
+    return f"graph g() {{\n  %c = {text}\n  return %c\n}}\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (constant("f32[2] " + "[" * 2000), "line 2.*nested too deeply"),
+        (constant("f32[8, 99999999999999999999] 0.5"), "line 2.*larger than the 256 MiB"),
+        (constant("f32[99999, 99999] 0.5"), "line 2.*larger than the 256 MiB"),
+        (constant("i64[1] " + "1" * 5000), "line 2.*no number"),
+        ("graph g(%x: f32[2]) {\n  %y = cumulate(%x){axis=0x1}\n  return %y\n}\n", "line 2.*0x1 is no number"),
+        ("graph g(%x: f32[2]) {\n  %y = concat(%x){axis=[0x1]}\n  return %y\n}\n", "line 2"),
+        (PROGRAM.replace("ANCHOR", "-1"), "has no node -1"),
+        (PROGRAM.replace("ANCHOR", "1"), "has no node 1"),
+    ],
+    ids=range(8),
+)  # fmt: skip
+def test_texts(source: str, message: str) -> None:
+    with pytest.raises(ParseError, match=message):
+        parse_program(source) if source.startswith("program") else parse_graph(source)
+
+
+def test_a_stride_past_64_bits_of_an_axis_without_elements() -> None:
+    source = PROGRAM.replace("    anchor ANCHOR\n", "").replace("reads @x", f"reads @x[0]:[{1 << 70}]:[0]")
+    with pytest.raises(ProgramVerifyError, match=r"invariant 7: .*apart"):
+        verify_program(parse_program(source))
+
+
+def test_no_elements_in_many_rows() -> None:
+    graph = parse_graph(constant("bool[111111111111111119, 0] [[true]]"))
+    text = print_graph(graph)
+    assert "bool[111111111111111119, 0] []" in text
+    assert print_graph(parse_graph(text)) == text
+
+
+def test_a_view_of_fewer_elements_than_none() -> None:
+    source = PROGRAM.replace("    anchor ANCHOR\n", "").replace("reads @x", "reads @x[-2]:[1]:[0]")
+    with pytest.raises(ProgramVerifyError, match=r"invariant 6: .*shape"):
+        verify_program(parse_program(source))
+
+
+def test_one_element_stands_for_all_bit_by_bit() -> None:
+    array = parse_graph(constant("f32[3, 2] 0x7fa00001")).nodes.__iter__().__next__().attrs["value"].array
+    assert array.shape == (3, 2)
+    assert (array.view(np.uint32) == 0x7FA00001).all()
+
+
+def model(op: str, shape: list[int]) -> ModelProto:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([helper.make_node(op, ["x"], ["y"])], "g", [x], [y])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+
+
+def test_a_version_that_no_domain_has() -> None:
+    for domain, version in (("own", 0), ("own", 1 << 40), ("", -3)):
+        found = model("Sign", [2])
+        found.opset_import.add(domain=domain, version=version)
+        if not domain:
+            del found.opset_import[0]
+        with pytest.raises(ModelError, match=f"version {version}|opset {version}"):
+            import_model(found.SerializeToString())
+    found = model("Sign", [2])
+    found.ir_version = 1 << 40
+    with pytest.raises(ModelError, match="IR version"):
+        import_model(found.SerializeToString())
+
+
+def test_sizes_past_64_bits_end_at_their_node() -> None:
+    """Also where a later node, or a dimension of 0, hides them."""
+    big = (1 << 62) + 1
+    for shape in ([big, 8], [0, 8]):
+        found = model("Tile", shape)
+        found.graph.node[0].input.append("r")
+        found.graph.initializer.append(helper.make_tensor("r", TensorProto.INT64, [2], [1, 1 << 62]))
+        with pytest.raises(ModelError, match="elements, and a tensor may take"):
+            import_model(found.SerializeToString())
