@@ -24,7 +24,7 @@ def ours(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def peers(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The figures of the other engines that have some."""
-    return [engine for engine in row["engines"] if engine["engine"] != "opcel" and "speedup" in engine]
+    return [engine for engine in row["engines"] if not engine["engine"].startswith("opcel") and "speedup" in engine]
 
 
 def best_peer(row: Mapping[str, Any]) -> Mapping[str, Any] | None:

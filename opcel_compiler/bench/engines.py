@@ -131,6 +131,10 @@ PEERS = {
         Engine("openvino", "OpenVINO", "openvino", _openvino),
         Engine("openvino-bf16", "OpenVINO bf16", "openvino", _OPENVINO_BF16, precision="bf16"),
         Engine("openvino-avx2", "OpenVINO AVX2", "openvino", _openvino, {"ONEDNN_MAX_CPU_ISA": "AVX2"}),
+        Engine("ort-int8", "ONNX Runtime int8", "onnxruntime", _onnxruntime, precision="int8"),
+        Engine("openvino-int8", "OpenVINO int8", "openvino", _openvino, precision="int8"),
+        Engine("openvino-int8-bf16", "OpenVINO int8, rest bf16", "openvino", _OPENVINO_BF16, precision="int8"),
+        Engine("opcel-f32", "OPCEL f32", OPCEL.module, partial(_opcel, weights="resident")),
     )
 }
 ENGINES = {engine.name: engine for engine in (OPCEL, OPCEL_RESIDENT, OPCEL_OUT, *PEERS.values())}

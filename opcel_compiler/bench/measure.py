@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -107,15 +108,15 @@ class Pace:
 def measure(
     artifact: Path, feeds: Mapping[str, np.ndarray], *, model: Path | None = None, against: Sequence[str] = (),
     threads: int, rounds: int = 15, price: float | None = None, profile: bool = False, idle: Idle = lambda: None,
-    resident: bool = False, pace: Pace = Pace(), streams: int = 0,
+    resident: bool = False, pace: Pace = Pace(), streams: int = 0, models: Mapping[str, Path] = MappingProxyType({}),
 ) -> Bench:  # fmt: skip
     """Measure an artifact on `feeds`, beside the engines `against` (names of PEERS) on the ONNX file `model`.
 
     Each engine has a process of its own. They take turns in blocks of calls, in an order that alternates; whoever has
     no turn is stopped. With `model` each engine's outputs are compared with the unoptimized reference. `price` is the
-    machine's in US dollars an hour. `resident` copies our weights into huge pages at loading. With `streams` the rate
-    of so many of our runs at a time is measured too. Raises EngineError when the artifact cannot be run; another engine
-    that cannot run the model has a row that says so.
+    machine's in US dollars an hour. `models` are the files of engines that have one of their own. `resident` copies our
+    weights into huge pages at loading. With `streams` the rate of so many of our runs at a time is measured too. Raises
+    EngineError when the artifact cannot be run; another engine that cannot run the model has a row that says so.
     """
     with tempfile.TemporaryDirectory(prefix="opcel-bench-") as folder, contextlib.ExitStack() as stack:
         file = Path(folder) / "feeds.npz"
@@ -123,7 +124,7 @@ def measure(
         turns: list[_Turn] = []
         rows: list[Measured] = []
         ours = OPCEL_RESIDENT if resident else OPCEL
-        for engine, path in ((ours, artifact), *((PEERS[name], model) for name in against)):
+        for engine, path in ((ours, artifact), *((PEERS[name], models.get(name, model)) for name in against)):
             row = Measured(OPCEL.name if engine is ours else engine.name, engine.title)
             row.weights = ("resident" if resident else "map") if engine is ours else ""
             rows.append(row)
@@ -240,7 +241,8 @@ def _check(
         path = folder / f"{turn.row.engine}.npz"
         turn.worker.ask(save=str(path))
         with np.load(path) as got:
-            own = bound if turn.worker.engine.precision == "f32" else Bound.of(turn.worker.engine.precision)
+            precision = turn.worker.engine.precision
+            own = bound if precision == "f32" else Bound.of(precision, quantized=precision == "int8")
             rows = [compare(n, got[str(i)], w, own) for i, (n, w) in enumerate(zip(outputs, want, strict=True))]
         turn.row.outputs = rows
 

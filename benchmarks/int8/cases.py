@@ -1,0 +1,82 @@
+"""A network with real data: files that one command makes, and what is read of them.
+
+NAME.onnx; NAME.npz, the feeds of one call; NAME.calibrate.npz and NAME.evaluate.npz, by input name arrays of shape
+[samples, *shape of the input]; NAME.json: {"metric", "about"}; and, where samples have one, NAME.labels.npy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Samples = Mapping[str, np.ndarray]
+"""By input name; the first axis counts samples."""
+
+
+@dataclass(frozen=True)
+class Case:
+    folder: Path
+    name: str
+
+    @property
+    def model(self) -> Path:
+        return self.folder / f"{self.name}.onnx"
+
+    @property
+    def calibration(self) -> Path:
+        return self.folder / f"{self.name}.calibrate.npz"
+
+    @property
+    def evaluation(self) -> dict[str, np.ndarray]:
+        return arrays(self.folder / f"{self.name}.evaluate.npz")
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        path = self.folder / f"{self.name}.labels.npy"
+        return np.load(path) if path.exists() else None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """`metric`, a name of `benchmarks.int8.metrics`, and `about`, a line of text."""
+        facts: dict[str, Any] = json.loads((self.folder / f"{self.name}.json").read_text())
+        return facts
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return {key: file[key] for key in file.files}
+
+
+def feeds(samples: Samples) -> list[dict[str, np.ndarray]]:
+    """The feeds of each sample."""
+    count = len(next(iter(samples.values())))
+    return [{name: values[i] for name, values in samples.items()} for i in range(count)]
+
+
+def write(
+    folder: Path, name: str, calibrate: Samples, evaluate: Samples, *, metric: str, about: str,
+    labels: np.ndarray | None = None,
+) -> Case:  # fmt: skip
+    """The data beside NAME.onnx. Raises ValueError when samples of one set differ in number."""
+    for samples in (calibrate, evaluate):
+        if len({len(values) for values in samples.values()}) != 1:
+            raise ValueError(f"{name}: { ({key: len(values) for key, values in samples.items()}) } samples")
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / f"{name}.npz", **feeds(evaluate)[0])
+    np.savez(folder / f"{name}.calibrate.npz", **calibrate)
+    np.savez(folder / f"{name}.evaluate.npz", **evaluate)
+    (folder / f"{name}.json").write_text(json.dumps({"metric": metric, "about": about}, indent=1) + "\n")
+    if labels is not None:
+        np.save(folder / f"{name}.labels.npy", labels)
+    return Case(folder, name)
+
+
+def cases_in(folder: Path) -> list[Case]:
+    """Those that are whole, by name."""
+    names = sorted(path.name[: -len(".calibrate.npz")] for path in folder.glob("*.calibrate.npz"))
+    return [case for case in (Case(folder, name) for name in names) if case.model.exists()]

@@ -1,0 +1,47 @@
+"""Our own artifacts of a network with data, in f32 and in 8 bits by the default recipe, and what their reports say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import opcel_compiler
+from benchmarks.artifacts import compiler_digest
+from benchmarks.int8.cases import Case, arrays, feeds
+from opcel_compiler.quantization.recipe import Recipe
+
+PRECISIONS = ("f32", "int8")
+
+
+def artifact(case: Case, work: Path, precision: str) -> tuple[Path, dict[str, Any]]:
+    """The artifact in the folder `work` and its report; compiled unless an earlier run of the same compiler left it.
+
+    Raises OpcelError when the network cannot be compiled.
+    """
+    path = work / f"{case.name}-{precision}-{compiler_digest()}.opcel"
+    if path.exists():
+        with opcel_compiler.load(path) as model:
+            return path, dict(model.report)
+    work.mkdir(parents=True, exist_ok=True)
+    recipe = Recipe(feeds(arrays(case.calibration))) if precision == "int8" else None
+    first = feeds(case.evaluation)[0]
+    with opcel_compiler.compile(
+        case.model, "host", path, fallback="allow", inputs=first, precision=precision, recipe=recipe,
+        max_error=LOOSE if precision == "int8" else None,
+    ) as model:  # fmt: skip
+        return path, dict(model.report)
+
+
+LOOSE = 1.0
+"""What the proof allows: that a network became worse is for the table to say."""
+
+
+def integer_share(report: Mapping[str, Any]) -> float:
+    """The share of multiply-adds that is done in integers."""
+    products = [k for k in report["kernels"] if k["family"].split(".")[0] in PRODUCTS and k["flops"]]
+    total = sum(k["flops"] for k in products)
+    return sum(k["flops"] for k in products if k.get("precision") == "int8") / total if total else 0.0
+
+
+PRODUCTS = ("conv", "matmul", "gemm", "gemv", "attention", "depthwise", "transposed", "recurrent", "winograd")
