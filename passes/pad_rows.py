@@ -21,7 +21,7 @@ SET_SPAN = 4096
 """Bytes after which addresses fall into the same set again: a page, in every first-level cache of an x86 CPU."""
 ROWS_A_SET = 6
 """Rows of a tile that one set bears: eight ways, less what streams past."""
-STRIDED = frozenset({"gemm", "pack", "attention", "layer_norm", "rms_norm"})
+STRIDED = frozenset({"gemm", "pack", "attention", "layer_norm", "rms_norm", "observe"})
 """Families that read and write matrices with any step from row to row."""
 
 

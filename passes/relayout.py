@@ -72,6 +72,8 @@ class _Relayout:
             if isinstance(step, Control):
                 self._cross(i, step, around)
                 self.steps.append(step)
+            elif isinstance(step, Kernel) and step.family == "observe":
+                self._observe(step)
             elif isinstance(step, Kernel) and self._takes_blocks(step):
                 self._convert(step)
             elif isinstance(step, Kernel) and step.family == "copy" and self._blocked_part(step) is not None:
@@ -196,6 +198,15 @@ class _Relayout:
         self._emit_copy(whole(target), out, kernel.origin)
         if out.is_contiguous and out.offset == 0 and rank >= 2:
             self.blocked[out.buffer] = target
+
+    def _observe(self, kernel: Kernel) -> None:
+        """Read what is observed by channels where it lies blocked by them; the results are row-major."""
+        assert kernel.anchor is not None
+        view = kernel.inputs[0]
+        found = self.blocked.get(view.buffer) if kernel.anchor.attrs["axis"] == 1 else None
+        if found is not None and found.type.shape == view.shape and view.offset == 0 and view.is_contiguous:
+            kernel.inputs[0] = whole(found)
+        self.steps.append(kernel)
 
     def _blocked_part(self, kernel: Kernel) -> Buffer | None:
         """The blocked buffer of which `kernel` writes a part, made at the first; None where parts stay row-major."""

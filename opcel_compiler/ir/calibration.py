@@ -1,0 +1,70 @@
+"""Which values of a Graph calibration observes, and how an observing Graph hands out what it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from opcel_compiler.errors import OpcelError
+from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.types import TensorType
+
+WINDOWS, COUNTS, SEEN, CHANNELS = (f"observed.{name}" for name in ("windows", "counts", "seen", "channels"))
+"""The names of an observing graph's added input, f32[values, 2], and outputs, u32[values · 2049], f32[values · 4] and
+f32[sum of 2 · channels]: the operands and results of its `observe` nodes, value after value."""
+
+CONTRACTIONS = frozenset({"matmul", "conv", "conv_transpose"})
+
+
+def observable(graph: Graph, also: Iterable[str] = ()) -> dict[Value, int]:
+    """The values to observe, in order, and the axis of the channels (-1: none) of each: what the contractions with
+    constant weights read, and what comes of their results after the elementwise work that follows; then those that
+    `also` names. Values inside of control flow are none of them.
+
+    Raises OpcelError for a name that no value has.
+    """
+    found: dict[Value, int] = {}
+    for node in graph.nodes:
+        if node.op not in CONTRACTIONS or len(node.operands) < 2 or not _weights(node.operand(1)):
+            continue
+        axis = 1 if node.op != "matmul" else None
+        for value in (node.operand(0), end_of_chain(node)):
+            if _can_be(value):
+                found.setdefault(value, _channel_axis(value, axis))
+    by_name = {v.name: v for v in graph.values()}
+    for name in also:
+        if name not in by_name or not _can_be(by_name[name]):
+            raise OpcelError(f"%{name} is no value of the graph that can be observed: a tensor of floats of known rank")
+        found.setdefault(by_name[name], -1)
+    return found
+
+
+def end_of_chain(node: Node) -> Value:
+    """The result of `node`, or of the last elementwise node in a row of which each has only the next for a user."""
+    value = node.result
+    while len(value.uses) == 1:
+        (user,) = value.users or (None,)
+        if user is None or user.graph is not node.graph or "elementwise" not in user.definition.traits:
+            break
+        after = user.results[0]
+        if user.op in ("quantize", "cast") or not _can_be(after) or after.tensor.dims != value.tensor.dims:
+            break
+        value = after
+    return value
+
+
+def _weights(value: Value) -> bool:
+    if value.producer is not None and value.producer.op == "dequantize":
+        value = value.producer.operand(0)
+    return value.constant is not None
+
+
+def _can_be(value: Value) -> bool:
+    t = value.type
+    floats = isinstance(t, TensorType) and t.shape is not None and t.dtype.kind == "f" and t.dtype.bits in (16, 32)
+    return floats and value.constant is None
+
+
+def _channel_axis(value: Value, axis: int | None) -> int:
+    dims = value.tensor.dims
+    at = len(dims) - 1 if axis is None else axis
+    return at if 0 <= at < len(dims) and isinstance(dims[at], int) else -1
