@@ -1,7 +1,7 @@
-"""Observe the values that a quantization would round: what contractions read and what they and what follows them give.
+"""Observe the values that a quantization rounds: what contractions read, and what they and what follows them give.
 
-Each such value gets an `observe` node. All their windows are one input of the graph, and their results three outputs, so
-that the observed values themselves stay where they are and a run's results are small (calibrate/observed.py reads them).
+Each such value gets an `observe` node. All their windows are one input of the graph, and their results three outputs,
+so that observed values stay where they are and what a run returns is small (calibrate/accumulate.py reads it).
 """
 
 from __future__ import annotations

@@ -23,8 +23,6 @@ FORMAT = 1
 class StatisticsError(OpcelError):
     """A statistics file that cannot be read, or that belongs to another model."""
 
-    exit_code = 2
-
 
 def _frozen(array: np.ndarray) -> np.ndarray:
     out: np.ndarray = np.ascontiguousarray(array).copy()

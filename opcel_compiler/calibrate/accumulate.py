@@ -1,0 +1,138 @@
+"""The results of an observing model's runs, added up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from opcel_compiler.calibrate.errors import CalibrationError
+from opcel_compiler.calibrate.samples import Feeds, Sample
+from opcel_compiler.ir.calibration import CHANNELS, COUNTS, SEEN, WINDOWS
+from opcel_compiler.ir.statistics import BINS, Histogram, TensorStatistics
+
+
+class Runnable(Protocol):
+    """A compiled model whose graph has `observe` nodes."""
+
+    def run(self, feeds: Feeds, /) -> Mapping[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A value that is observed: its name, the axis of its channels from its last axis on (-1), or None, and how many
+    there are."""
+
+    name: str
+    axis: int | None
+    channels: int
+
+
+class NonfiniteError(CalibrationError):
+    """A sample made a value that is not finite; `tensor` names it."""
+
+
+class Accumulator:
+    """The statistics of the values `observed`, in the order of the model's `observe` nodes; 16 KiB each."""
+
+    def __init__(self, observed: Sequence[Observed]) -> None:
+        n = len(observed)
+        self.observed = tuple(observed)
+        self.samples = 0
+        self._windows = np.tile(np.float32([-127, 0]), (n, 1))
+        self._counts = np.zeros((n, BINS), np.int64)
+        self._extremes = np.tile([np.inf, -np.inf], (n, 1))
+        self._sums = np.zeros((n, 2))
+        ends = np.cumsum([0, *(2 * o.channels for o in observed)])
+        self._slices = [slice(int(a), int(b)) for a, b in zip(ends, ends[1:], strict=False)]
+        self._largest = [np.zeros(o.channels, np.float32) for o in observed]
+        self._totals = [np.zeros(o.channels) for o in observed]
+
+    def run(self, model: Runnable, sample: Sample) -> None:
+        """Run a sample and add what is observed.
+
+        Raises NonfiniteError, having added nothing, where a value has NaNs or infinities.
+        """
+        results = model.run({**sample.feeds, WINDOWS: self._windows})
+        counts = results[COUNTS].reshape(len(self.observed), BINS + 1)
+        bad = np.flatnonzero(counts[:, BINS])
+        if bad.size:
+            name, many = self.observed[bad[0]].name, int(counts[bad[0], BINS])
+            raise NonfiniteError(
+                f"{sample} makes {many} elements of %{name} NaN or infinite", sample=sample.index, tensor=name
+            )
+        self._add(counts[:, :BINS], results[SEEN].reshape(-1, 4).astype(np.float64))
+        found = results[CHANNELS]
+        for i, part in enumerate(self._slices):
+            largest, total = found[part].reshape(2, -1)
+            np.maximum(self._largest[i], largest, out=self._largest[i])
+            self._totals[i] += total
+        self.samples += 1
+
+    def _add(self, counts: np.ndarray, seen: np.ndarray) -> None:
+        low, high = seen[:, 2], seen[:, 3]
+        some = low <= high
+        self._extremes[:, 0] = np.minimum(self._extremes[:, 0], low)
+        self._extremes[:, 1] = np.maximum(self._extremes[:, 1], high)
+        self._sums += np.where(some[:, None], seen[:, 2:], 0)
+        moved = np.flatnonzero((seen[:, :2] != self._windows).any(axis=1))
+        if not moved.size:
+            self._counts += counts
+            return
+        kept = np.setdiff1d(np.arange(len(seen)), moved)
+        self._counts[kept] += counts[kept]
+        for i in moved[some[moved]]:
+            before = self._histogram(i, self._counts[i])
+            made = Histogram(int(seen[i, 0]), int(seen[i, 1]), counts[i].astype(np.int64))
+            merged = before.merged(made, *map(float, self._extremes[i]))
+            self._counts[i] = merged.counts
+            self._windows[i] = merged.exponent, merged.start
+
+    def _histogram(self, i: int, counts: np.ndarray) -> Histogram:
+        exponent, start = (int(v) for v in self._windows[i])
+        place = (exponent, start) if exponent > -127 else Histogram.fitting(0.0, 0.0)
+        return Histogram(*place, counts)
+
+    def tensors(self) -> dict[str, TensorStatistics]:
+        """By name."""
+        return {o.name: self._tensor(i, o) for i, o in enumerate(self.observed)}
+
+    def _tensor(self, i: int, o: Observed) -> TensorStatistics:
+        histogram = self._histogram(i, self._counts[i].copy())
+        low, high = (float(v) for v in self._extremes[i]) if histogram.total else (0.0, 0.0)
+        means = self._sums[i] / max(1, self.samples)
+        each = max(1.0, histogram.total / o.channels)
+        has = o.axis is not None
+        return TensorStatistics(
+            o.name, histogram, low, high, self.samples, 0, float(means[0]), float(means[1]), o.axis,
+            self._largest[i].copy() if has else None, (self._totals[i] / each).astype(np.float32) if has else None,
+        )  # fmt: skip
+
+
+def tensor_warnings(tensors: Mapping[str, TensorStatistics]) -> list[str]:
+    """Of values whose statistics tell little, or tell that 8 bits are too few."""
+    out = []
+    for t in tensors.values():
+        if t.constant:
+            out.append(f"%{t.name} is {t.minimum:g} in all samples: a constant, whose scale is taken for 1")
+        elif (ratio := spread(t)) > WIDE:
+            out.append(
+                f"%{t.name} reaches {max(-t.minimum, t.maximum):g}, more than {ratio:.0f} times what 99.9 % of its "
+                "elements lie below: 8 bits hold either these or its outliers; SmoothQuant moves outliers of channels "
+                "into the weights"
+            )
+    return out
+
+
+WIDE = 500.0
+
+
+def spread(t: TensorStatistics) -> float:
+    """The largest magnitude by that below which 99.9 % of the elements lie, or what it is at least: a histogram
+    tells nothing finer than a bin, which the largest magnitude is 1024 to 2047 times, or for values of both signs half
+    of that."""
+    counts = t.histogram.magnitudes()
+    below = int(np.searchsorted(np.cumsum(counts), 0.999 * t.count)) + 1
+    return max(-t.minimum, t.maximum) / (below * t.histogram.width)
