@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -41,12 +42,12 @@ class Accumulator:
         n = len(observed)
         self.observed = tuple(observed)
         self.samples = 0
-        self._windows = np.tile(np.float32([-127, 0]), (n, 1))
+        self._windows = np.tile(np.array([-127, 0], np.float32), (n, 1))
         self._counts = np.zeros((n, BINS), np.int64)
         self._extremes = np.tile([np.inf, -np.inf], (n, 1))
         self._sums = np.zeros((n, 2))
         ends = np.cumsum([0, *(2 * o.channels for o in observed)])
-        self._slices = [slice(int(a), int(b)) for a, b in zip(ends, ends[1:], strict=False)]
+        self._slices = [slice(int(a), int(b)) for a, b in itertools.pairwise(ends)]
         self._largest = [np.zeros(o.channels, np.float32) for o in observed]
         self._totals = [np.zeros(o.channels) for o in observed]
 

@@ -8,8 +8,8 @@ from opcel_compiler.errors import OpcelError
 class CalibrationError(OpcelError):
     """Data, or a sample of it, that a model cannot be calibrated with.
 
-    `sample` is its number from 0, `tensor` the input or value at fault, `coordinate` the place of its first bad element,
-    `node` the node of the model that first made one; None where there is none.
+    `sample` is its number from 0, `tensor` the input or value at fault, `coordinate` the place of its first bad
+    element, `node` the node of the model that first made one; None where there is none.
     """
 
     def __init__(

@@ -30,6 +30,8 @@ from opcel_compiler.calibrate.samples import Feeds, Input
 
 OWN = (".npy", ".ppm", ".pgm")
 PILLOW = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+GRAY = np.array([[0.299], [0.587], [0.114]], np.float32)
+"""The weights of red, green and blue in brightness (ITU-R BT.601)."""
 DESCRIPTIONS = ("preprocess.yaml", "preprocess.yml", "preprocess.json")
 
 
@@ -82,7 +84,7 @@ class Preprocessing:
         return Preprocessing(**values)
 
     def apply(self, image: np.ndarray) -> np.ndarray:
-        """f32[C, H, W] or f32[H, W, C] of an image [H, W, C]. Raises ValueError for one of other channels or too small."""
+        """f32[C, H, W] or f32[H, W, C] of an image [H, W, C]. Raises ValueError for other channels or few pixels."""
         channels = 1 if self.order == "GRAY" else 3
         if image.ndim == 2:
             image = image[:, :, None]
@@ -93,7 +95,7 @@ class Preprocessing:
         scale = self.scale if self.scale is not None else 1.0 if image.dtype.kind == "f" else 1 / 255
         x = image.astype(np.float32)
         if channels == 1 and x.shape[2] == 3:
-            x = x @ np.float32([[0.299], [0.587], [0.114]])
+            x = x @ GRAY
         elif channels == 3 and x.shape[2] == 1:
             x = np.repeat(x, 3, axis=2)
         if self.size:
@@ -108,9 +110,9 @@ class Preprocessing:
             x = x[:, :, ::-1]
         x = x * np.float32(scale)
         if self.mean:
-            x = x - np.float32(self.mean)
+            x = x - np.array(self.mean, np.float32)
         if self.std:
-            x = x / np.float32(self.std)
+            x = x / np.array(self.std, np.float32)
         return np.ascontiguousarray(x.transpose(2, 0, 1) if self.layout == "NCHW" else x, np.float32)
 
     def _target(self, height: int, width: int) -> tuple[int, int]:

@@ -134,7 +134,7 @@ class Journal:
     total: int = 0
     skipped: list[str] = field(default_factory=list)
     reaches: dict[str, list[tuple[int, float, float]]] = field(default_factory=dict)
-    _hash: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    _hash: hashlib._Hash = field(default_factory=hashlib.sha256)
     _first: dict[bytes, int] = field(default_factory=dict)
     _twins: list[tuple[int, int]] = field(default_factory=list)
 

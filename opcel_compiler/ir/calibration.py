@@ -13,6 +13,8 @@ WINDOWS, COUNTS, SEEN, CHANNELS = (f"observed.{name}" for name in ("windows", "c
 f32[sum of 2 · channels]: the operands and results of its `observe` nodes, value after value."""
 
 CONTRACTIONS = frozenset({"matmul", "conv", "conv_transpose"})
+IMAGE = frozenset({"conv", "conv_transpose", "max_pool", "avg_pool"})
+"""Operators on images, whose channels are axis 1."""
 
 
 def observable(graph: Graph, also: Iterable[str] = ()) -> dict[Value, int]:
@@ -26,15 +28,16 @@ def observable(graph: Graph, also: Iterable[str] = ()) -> dict[Value, int]:
     for node in graph.nodes:
         if node.op not in CONTRACTIONS or len(node.operands) < 2 or not _weights(node.operand(1)):
             continue
-        axis = 1 if node.op != "matmul" else None
         for value in (node.operand(0), end_of_chain(node)):
             if _can_be(value):
-                found.setdefault(value, _channel_axis(value, axis))
+                found.setdefault(value, _channel_axis(value, node))
     by_name = {v.name: v for v in graph.values()}
     for name in also:
         if name not in by_name or not _can_be(by_name[name]):
             raise OpcelError(f"%{name} is no value of the graph that can be observed: a tensor of floats of known rank")
-        found.setdefault(by_name[name], -1)
+        value = by_name[name]
+        near = next((n for n in (*value.users, value.producer) if n is not None and n.op in (*IMAGE, "matmul")), None)
+        found.setdefault(value, _channel_axis(value, near))
     return found
 
 
@@ -64,7 +67,8 @@ def _can_be(value: Value) -> bool:
     return floats and value.constant is None
 
 
-def _channel_axis(value: Value, axis: int | None) -> int:
+def _channel_axis(value: Value, node: Node | None) -> int:
+    """The axis of channels as `node` sees it, which reads the value or makes it."""
     dims = value.tensor.dims
-    at = len(dims) - 1 if axis is None else axis
+    at = -1 if node is None else 1 if node.op in IMAGE else len(dims) - 1
     return at if 0 <= at < len(dims) and isinstance(dims[at], int) else -1

@@ -349,6 +349,13 @@ def numpy_only() -> list[tuple[str, Arrays, dict[str, Any], np.ndarray]]:
     ]  # fmt: skip
 
 
+def counted(bins: dict[int, int]) -> np.ndarray:
+    out = np.zeros(2049, np.uint32)
+    for place, count in bins.items():
+        out[place] = count
+    return out
+
+
 def dynamic() -> list[tuple[str, Arrays, dict[str, Any], np.ndarray]]:
     x = np.array([[1, 0, 2], [0, np.nan, -0.0]], np.float32)
     many = np.array([[3, 1, 3], [np.nan, 3, 2]], np.float32)
@@ -366,6 +373,8 @@ def dynamic() -> list[tuple[str, Arrays, dict[str, Any], np.ndarray]]:
         ("suppress", [boxes, scores, *limits], {"room": (3,)}, np.array([[[1, 2, -1], [0, 2, -1]]])),
         ("cumulate", [rows], {"axis": 1}, np.array([[2, 3], [0, 1], [2, 3], [0, 0]], np.int32)),
         ("cumulate", [rows], down, np.array([[0, 0], [0, 0], [0, 0], [1, 1]], np.int32)),
+        ("observe", [x, np.float32([-127, 0])], {}, counted({0: 3, 512: 1, 1024: 1, 2048: 1})),
+        ("observe", [x, np.float32([3, -5])], {}, counted({5: 5, 2048: 1})),
     ]
 
 

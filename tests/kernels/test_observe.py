@@ -58,6 +58,9 @@ def values(shape: tuple[int, ...], kind: str, seed: int = 0) -> np.ndarray:
     flat = x.reshape(-1)
     if kind == "bad" and flat.size:
         flat[rng.integers(0, flat.size, 5)] = np.float32([np.nan, np.inf, -np.inf, np.nan, -np.inf])
+    if kind == "zeros":
+        flat[:] = 0.0
+        flat[1::2] = -0.0
     if kind == "wide" and flat.size:
         flat[:: max(1, flat.size // 7)] *= np.float32(1e30)
     if kind == "small":
@@ -130,7 +133,7 @@ def windows(x: np.ndarray) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kind", ["normal", "relu", "bad", "wide", "small"])
+@pytest.mark.parametrize("kind", ["normal", "relu", "zeros", "bad", "wide", "small"])
 def test_counts_extremes_and_channels(isa: str, kind: str) -> None:
     library = build(SOURCE, isa)
     for case in cases(kind, WIDTH[isa]):

@@ -56,7 +56,8 @@ struct Bins {
     if (!(least < 0)) least = 0;
     if (!(most > 0)) most = 0;
     const float reach = most > -least ? most : -least;
-    const std::int32_t e = static_cast<std::int32_t>(__builtin_bit_cast(std::uint32_t, reach) >> 23) - 127 - 11;
+    const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, reach) & 0x7fffffff;
+    const std::int32_t e = static_cast<std::int32_t>(bits >> 23) - 127 - 11;
     Bins out{e > exponent ? e : exponent, 0};
     while (out.scaled(most) - out.scaled(least) >= kBins) ++out.exponent;
     out.start = static_cast<std::int32_t>(out.scaled(least));

@@ -1,0 +1,251 @@
+"""Calibration: a model's values, observed while our own code runs it on samples of the user's data."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from opcel_compiler.calibrate.accumulate import Accumulator, NonfiniteError, Observed, tensor_warnings
+from opcel_compiler.calibrate.errors import CalibrationError, CalibrationWarning
+from opcel_compiler.calibrate.origin import first_maker
+from opcel_compiler.calibrate.readers import read_samples
+from opcel_compiler.calibrate.samples import LEAST_SAMPLES, Feeds, Input, Journal, Sample, checked, inputs_of
+from opcel_compiler.codegen.artifact import MANIFEST, write_json
+from opcel_compiler.codegen.cpu.build import build
+from opcel_compiler.compilation import PLANNED, Compilation, Progress, check_bound, prepare
+from opcel_compiler.frontend.importer import import_model
+from opcel_compiler.frontend.maps import without_maps
+from opcel_compiler.frontend.proto_types import DimValue
+from opcel_compiler.ir.calibration import CHANNELS, COUNTS, SEEN, WINDOWS, observable
+from opcel_compiler.ir.graph import Graph
+from opcel_compiler.ir.statistics import Statistics
+from opcel_compiler.proof import Bound, Proof, sample_inputs
+from opcel_compiler.quantization.plan import observed_values
+from opcel_compiler.regions import region_models
+from opcel_compiler.report import facts
+from opcel_compiler.rewrite.context import PassContext
+from opcel_compiler.rewrite.pipeline import PassManager, Pipeline
+from opcel_compiler.runtime.errors import FeedError
+from opcel_compiler.runtime.model import CompiledModel
+from opcel_compiler.targets import load_target
+from opcel_compiler.targets.schema import Target
+
+RANDOM_SAMPLES = 32
+ON_BAD_SAMPLE = ("error", "skip")
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibrated:
+    """`first` is the first good sample, by the names of the model's inputs."""
+
+    statistics: Statistics
+    first: Feeds
+
+
+def collect(
+    model: Any, data: Any = None, target: str = "host", *, dims: Mapping[str, DimValue] | None = None,
+    pipeline: str | None = None, threads: int | None = None, preprocess: str | os.PathLike[str] | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None, on_bad_sample: str = "error", allow_random: bool = False,
+    most: int | None = None, progress: Progress | None = None,
+) -> Calibrated:  # fmt: skip
+    """The statistics of `model` (a path, bytes or a ModelProto) over `data` (see `calibrate.readers.read_samples`).
+
+    The model is compiled for `target`, which this machine must run, as it stands before quantization, with counters at
+    the values that a quantization rounds; one sample is in memory at a time. `ranges` states by input what its elements
+    lie between. `on_bad_sample` is "error" or "skip", `most` the most samples that are used. Without data
+    `allow_random` calibrates with random numbers, which the statistics then say.
+
+    Warns with CalibrationWarning of what the statistics' `warnings` hold. Raises CalibrationError for data that the
+    model cannot be calibrated with, and what `compile` raises for the model.
+    """
+    _check_options(data, on_bad_sample, allow_random)
+    with observing(model, target, dims, pipeline, threads, progress) as run:
+        return gather(
+            run, data, preprocess=preprocess, ranges=ranges, on_bad_sample=on_bad_sample, allow_random=allow_random,
+            most=most, progress=progress,
+        )  # fmt: skip
+
+
+def gather(
+    run: Observing, data: Any = None, *, preprocess: str | os.PathLike[str] | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None, on_bad_sample: str = "error", allow_random: bool = False,
+    most: int | None = None, progress: Progress | None = None,
+) -> Calibrated:  # fmt: skip
+    """What `collect` does with a model that observes."""
+    _check_options(data, on_bad_sample, allow_random)
+    report = progress or (lambda what, done, of: None)
+    journal, sums = Journal(), Accumulator(run.observed)
+    samples = _random(run) if data is None else read_samples(data, run.inputs, preprocess)
+    first: Feeds = {}
+    for sample in samples:
+        if most is not None and journal.total >= most:
+            break
+        try:
+            sample = checked(sample, run.inputs)
+            _run(run, sums, sample)
+        except CalibrationError as error:
+            if on_bad_sample == "error" or error.sample is None:
+                raise
+            journal.skipped.append(str(error))
+            continue
+        first = first or sample.feeds
+        journal.add(sample)
+        report("calibrating", journal.total, 0)
+    _check_count(journal, data)
+    tensors = sums.tensors()
+    found = [*journal.warnings(ranges or {}), *tensor_warnings(tensors)]
+    if data is None:
+        found.insert(0, "calibrated with random numbers: ranges mean nothing")
+    statistics = Statistics(
+        run.model_hash, journal.data_hash, journal.total, data is None, len(journal.skipped), tuple(found), tensors
+    )
+    for text in found:
+        warnings.warn(text, CalibrationWarning, stacklevel=3)
+    return Calibrated(statistics, first)
+
+
+def _check_options(data: Any, on_bad_sample: str, allow_random: bool) -> None:
+    if on_bad_sample not in ON_BAD_SAMPLE:
+        raise CalibrationError(f"on_bad_sample is {' or '.join(ON_BAD_SAMPLE)}, not {on_bad_sample!r}")
+    if data is None and not allow_random:
+        raise CalibrationError(
+            "there is no calibration data; give samples of what the model will see. Random numbers give ranges that "
+            "mean nothing: --allow-random-calibration takes them all the same, and stamps the artifact"
+        )
+
+
+def _check_count(journal: Journal, data: Any) -> None:
+    if not journal.total:
+        skipped = f": all {len(journal.skipped)} are bad, the first: {journal.skipped[0]}" if journal.skipped else ""
+        raise CalibrationError(f"the calibration data {_shown(data)} holds no samples{skipped}")
+    if journal.total < LEAST_SAMPLES:
+        skipped = f" ({len(journal.skipped)} bad ones were left out)" if journal.skipped else ""
+        raise CalibrationError(
+            f"the calibration data {_shown(data)} holds {journal.total} samples{skipped}, and at least {LEAST_SAMPLES} "
+            "are needed; 100 to 300 that are like what the model will see are good"
+        )
+
+
+def _shown(data: Any) -> str:
+    return os.fspath(data) if isinstance(data, (str, os.PathLike)) else f"of type {type(data).__name__}"
+
+
+# -- the observing model -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Observing:
+    """A compiled model that observes; `graph` is the one that it observes, as it stands before quantization."""
+
+    model: CompiledModel
+    graph: Graph
+    inputs: tuple[Input, ...]
+    observed: tuple[Observed, ...]
+    model_hash: str
+
+
+def observed_graph(
+    model: Any, target: Target, pipeline: str | None = None, dims: Mapping[str, DimValue] | None = None
+) -> tuple[Graph, tuple[str, ...], tuple[str, ...]]:
+    """(the graph as it stands before quantization, the names of its inputs, those of the values to observe)."""
+    imported = import_model(model, dims=dims)
+    without_maps(imported.graph, imported.output_names)
+    before, _ = _around_plan(target, pipeline)
+    PassManager.run(imported.graph, before.at("graph"), PassContext(target=target))
+    found = observable(imported.graph, observed_values(imported.graph, target))
+    return imported.graph, imported.input_names, tuple(v.name for v in found)
+
+
+def observing_pipeline(target: Target, pipeline: str | None = None, names: Iterable[str] = ()) -> str:
+    """The target's pipeline, or `pipeline`, with a pass that observes the values `names` where a plan would be made."""
+    before, after = _around_plan(target, pipeline)
+    return f"{before},observe{{also=[{','.join(names)}]}},{after}"
+
+
+def _around_plan(target: Target, pipeline: str | None) -> tuple[Pipeline, Pipeline]:
+    passes = Pipeline.parse(pipeline or target.pipeline).passes
+    at = next((i for i, p in enumerate(passes) if p.name in PLANNED), None)
+    if at is None:
+        raise CalibrationError(
+            f"the pipeline has no pass {' or '.join(sorted(PLANNED))}, so nothing would be quantized"
+        )
+    return Pipeline(passes[:at]), Pipeline(passes[at:])
+
+
+@contextmanager
+def observing(
+    model: Any, target: str = "host", dims: Mapping[str, DimValue] | None = None, pipeline: str | None = None,
+    threads: int | None = None, progress: Progress | None = None,
+) -> Iterator[Observing]:  # fmt: skip
+    """Compile and open `model` with counters at the values that a quantization rounds.
+
+    Raises CalibrationError where there are none, or the model has no native code.
+    """
+    description = load_target(target)
+    graph, names, values = observed_graph(model, description, pipeline, dims)
+    if not values:
+        raise CalibrationError(
+            "the model has no convolution or matrix product with constant weights outside of loops and branches, so "
+            "there is nothing to calibrate"
+        )
+    text = observing_pipeline(description, pipeline, values)
+    work = prepare(model, target, pipeline=text, dims=dims, progress=progress)
+    if work.whole:
+        raise CalibrationError(f"the whole model would run in ONNX Runtime, as {work.whole}; it cannot be quantized")
+    check_bound(work.graph)
+    hash_ = work.imported.model_hash
+    work.imported = dataclasses.replace(
+        work.imported, input_names=(*work.imported.input_names, WINDOWS),
+        output_names=(*work.imported.output_names, COUNTS, SEEN, CHANNELS),
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="opcel-") as name:
+        _write(work, Path(name), progress)
+        observed = tuple(_observed(graph, v) for v in values)
+        inputs = inputs_of(graph, names)
+        del work
+        with CompiledModel(name, threads=threads) as opened:
+            yield Observing(opened, graph, inputs, observed, hash_)
+
+
+def _write(work: Compilation, folder: Path, progress: Progress | None) -> None:
+    assert work.program is not None
+    for i, region in enumerate(region_models(work)):
+        (folder / f"region_{i}.onnx").write_bytes(region)
+    names = (work.imported.input_names, work.imported.output_names)
+    build(work.program, work.target, folder, names, progress, work.imported.release)
+    write_json(folder / MANIFEST, facts.manifest(work, None, folder, Proof("unproved"), Bound()))
+    work.imported.release()
+
+
+def _observed(graph: Graph, name: str) -> Observed:
+    value, axis = next((v, axis) for v, axis in observable(graph, [name]).items() if v.name == name)
+    dims = value.tensor.dims
+    size = dims[axis] if axis >= 0 else 1
+    assert isinstance(size, int)
+    return Observed(name, axis - len(dims) if axis >= 0 else None, size)
+
+
+# -- one sample --------------------------------------------------------------------------------------------------------
+
+
+def _run(run: Observing, sums: Accumulator, sample: Sample) -> None:
+    try:
+        sums.run(run.model, sample)
+    except NonfiniteError as error:
+        names = [i.name for i in run.inputs]
+        feeds = {v.name: sample.feeds[n] for n, v in zip(names, run.graph.inputs, strict=True)}
+        raise first_maker(error, run.graph, feeds) from None
+    except FeedError as error:
+        raise CalibrationError(f"{sample}: {error}", sample=sample.index) from error
+
+
+def _random(run: Observing) -> Iterator[Sample]:
+    names = [i.name for i in run.inputs]
+    for i in range(RANDOM_SAMPLES):
+        yield Sample(i, f"random, seed {i}", sample_inputs(run.graph, names, seed=i))

@@ -1,0 +1,250 @@
+"""Statistics that our own code collects, against the interpreter's values; data that is bad."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small import network, sample, samples
+
+from opcel_compiler.calibrate.errors import CalibrationError, CalibrationWarning
+from opcel_compiler.calibration import Observing, collect, gather, observed_graph, observing
+from opcel_compiler.ir.graph import Node
+from opcel_compiler.ir.interpret import run
+from opcel_compiler.ir.statistics import Histogram, Statistics
+from opcel_compiler.targets import load_target
+
+Feeds = dict[str, np.ndarray]
+keep = contextlib.ExitStack()
+
+
+@functools.cache
+def opened(threads: int = 2) -> Observing:
+    return keep.enter_context(observing(network(), threads=threads))
+
+
+def statistics(data: Any, threads: int = 2, **options: Any) -> Statistics:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        return gather(opened(threads), data, **options).statistics
+
+
+@pytest.fixture(scope="module", autouse=True)
+def close() -> Iterator[None]:
+    yield
+    keep.close()
+    opened.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, list[np.ndarray]]:
+    """The interpreter's values of each observed tensor, sample by sample."""
+    graph, names, wanted = observed_graph(network(), load_target("host"))
+    found: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+
+    def see(node: Node, results: tuple[np.ndarray, ...]) -> None:
+        for value, array in zip(node.results, results, strict=True):
+            if value.name in found:
+                found[value.name].append(array)
+
+    for feeds in samples(ragged=True):
+        given = {v.name: feeds[n] for n, v in zip(names, graph.inputs, strict=True)}
+        run(graph, given, observe=see)
+    return found
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_statistics_are_those_of_the_values(known: dict[str, list[np.ndarray]], threads: int) -> None:
+    found = statistics(lambda: samples(ragged=True), threads=threads)
+    assert set(found.tensors) == set(known) and len(known) >= 5
+    assert found.samples == 32 and not found.random and len(found.model_hash) == len(found.data_hash) == 64
+    for name, arrays in known.items():
+        t, flat = found[name], np.concatenate([a.reshape(-1) for a in arrays])
+        assert (t.count, t.samples, t.nonfinite) == (flat.size, 32, 0), name
+        np.testing.assert_allclose([t.minimum, t.maximum], [flat.min(), flat.max()], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(t.mean_maximum, np.mean([a.max() for a in arrays]), rtol=1e-5)
+        want = Histogram.of(flat)
+        assert (t.histogram.exponent, t.histogram.start) == (want.exponent, want.start)
+        # Values at an edge may be rounded to the next bin, but to no other.
+        moved = np.abs(np.cumsum(t.histogram.counts - want.counts))
+        assert moved.max() <= 0.002 * flat.size, name
+        if t.axis is not None:
+            assert t.absmax is not None and t.mean is not None
+            lead = [np.moveaxis(a, t.axis, 0).reshape(t.absmax.size, -1) for a in arrays]
+            rows = np.concatenate(lead, axis=1)
+            np.testing.assert_allclose(t.absmax, np.abs(rows).max(axis=1), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(t.mean, rows.mean(axis=1), rtol=1e-4, atol=1e-5)
+    assert sum(t.axis is not None for t in found.tensors.values()) >= 4
+
+
+def test_the_number_of_threads_and_the_run_change_no_byte(tmp_path: Path) -> None:
+    for i, threads in enumerate((1, 2, 2)):
+        statistics(lambda: samples(), threads=threads).write(tmp_path / f"{i}.json")
+    texts = {(tmp_path / f"{i}.json").read_bytes() for i in range(3)}
+    assert len(texts) == 1
+    assert Statistics.read(tmp_path / "0.json").samples == 32
+
+
+def test_the_order_of_samples_changes_no_histogram() -> None:
+    ahead = statistics(list(samples()))
+    back = statistics(list(samples())[::-1])
+    assert ahead.data_hash != back.data_hash
+    for name, t in ahead.tensors.items():
+        u = back[name]
+        assert (t.minimum, t.maximum, t.histogram.exponent) == (u.minimum, u.maximum, u.histogram.exponent)
+        np.testing.assert_array_equal(t.histogram.counts, u.histogram.counts)
+
+
+def test_the_first_sample_is_kept() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        made = collect(network(), lambda: samples(9))
+    np.testing.assert_array_equal(made.first["x"], sample(0)["x"])
+
+
+# -- bad data ----------------------------------------------------------------------------------------------------------
+
+
+def changed(index: int, change: Callable[[Feeds], Any], count: int = 12) -> Iterator[Feeds]:
+    for i, feeds in enumerate(samples(count)):
+        if i == index:
+            change(feeds)
+        yield feeds
+
+
+def put(name: str, at: tuple[int, ...], value: float) -> Callable[[Feeds], None]:
+    def change(feeds: Feeds) -> None:
+        feeds[name][at] = value
+
+    return change
+
+
+def convert(name: str, to: Callable[[np.ndarray], np.ndarray]) -> Callable[[Feeds], None]:
+    def change(feeds: Feeds) -> None:
+        feeds[name] = to(feeds[name])
+
+    return change
+
+
+BAD: dict[str, tuple[Callable[[Feeds], Any], str, str, tuple[int, ...] | None]] = {
+    "NaN": (put("x", (0, 2, 3, 4), np.nan), r"input 'x' is nan at \[0, 2, 3, 4\]", "x", (0, 2, 3, 4)),
+    "infinity": (put("y", (0, 1), -np.inf), r"input 'y' is -inf at \[0, 1\]", "y", (0, 1)),
+    "dtype": (convert("x", lambda x: x.astype(np.float64)), r"float64.*takes f32.*data to float32", "x", None),
+    "rank": (convert("x", lambda x: x[0]), r"of rank 3, and the model takes .* of rank 4", "x", None),
+    "dim": (convert("x", lambda x: x[:, :2]), r"is 2 along axis 1 and the model takes 3", "x", None),
+    "sizes that differ": (convert("y", lambda y: np.repeat(y, 2, 0)), r"is 2 along axis 0 .*takes 1 \(n", "y", None),
+    "name": (lambda feeds: feeds.pop("y"), r"has no array 'y'; the model takes x: .*the sample has 'x'", "y", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(BAD))
+def test_a_bad_sample_is_named_and_can_be_skipped(kind: str) -> None:
+    change, text, tensor, coordinate = BAD[kind]
+    with pytest.raises(CalibrationError, match=f"(?s)sample 7 .*{text}") as caught:
+        statistics(changed(7, change))
+    assert (caught.value.sample, caught.value.tensor, caught.value.coordinate) == (7, tensor, coordinate)
+    found = statistics(changed(7, change), on_bad_sample="skip")
+    assert (found.samples, found.skipped) == (11, 1)
+    assert any("1 bad samples were left out: sample 7" in w for w in found.warnings)
+
+
+def test_the_node_that_first_makes_a_nan_is_named() -> None:
+    change = put("x", (0, 1, 2, 3), -1.0)
+    with pytest.raises(
+        CalibrationError, match=r"node root \(sqrt\) made the first: .* nan at \[0, 1, 2, 3\]"
+    ) as caught:
+        statistics(changed(5, change))
+    error = caught.value
+    assert (error.sample, error.node) == (5, "root") and error.coordinate is not None and error.tensor
+    found = statistics(changed(5, change), on_bad_sample="skip")
+    assert (found.samples, found.skipped) == (11, 1)
+    clean = statistics([f for i, f in enumerate(samples(12)) if i != 5])
+    for name, t in clean.tensors.items():
+        np.testing.assert_array_equal(t.histogram.counts, found[name].histogram.counts)
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "holds no samples"), (7, "holds 7 samples, and at least 8")])
+def test_too_few_samples_are_refused(count: int, text: str) -> None:
+    with pytest.raises(CalibrationError, match=text):
+        statistics(lambda: samples(count))
+
+
+def test_only_bad_samples_are_no_samples() -> None:
+    def bad() -> Iterator[Feeds]:
+        for feeds in samples(9):
+            yield {"x": feeds["x"]}
+
+    with pytest.raises(CalibrationError, match="holds no samples: all 9 are bad, the first: sample 0"):
+        statistics(bad, on_bad_sample="skip")
+
+
+def told(data: Any, **options: Any) -> list[str]:
+    with pytest.warns(CalibrationWarning) as caught:
+        found = gather(opened(), data, **options).statistics
+    texts = [str(w.message) for w in caught]
+    assert texts == list(found.warnings)
+    return texts
+
+
+def test_few_and_identical_samples_warn() -> None:
+    texts = told([sample(i % 9) for i in range(12)])
+    assert any(t.startswith("12 samples are few") for t in texts)
+    assert any("3 samples are the same as earlier ones: 9 like 0, 10 like 1, 11 like 2" in t for t in texts)
+
+
+def test_good_data_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CalibrationWarning)
+        assert gather(opened(), lambda: samples(32)).statistics.warnings == ()
+
+
+def test_a_sample_at_another_scale_warns() -> None:
+    def scaled(feeds: Feeds) -> None:
+        feeds["x"] *= 255
+
+    (text,) = (t for t in told(changed(20, scaled, 32)) if "'x'" in t)
+    assert "first sample 20" in text and "scaled as the model expects" in text
+
+
+def test_a_sample_outside_the_stated_range_warns() -> None:
+    texts = told(lambda: samples(32), ranges={"x": (0.0, 1.0)})
+    (text,) = (t for t in texts if "'x'" in t)
+    assert "outside the range 0 to 1" in text and "first sample 1:" in text
+
+
+def test_constant_values_and_outliers_warn() -> None:
+    def odd() -> Iterator[Feeds]:
+        for i, feeds in enumerate(samples(32)):
+            feeds["x"][...] = 0.0
+            if i % 4 == 3:
+                feeds["x"][0, 0, 0, 0] = 1e9
+            yield feeds
+
+    texts = told(odd)
+    assert any("times what 99.9 %" in t and "SmoothQuant" in t for t in texts)
+    zeros = [{**f, "x": np.zeros_like(f["x"])} for f in samples(32)]
+    assert any("is 0 in all samples: a constant" in t for t in told(zeros))
+
+
+def test_random_numbers_only_where_allowed() -> None:
+    with pytest.raises(CalibrationError, match="--allow-random-calibration"):
+        statistics(None)
+    found = collect_positive()
+    assert found.random and found.samples == 32 and "random numbers" in found.warnings[0]
+
+
+def collect_positive() -> Statistics:
+    """Random calibration of a part of the network that takes numbers of any sign."""
+    import onnx
+
+    model = onnx.load_from_string(network())
+    model.graph.node[0].op_type = "Abs"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        return collect(model, None, allow_random=True).statistics
