@@ -86,6 +86,7 @@ def without_weights(data: Buffer) -> bytes:
 def _strip(data: memoryview, at: int, end: int, kind: str, depth: int) -> list[Buffer]:
     """The pieces of the message data[at:end]; consecutive bytes that stay are one piece."""
     pieces: list[Buffer] = []
+    tail = b""
     kept = at
     nested = _NESTED.get(kind, {})
     while at < end:
@@ -107,7 +108,8 @@ def _strip(data: memoryview, at: int, end: int, kind: str, depth: int) -> list[B
             raise WireError(f"field {number} of the {kind} needs {size} bytes, and {end - at} are left")
         if size >= MIN_CUT:
             if kind == "tensor" and number == _RAW_DATA:
-                pieces += [data[kept:start], _external(Span(at, size))]
+                pieces.append(data[kept:start])
+                tail = _external(Span(at, size))  # at the end, as the last data_location is the one that counts
                 kept = at + size
             elif number in nested and depth < _MAX_DEPTH:
                 inner = _strip(data, at, at + size, nested[number], depth + 1)
@@ -116,5 +118,5 @@ def _strip(data: memoryview, at: int, end: int, kind: str, depth: int) -> list[B
                     pieces += [data[kept:start], _encode_varint(key), _encode_varint(total), *inner]
                     kept = at + size
         at += size
-    pieces.append(data[kept:end])
+    pieces += [data[kept:end], tail]
     return pieces

@@ -27,7 +27,7 @@ def adding(weight: TensorProto, opset: int = 13) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
-def constant_of(path: Path) -> np.ndarray:
+def constant_of(path: Path | bytes) -> np.ndarray:
     (node,) = [n for n in import_model(path).graph.nodes if n.op == "constant"]
     array: np.ndarray = node.attrs["value"].array
     return array
@@ -96,6 +96,14 @@ def test_large_data_is_cut_out_of_the_message() -> None:
     assert len(thin) < 500 and entries["location"] == MARK
     start = int(entries["offset"])
     assert data[start : start + int(entries["length"])] == W.tobytes()
+
+
+def test_a_written_place_of_large_data_is_that_of_the_cut() -> None:
+    """Some writers say that the data lies in the message, which is also what absence says."""
+    model = adding(numpy_helper.from_array(W, "w"))
+    model.graph.initializer[0].data_location = TensorProto.DEFAULT
+    data = model.SerializeToString()
+    assert np.array_equal(constant_of(data), W)
 
 
 @pytest.mark.parametrize("cut", [1, 10, 100, 7000])
