@@ -1,4 +1,4 @@
-"""Networks quantized by ONNX Runtime's own tools: python -m benchmarks.quantized_files --networks DIR --to FOLDER [NAME ...]
+"""Networks quantized by ONNX Runtime: python -m benchmarks.quantized_files --networks DIR --to FOLDER [NAME ...]
 
 For each NAME.onnx with NAME.npz: NAME-u8s8.onnx and NAME-s8s8.onnx (quantize_static, QDQ, a scale for each channel of the
 weights) and NAME-dynamic.onnx (quantize_dynamic), each with its feeds beside it. The ranges are those of a few variations
