@@ -1,9 +1,9 @@
 """Networks quantized by ONNX Runtime: python -m benchmarks.quantized_files --networks DIR --to FOLDER [NAME ...]
 
-For each NAME.onnx with NAME.npz: NAME-u8s8.onnx and NAME-s8s8.onnx (quantize_static, QDQ, a scale for each channel of the
-weights) and NAME-dynamic.onnx (quantize_dynamic), each with its feeds beside it. The ranges are those of a few variations
-of the feeds, so that such a file says how fast and how exact an engine computes it, and nothing of a task's accuracy.
-A file that is there is kept. --only takes some of the schemes.
+For each NAME.onnx with NAME.npz: NAME-u8s8.onnx and NAME-s8s8.onnx (quantize_static, QDQ, weights with a scale for each
+channel) and NAME-dynamic.onnx (quantize_dynamic), each with its feeds beside it. The ranges are those of a few
+variations of the feeds, so that such a file says how fast and how exact an engine computes it, and nothing of a task's
+accuracy. A file that is there is kept. --only takes some of the schemes.
 """
 
 from __future__ import annotations
