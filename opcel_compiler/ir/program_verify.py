@@ -246,10 +246,6 @@ def _control(program: Program) -> None:
         raise ProgramVerifyError(18, "a block does not end", open_[-1])
 
 
-_LONGEST = 1 << 28
-"""The most elements of an axis."""
-
-
 def _view(v: View, step: Step) -> None:
     blocked = v.buffer.layout.block > 1
     if len(v.shape) != len(v.strides) or (blocked and len(v.shape) != len(v.buffer.type.dims)):
@@ -261,28 +257,29 @@ def _view(v: View, step: Step) -> None:
         raise ProgramVerifyError(7, f"a view of {v.buffer!r} spans {span[0]}..{span[1]} of {size} elements", step)
 
 
-def _steps(v: View) -> list[np.ndarray] | None:
-    """The offsets of each axis' elements; None unless all is integers, of a size that memory can have."""
+def _axes(v: View) -> list[tuple[int, int, int]] | None:
+    """Extent, stride and block (or 1) of each axis; None unless all is integers, of sizes that memory can have."""
     layout, out = v.buffer.layout, []
     for axis, (extent, stride) in enumerate(zip(v.shape, v.strides, strict=True)):
         if not (isinstance(extent, int) and isinstance(stride, int)):
             return None
-        if extent > _LONGEST or max(extent, 1) * abs(stride) >= 1 << 60:
+        if max(extent, 1) * max(abs(stride), 1) >= 1 << 60:
             raise ProgramVerifyError(7, f"a view of {v.buffer!r} has {extent} elements, {stride} apart, in an axis")
-        at = np.arange(extent)
-        if layout.block > 1 and axis == layout.block_axis:
-            out.append(at // layout.block * stride + at % layout.block)
-        else:
-            out.append(at * stride)
+        out.append((extent, stride, layout.block if axis == layout.block_axis else 1))
     return out
 
 
 def _span(v: View) -> tuple[int, int] | None:
     """The lowest and highest element of a static view that is not empty."""
-    steps = _steps(v)
-    if steps is None or not isinstance(v.offset, int) or not all(len(s) for s in steps):
+    axes = _axes(v)
+    if axes is None or not isinstance(v.offset, int) or not all(extent for extent, _, _ in axes):
         return None
-    return v.offset + sum(int(s.min()) for s in steps), v.offset + sum(int(s.max()) for s in steps)
+    low = high = v.offset
+    for extent, stride, block in axes:
+        last, rest = divmod(extent - 1, block)
+        ends = (0, min(extent, block) - 1, max(last - 1, 0) * stride + (block - 1 if last else 0), last * stride + rest)
+        low, high = low + min(*ends, last * stride), high + max(ends)
+    return low, high
 
 
 def _body(k: Kernel) -> None:
@@ -356,8 +353,9 @@ def _count(v: View) -> int:
 
 def _elements(v: View) -> np.ndarray:
     out = np.array([v.offset])
-    for step in _steps(v) or []:
-        out = (out[:, None] + step).reshape(-1)
+    for extent, stride, block in _axes(v) or []:
+        at = np.arange(extent)
+        out = (out[:, None] + at // block * stride + at % block).reshape(-1)
     return out
 
 

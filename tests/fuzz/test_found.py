@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import random
+import tracemalloc
+
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
 from opcel_compiler.frontend.importer import import_model
 from opcel_compiler.frontend.limits import ModelError
+from opcel_compiler.ir.layout import Layout
 from opcel_compiler.ir.parse import parse_graph
+from opcel_compiler.ir.program import Buffer, View
 from opcel_compiler.ir.program_text import parse_program
-from opcel_compiler.ir.program_verify import ProgramVerifyError, verify_program
+from opcel_compiler.ir.program_verify import ProgramVerifyError, _elements, _span, verify_program
 from opcel_compiler.ir.scan import ParseError
 from opcel_compiler.ir.text import print_graph
+from opcel_compiler.ir.types import F32, TensorType
 
 PROGRAM = """program g(@x) -> (@y) {
   input @x: f32[2]
@@ -57,6 +63,26 @@ def test_a_stride_past_64_bits_of_an_axis_without_elements() -> None:
     source = PROGRAM.replace("    anchor ANCHOR\n", "").replace("reads @x", f"reads @x[0]:[{1 << 70}]:[0]")
     with pytest.raises(ProgramVerifyError, match=r"invariant 7: .*apart"):
         verify_program(parse_program(source))
+
+
+def test_a_long_view_is_verified_without_its_elements() -> None:
+    source = PROGRAM.replace("    anchor ANCHOR\n", "").replace("output @y: f32[2]", "output @y: f32[200000000]")
+    tracemalloc.start()
+    with pytest.raises(ProgramVerifyError, match="invariant 9"):
+        verify_program(parse_program(source))
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
+
+
+def test_the_span_of_a_view_is_that_of_its_elements() -> None:
+    rng = random.Random(1)
+    for _ in range(500):
+        layout = Layout(block=rng.choice((1, 1, 4, 8)), block_axis=rng.randrange(2))
+        buffer = Buffer("x", TensorType(F32, (64, 64)), "temp", layout)
+        shape, strides = ((rng.randrange(low, high), rng.randrange(low, high)) for low, high in ((1, 20), (-30, 30)))
+        view = View(buffer, shape, strides, rng.randrange(50))
+        elements = _elements(view)
+        assert _span(view) == (elements.min(), elements.max())
 
 
 def test_no_elements_in_many_rows() -> None:
