@@ -170,9 +170,9 @@ class Builder:
         regions: Callable[[Node], Sequence[Graph]] | None = None,
     ) -> Node:
         node = self.graph.add(op, operands, attrs, origin=(origin,), types=types, regions=regions)
+        self.log.append(node)
         for value in node.results:
             check_size(value)
-        self.log.append(node)
         if len(self.log) > self.limits.nodes:
             raise ModelError(
                 f"the model has more than {self.limits.nodes} operators by node {origin!r}; for a model that you trust "

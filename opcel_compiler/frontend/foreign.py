@@ -141,7 +141,8 @@ class Typing:
         if self._inferred is None:
             self._inferred = {}
             try:
-                graph = onnx.shape_inference.infer_shapes(self._model, data_prop=True).graph
+                # Without data propagation: a few Concat of a tensor with itself make that take any amount of memory.
+                graph = onnx.shape_inference.infer_shapes(self._model).graph
                 self._inferred = {v.name: v.type for v in [*graph.value_info, *graph.output] if v.HasField("type")}
             except Exception:  # a model that inference rejects leaves its types unknown
                 pass

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from resource import RUSAGE_SELF, getrusage
 
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, helper
+from onnx import AttributeProto, ModelProto, TensorProto, helper
 
 from opcel_compiler.frontend.importer import import_model
 from opcel_compiler.frontend.limits import ModelError
@@ -134,3 +135,25 @@ def test_sizes_past_64_bits_end_at_their_node() -> None:
         found.graph.initializer.append(helper.make_tensor("r", TensorProto.INT64, [2], [1, 1 << 62]))
         with pytest.raises(ModelError, match="elements, and a tensor may take"):
             import_model(found.SerializeToString())
+
+
+def test_doubling_a_shape_many_times_takes_no_memory() -> None:
+    """What ONNX's own inference would write out, for the type of the operator without a lowering."""
+    found = model("Shape", [2])
+    for i in range(24):
+        found.graph.node.add(op_type="Concat", input=[f"y{i - 1}" if i else "y"] * 2, output=[f"y{i}"]).attribute.add(
+            name="axis", type=AttributeProto.INT, i=0
+        )
+    found.graph.node.add(op_type="Own", domain="own", input=["y23"], output=["z"])
+    found.opset_import.add(domain="own", version=1)
+    found.graph.output[0].CopyFrom(helper.make_empty_tensor_value_info("z"))
+    before = getrusage(RUSAGE_SELF).ru_maxrss
+    (node,) = import_model(found.SerializeToString()).foreign
+    assert node.attrs["op_type"] == "Own"
+    assert getrusage(RUSAGE_SELF).ru_maxrss - before < 1 << 18
+
+
+def test_a_tensor_that_is_too_large_ends_a_lowering_that_made_other_nodes() -> None:
+    """The lowering is undone before the error is given."""
+    with pytest.raises(ModelError, match="elements, and a tensor may take"):
+        import_model(model("Gelu", [5, 33, (1 << 63) - 1]).SerializeToString())
