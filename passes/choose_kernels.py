@@ -18,6 +18,7 @@ from opcel_compiler.schedule.choice.bf16 import choose_attention_bf16, choose_ma
 from opcel_compiler.schedule.choice.context import Choosing
 from opcel_compiler.schedule.choice.contraction import choose_matmul
 from opcel_compiler.schedule.choice.convolution import choose_conv, choose_depthwise
+from opcel_compiler.schedule.choice.int8 import choose_matmul_int8
 from opcel_compiler.schedule.choice.recurrent import choose_recurrent
 from opcel_compiler.schedule.choice.strassen import plan_strassen, use_strassen
 from opcel_compiler.schedule.choice.variants import override
@@ -52,6 +53,9 @@ def _choose(step: Step, choosing: Choosing, ctx: PassContext) -> list[Step]:
     if not isinstance(step, Kernel):
         return [step]
     if step.family == "matmul":
+        integers = choose_matmul_int8(step, choosing)
+        if integers is not None:
+            return integers
         parts = split_quantized(step, choosing.name)
         if len(parts) > 1 or parts[0] is not step:
             return [s for part in parts for s in _choose(part, choosing, ctx)]

@@ -81,4 +81,11 @@ OPCEL_INLINE void dot_half(vi& acc, quads x, quads w) {
 #endif
 }
 
+// A sum as a real number: the s32 and the product each rounded once, on every level, whatever is added to it.
+OPCEL_INLINE vf scaled(vi sum, vf scale) {
+  vf v = to_float(sum) * scale;
+  keep(v);
+  return v;
+}
+
 }  // namespace opcel

@@ -50,6 +50,13 @@ def source(value: Value) -> Value:
     return node.operand(0) if node is not None and node.op == "dequantize" else value
 
 
+def zero_point(kernel: Kernel) -> Value | None:
+    """The zero point of the anchor's first operand, where that is dequantized with one."""
+    assert kernel.anchor is not None
+    node = kernel.anchor.operand(0).producer
+    return node.operands[2] if node is not None and len(node.operands) > 2 else None
+
+
 def split_quantized(kernel: Kernel, name: Callable[[str], str]) -> list[Kernel]:
     """The kernel in f32 alone, between kernels that dequantize its anchor's operands and quantize its result: the same
     numbers. Constant operands are dequantized here. [kernel] where there is nothing to split. `name` makes names of

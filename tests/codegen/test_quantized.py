@@ -59,12 +59,17 @@ class Cases:
         y = self.add("matmul", x, self.real(self.weights(k, n), scale, None))
         return self.add("add", y, self.constant(self.rng.normal(size=n)))
 
-    def check(self, *outputs: Value, families: tuple[str, ...] = ()) -> None:
-        """Compiled results: bytes within one step, one in fifty of them at most; floats nearly equal."""
+    def check(self, *outputs: Value, integers: int | None = None) -> None:
+        """Compiled results: bytes within one step, one in fifty of them at most; floats nearly equal. `integers`: how
+        many products are to be ones of integers."""
         for v in outputs:
             self.graph.add_output(v)
         want = run(self.graph, self.feeds)
-        with oc.compile(export_model(self.graph), proof=False, pipeline=KERNELS, fallback="error") as compiled:
+        with oc.compile(
+            export_model(self.graph, opset=21), proof=False, pipeline=KERNELS, fallback="error"
+        ) as compiled:
+            computed = [k["family"] for k in compiled.report["kernels"]]
+            assert integers is None or computed.count("gemm.int8") == integers
             got = compiled.run(self.feeds)
         for name, w in want.items():
             g = got[name]
@@ -99,12 +104,45 @@ def test_rows(c: Cases) -> None:
 
 def test_products(c: Cases) -> None:
     outputs = []
-    for m, k, n in ((1, 8, 16), (5, 40, 33), (30, 65, 100)):
+    for m, k, n in ((1, 8, 16), (5, 40, 33), (30, 65, 100), (130, 36, 24)):
         x, r = c.bytes(m, k), c.bytes(m, n)
         outputs.append(c.product(c.real(x), k, n))
         outputs.append(c.quantized(c.add("relu", c.product(c.real(x), k, n))))
-        outputs.append(c.quantized(c.add("add", c.product(c.real(x), k, n), c.real(r))))
-    c.check(*outputs)
+        outputs.append(c.quantized(c.add("add", c.product(c.real(x), k, n), c.real(r)), dtype=I8, zero=3))
+    x = c.bytes(2, 3, 7, 40)
+    outputs.append(c.product(c.real(x, zero=None), 40, 64))
+    weights = c.real(c.weights(40, 30), 0.001, None)
+    outputs.append(c.quantized(c.add("gelu", c.add("matmul", c.real(x), weights), approximate="none")))
+    c.check(*outputs, integers=len(outputs))
+
+
+def test_products_of_rows_with_their_own_grid(c: Cases) -> None:
+    """Scales and zero points that are known only in a run: for each row, or one for all."""
+    outputs = []
+    for shape in ((5, 40), (2, 9, 33)):
+        x = c.bytes(*shape)
+        scale = c.add("abs", c.floats(*shape[:-1], 1))
+        zero = c.bytes(*shape[:-1], 1)
+        one, nought = c.add("abs", c.floats(1)), c.bytes(1)
+        for s, z in ((scale, [zero]), (scale, []), (one, [nought]), (scale, [nought]), (c.constant(0.02), [zero])):
+            real = c.add("dequantize", x, s, *z, dtype=F32)
+            outputs.append(c.product(real, shape[-1], 48))
+    c.check(*outputs, integers=len(outputs))
+
+
+def test_products_that_integers_cannot_compute(c: Cases) -> None:
+    """Other types, weights with a zero point, scales along the sum: the same numbers in f32."""
+    x, s8 = c.bytes(6, 40), c.bytes(6, 40, dtype=I8)
+    w = c.weights(40, 24)
+    plain = c.real(w, 0.001, None)
+    outputs = [
+        c.add("matmul", c.real(s8, zero=3), plain),
+        c.add("matmul", c.real(x), c.real(w, 0.001, 3)),
+        c.add("matmul", c.real(x), c.real(w, c.rng.uniform(0.001, 0.002, (40, 1)), None)),
+        c.add("matmul", c.real(x, c.rng.uniform(0.01, 0.02, 40), None), plain),
+        c.quantized(c.add("matmul", c.real(x), c.real(c.weights(3, 40, 24), 0.001, None))),
+    ]
+    c.check(*outputs, integers=0)
 
 
 def test_convolutions(c: Cases) -> None:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from harness import BF16_ISAS, WIDTH, build, integers, pointers
 
-from opcel_compiler.codegen.cpu.pack import pair_panels
+from opcel_compiler.codegen.cpu.pack import group_panels
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 ROWS = {"avx512-bf16": "14, 8, 4, 2, 1", "avx512": "14, 8, 4, 2, 1", "avx2": "6, 4, 2, 1", "baseline": "4, 2, 1"}
 
 SOURCE = """
-#include "kernels/gemm/bf16.h"
+#include "kernels/gemm/dots.h"
 using namespace opcel;
 struct Epi {  // c + bias[col] + 100 * batch + row
   const float* bias;
@@ -23,14 +23,14 @@ struct Epi {  // c + bias[col] + 100 * batch + row
   }
 };
 template <class C> void gemm(void* const* p, const int64_t* d, int64_t begin, int64_t end) {
-  GemmBf16Args<C> g{(bf16*)p[0], d[0], d[1], (bf16*)p[1], d[2], (C*)p[2], d[3], d[4],
+  GemmDotArgs<bf16, C> g{(bf16*)p[0], d[0], d[1], (bf16*)p[1], d[2], (C*)p[2], d[3], d[4],
                     d[5], d[6], d[7], d[8], d[9], d[10]};
-  gemm_bf16_tasks<NV, ROWS>(g, Epi{(float*)p[3]}, begin, end < 0 ? gemm_task_count<NV>(g) : end);
+  gemm_dot_tasks<NV, ROWS>(g, Epi{(float*)p[3]}, NoStart{}, begin, end < 0 ? gemm_task_count<NV>(g) : end);
 }
 extern "C" void gemm_f32(void* const* p, const int64_t* d, int64_t b, int64_t e) { gemm<float>(p, d, b, e); }
 extern "C" void gemm_bf16(void* const* p, const int64_t* d, int64_t b, int64_t e) { gemm<bf16>(p, d, b, e); }
 extern "C" void round_rows(void* const* p, const int64_t* d, int64_t begin, int64_t end) {
-  round_tasks(RoundArgs{(float*)p[0], d[0], (bf16*)p[1], d[1], d[2], d[3]}, begin, end);
+  group_rows_tasks(GroupRowsArgs<float, bf16>{(float*)p[0], d[0], (bf16*)p[1], d[1], d[2], d[3]}, begin, end);
 }
 """
 
@@ -53,7 +53,7 @@ def run(
     b = rng.normal(size=(batch, k, n)).astype(BF16)
     bias = rng.normal(size=n).astype(np.float32)
     c = np.full((batch, m, n + 1), np.nan, dtype)
-    packed = pair_panels(b, nr)
+    packed = group_panels(b, nr, 2)
     per_batch = packed.size // batch
     p = pointers(a, packed, c, bias)
     d = integers(m * (even + 4), even + 4, per_batch, m * (n + 1), n + 1, batch, m, n, k, rows, panels)

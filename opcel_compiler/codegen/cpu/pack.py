@@ -25,7 +25,9 @@ def _ordered(buffer: Buffer) -> np.ndarray:
     if buffer.packing.startswith("recurrent:"):
         return recurrent_panels(array, int(buffer.packing.split(":")[1]), 2 if buffer.layout.storage == "bf16" else 1)
     if buffer.packing.startswith("pairs:"):
-        return pair_panels(array, int(buffer.packing.split(":")[1]))
+        return group_panels(array, int(buffer.packing.split(":")[1]), 2)
+    if buffer.packing.startswith("quads:"):
+        return quad_panels(array, *map(int, buffer.packing.split(":")[1:]))
     return laid_out(array, buffer.layout)
 
 
@@ -85,14 +87,24 @@ def conv_panels(w: np.ndarray, groups: int, block: int, panel: int, pair: int = 
     return np.ascontiguousarray(split.transpose(0, 1, 3, 6, 7, 4, 2, 5)).reshape(-1)
 
 
-def pair_panels(b: np.ndarray, panel: int) -> np.ndarray:
-    """[..., k, n] → [...][n / panel][k / 2][panel][2], zero padded."""
+def group_panels(b: np.ndarray, panel: int, group: int) -> np.ndarray:
+    """[..., k, n] → [...][n / panel][k / group][panel][group], zero padded."""
     *lead, k, n = b.shape
-    tiles, steps = -(-n // panel), -(-k // 2)
-    out = np.zeros((*lead, 2 * steps, tiles * panel), b.dtype)
+    tiles, steps = -(-n // panel), -(-k // group)
+    out = np.zeros((*lead, group * steps, tiles * panel), b.dtype)
     out[..., :k, :n] = b
-    split = out.reshape(int(np.prod(lead)), steps, 2, tiles, panel)
+    split = out.reshape(int(np.prod(lead)), steps, group, tiles, panel)
     return np.ascontiguousarray(split.transpose(0, 3, 1, 4, 2)).reshape(-1)
+
+
+def quad_panels(b: np.ndarray, panel: int, zero: int) -> np.ndarray:
+    """`group_panels` of s8 in quads, each panel after a head: `panel` of s32, minus `zero` times its columns' sums."""
+    n = b.shape[1]
+    tiles = -(-n // panel)
+    heads = np.zeros(tiles * panel, np.int64)
+    heads[:n] = -zero * b.sum(0, dtype=np.int64)
+    parts = [heads.astype(np.int32).view(np.int8).reshape(tiles, -1), group_panels(b, panel, 4).reshape(tiles, -1)]
+    return np.concatenate(parts, 1).reshape(-1)
 
 
 def recurrent_panels(r: np.ndarray, width: int, together: int = 1) -> np.ndarray:

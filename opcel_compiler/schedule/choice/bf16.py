@@ -30,7 +30,7 @@ def choose_matmul_bf16(kernel: Kernel, choosing: Choosing) -> list[Step] | None:
         m = c.shape[-2]
     n, k = b.shape[-1], b.shape[-2]
     steps: list[Step] = []
-    rounded = _rounded(a, choosing, steps, kernel.origin)
+    rounded = grouped(a, choosing, steps, kernel.origin, 2)
     if rounded is None:
         return None
     pref = choosing.target.kernel("gemm")
@@ -40,7 +40,7 @@ def choose_matmul_bf16(kernel: Kernel, choosing: Choosing) -> list[Step] | None:
         panel //= 2
     kernel.inputs[ia] = rounded
     kernel.inputs[ib] = whole(choosing.packed_weight(b, Layout(storage="bf16"), f"pairs:{panel}"))
-    rows = _rows_per_task(m, k, tallest, choosing.cache)
+    rows = rows_per_task(m, k, tallest, choosing.cache)
     kernel.family = "gemm.bf16"
     kernel.params = {
         "precision": "bf16", "panel": panel,
@@ -58,8 +58,9 @@ def choose_attention_bf16(kernel: Kernel, choosing: Choosing) -> None:
         kernel.family, kernel.params = "attention.bf16", {"precision": "bf16"}
 
 
-def _rounded(a: View, choosing: Choosing, steps: list[Step], origin: tuple[str, ...]) -> View | None:
-    """`a` in bf16, its rows padded to an even number of elements: made at the first call and shared by later ones.
+def grouped(a: View, choosing: Choosing, steps: list[Step], origin: tuple[str, ...], group: int) -> View | None:
+    """`a` as kernels read it that multiply `group` elements at once, its rows padded to whole groups: f32 rounded to
+    bf16 in pairs, bytes in quads. Made at the first call and shared by later ones; `a` itself where it is so already.
 
     None where the rows of `a` are not contiguous or not evenly spaced.
     """
@@ -67,16 +68,20 @@ def _rounded(a: View, choosing: Choosing, steps: list[Step], origin: tuple[str, 
         lead = View(a.buffer, a.shape[:-1], a.strides[:-1])
         if a.buffer.layout.block != 1 or len(lead.merged()[0]) > 1 or not (a.shape[-1] == 1 or a.strides[-1] == 1):
             return None
-        k = a.shape[-1]
-        even = isinstance(k, int) and k % 2 == 0
-        layout = Layout(storage="bf16") if even else Layout(block_axis=len(a.shape) - 1, block=2, storage="bf16")
-        buffer = Buffer(choosing.name(f"{a.buffer.name}.bf16"), TensorType(F32, a.shape), layout=layout)
+        k, bf16 = a.shape[-1], a.dtype == F32
+        even = isinstance(k, int) and k % group == 0
+        if even and not bf16:
+            return a
+        layout = Layout() if even else Layout(block_axis=len(a.shape) - 1, block=group)
+        family, end = ("round", ".bf16") if bf16 else ("quads", ".quads")
+        held = layout.stored_as("bf16" if bf16 else "")
+        buffer = Buffer(choosing.name(f"{a.buffer.name}{end}"), TensorType(a.dtype, a.shape), layout=held)
         choosing.rounded[a] = whole(buffer)
-        steps.append(Kernel("round", copy_body(a), [a], [whole(buffer)], origin=origin))
+        steps.append(Kernel(family, copy_body(a), [a], [whole(buffer)], origin=origin))
     return choosing.rounded[a]
 
 
-def _rows_per_task(m: Dim, k: Dim, tallest: int, cache: int) -> Dim:
+def rows_per_task(m: Dim, k: Dim, tallest: int, cache: int) -> Dim:
     """Rows of the first operand that fill half of the cache, all tasks alike where the number of rows is known."""
     depth = k if isinstance(k, int) else 1024
     rows = max(tallest, cache // (4 * max(1, depth)) // tallest * tallest)

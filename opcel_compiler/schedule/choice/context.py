@@ -12,7 +12,7 @@ from opcel_compiler.ir.graph import Graph
 from opcel_compiler.ir.layout import Layout
 from opcel_compiler.ir.program import Buffer, Control, Kernel, Program, Step, View, whole
 from opcel_compiler.ir.program_split import fresh_name, split_epilogue
-from opcel_compiler.ir.types import F32, TensorType
+from opcel_compiler.ir.types import TensorType
 
 TASKS = 16
 """Tasks per kernel that are aimed at: enough to even out threads that run at different speeds."""
@@ -34,7 +34,7 @@ class Choosing:
         self.by_rows: set[Buffer] = set()
         self.packed: dict[tuple[View, Layout, str], Buffer] = {}
         self.rounded: dict[View, View] = {}
-        """What holds the same elements in bf16."""
+        """What holds the same elements in bf16, or in whole quads."""
         self.weights = sum(_bytes(b) for b in program.buffers if b.kind == "weight")
         cache = [m.size for m in target.memories if m.managed == "hardware"]
         self.cache: int = int(sorted(cache)[1]) if len(cache) > 1 else 1 << 18
@@ -47,11 +47,10 @@ class Choosing:
         """The weight that `view` shows in `layout` and `packing`, made at the first call and shared by later ones."""
         key = (view, layout, packing)
         if key not in self.packed:
-            t = TensorType(F32, view.shape)
+            t, data = TensorType(view.dtype, view.shape), Constant(weight_array(view), view.dtype)
             self.packed[key] = Buffer(
-                self.name(f"{view.buffer.name}.packed"), t, "weight", layout, data=Constant(weight_array(view)),
-                packing=packing,
-            )  # fmt: skip
+                self.name(f"{view.buffer.name}.packed"), t, "weight", layout, data=data, packing=packing
+            )
         return self.packed[key]
 
     def passed(self, step: Step) -> None:

@@ -1,14 +1,16 @@
-"""Matrix products: packed register-tiled f32, its run-time packing, and the reference for every other case."""
+"""Matrix products: register-tiled on packed panels, run-time packing, and the reference for every other case."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from opcel_compiler.codegen.cpu.expressions import CTYPES
+from opcel_compiler.codegen.cpu.expressions import CTYPES, constant_text, stored_type
 from opcel_compiler.codegen.cpu.families.functors import Functor, after, last_step, row_step
 from opcel_compiler.codegen.cpu.unit import MAX_TASK_WORK, KernelUnit
 from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, floordiv, product
+from opcel_compiler.ir.graph import Value
 from opcel_compiler.ir.program import Kernel, View
+from opcel_compiler.ir.program_split import dequantizations, source, zero_point
 from opcel_compiler.targets.schema import Target
 
 
@@ -17,33 +19,69 @@ def batches(kernel: Kernel, view: View) -> View:
     return view.expand((*kernel.outputs[0].shape[:-2], *view.shape[-2:]))
 
 
-def matrix_epilogue(unit: KernelUnit, kernel: Kernel, m: Dim, shared: bool) -> tuple[str, str]:
-    """The struct of a product's epilogue and the statement that makes one. `shared`: one matrix of m rows, no batch."""
+def operands(kernel: Kernel) -> tuple[View, View]:
+    """A product's matrices in memory, which may be those that its operands are dequantized from."""
     assert kernel.anchor is not None
+    inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
+    return inputs[source(kernel.anchor.operand(0))], inputs[source(kernel.anchor.operand(1))]
+
+
+def _steps(m: Dim, shared: bool) -> Callable[[View], Sequence[Dim]]:
+    """How far a batch, a row and a column are apart. `shared`: one matrix of m rows, no batch."""
 
     def steps(view: View) -> Sequence[Dim]:
         row = row_step(view) if len(view.shape) > 1 else 0
         return ((0 if shared else row * m), row, last_step(view))
 
-    epilogue = Functor(unit, kernel, ("batch", "row", "col"), steps)
+    return steps
+
+
+def matrix_epilogue(unit: KernelUnit, kernel: Kernel, m: Dim, shared: bool) -> tuple[str, str]:
+    """The struct of a product's epilogue and the statement that makes one. `shared`: one matrix of m rows, no batch."""
+    assert kernel.anchor is not None
+    epilogue = Functor(unit, kernel, ("batch", "row", "col"), _steps(m, shared))
+    sums, first = "vf v", ""
+    if kernel.params.get("precision") == "int8":
+        scales = [_lanes(epilogue, node.operand(1)) for node in dequantizations(kernel.anchor)]
+        sums, first = "vi sum", f"const vf v = scaled(sum, {' * '.join(scales)});"
     struct = epilogue.struct(
-        "Epilogue", "apply(vf v, int64_t batch, int64_t row, int64_t col, int lanes)",
+        "Epilogue", f"apply({sums}, int64_t batch, int64_t row, int64_t col, int lanes)",
         after(kernel.body, kernel.anchor),
-        {kernel.anchor.result: "v"}, kernel.body.outputs[0],
+        {kernel.anchor.result: "v"}, kernel.body.outputs[0], first,
     )  # fmt: skip
     return struct, f"  const Epilogue epilogue{epilogue.instance};\n"
 
 
-def emit_gemm(kernel: Kernel, target: Target) -> KernelUnit:
-    """C = epilogue(A·B), B in panels of `params["panel"]` columns, in f32 or bf16."""
+def _lanes(functor: Functor, value: Value) -> str:
+    return constant_text(value.constant, True) if value.constant is not None else functor.load(value)
+
+
+def _start(unit: KernelUnit, kernel: Kernel, m: Dim, shared: bool) -> tuple[str, str]:
+    """What gives sums of integers their first value, and the statement that makes one."""
     assert kernel.anchor is not None
+    zero = zero_point(kernel)
+    if zero is None or zero.constant is not None:
+        text = "struct Start {\n  OPCEL_INLINE vi start(vi head, int64_t, int64_t) const { return head; }\n};\n"
+        return text, "  const Start start{};\n"
+    view = kernel.inputs[kernel.body.inputs.index(zero)]
+    batch, row, _ = _steps(m, shared)(view)
+    fields = [unit.pointer(view, "uint8_t"), unit.integer(batch), unit.integer(row)]
+    text = (
+        "struct Start {\n  const uint8_t* zero;\n  int64_t by_batch, by_row;\n"
+        "  OPCEL_INLINE vi start(vi head, int64_t batch, int64_t row) const {\n"
+        "    return head * set_i(zero[batch * by_batch + row * by_row]);\n  }\n};\n"
+    )
+    return text, f"  const Start start{{{', '.join(fields)}}};\n"
+
+
+def emit_gemm(kernel: Kernel, target: Target) -> KernelUnit:
+    """C = epilogue(A·B), B in panels of `params["panel"]` columns, in f32, bf16 or integers."""
     unit = KernelUnit()
-    inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
-    a, b, c = inputs[kernel.anchor.operand(0)], inputs[kernel.anchor.operand(1)], kernel.outputs[0]
+    (a, b), c = operands(kernel), kernel.outputs[0]
     width = target.vector.width_f32 if target.vector else 1
     panel: int = kernel.params["panel"]
     n, k = b.shape[-1], b.shape[-2]
-    bf16 = kernel.params.get("precision") == "bf16"
+    precision = kernel.params.get("precision", "f32")
     shared = len(b.shape) == 2
     if shared:
         batch: Dim = 1
@@ -54,7 +92,7 @@ def emit_gemm(kernel: Kernel, target: Target) -> KernelUnit:
         batch, m = product(c.shape[:-2]), c.shape[-2]
         wide = batches(kernel, a)
         a_row, a_batch = wide.strides[-2], row_step(wide, 2)
-        per_batch = ceildiv(n, panel) * panel * (ceildiv(k, 2) * 2 if bf16 else k)
+        per_batch = ceildiv(n, panel) * panel * (ceildiv(k, 2) * 2 if precision == "bf16" else k)
         lead = View(b.buffer, b.shape[:-2], b.strides[:-2])
         b_batch = per_batch if product(lead.shape) != 1 else 0
         c_row, c_batch = c.strides[-2], row_step(c, 2)
@@ -62,23 +100,27 @@ def emit_gemm(kernel: Kernel, target: Target) -> KernelUnit:
     struct, make = matrix_epilogue(unit, kernel, m, shared)
     rows_per_task, panels_per_task = kernel.params["rows_per_task"], kernel.params["panels_per_task"]
     unit.tasks = batch * ceildiv(ceildiv(n, panel), panels_per_task) * ceildiv(m, rows_per_task)
-    operand, result = ("bf16" if bf16 else "float"), c.buffer.layout.storage or "float"
+    result = stored_type(c)
     fields = [
-        unit.pointer(a, operand), *map(unit.integer, (a_batch, a_row)), unit.pointer(b, operand), unit.integer(b_batch),
-        unit.pointer(c, result, const=False),
+        unit.pointer(a, stored_type(a)), *map(unit.integer, (a_batch, a_row)), unit.pointer(b, stored_type(b)),
+        unit.integer(b_batch), unit.pointer(c, result, const=False),
         *map(unit.integer, (c_batch, c_row, batch, m, n, k, rows_per_task, panels_per_task)),
     ]  # fmt: skip
-    heights = ", ".join(map(str, kernel.params["rows"]))
-    if bf16:
+    numbers = ", ".join(map(str, (panel // width, *kernel.params["rows"])))
+    if precision == "f32":
         return unit.finish(
-            ["kernels/gemm/bf16.h", "base/vmath.h"], struct,
-            f"  const GemmBf16Args<{result}> args{{{', '.join(fields)}}};\n{make}"
-            f"  gemm_bf16_tasks<{panel // width}, {heights}>(args, epilogue, begin, end);\n",
+            ["kernels/gemm/packed.h", "base/vmath.h"], struct,
+            f"  const GemmArgs args{{{', '.join(fields)}}};\n{make}"
+            f"  gemm_tasks<{numbers}>(args, epilogue, begin, end);\n",
         )  # fmt: skip
+    start = "NoStart{}"
+    if precision == "int8":
+        (first, made), start = _start(unit, kernel, m, shared), "start"
+        struct, make = struct + first, make + made
     return unit.finish(
-        ["kernels/gemm/packed.h", "base/vmath.h"], struct,
-        f"  const GemmArgs args{{{', '.join(fields)}}};\n{make}"
-        f"  gemm_tasks<{panel // width}, {heights}>(args, epilogue, begin, end);\n",
+        ["kernels/gemm/dots.h", "base/vmath.h"], struct,
+        f"  const GemmDotArgs<{stored_type(a)}, {result}> args{{{', '.join(fields)}}};\n{make}"
+        f"  gemm_dot_tasks<{numbers}>(args, epilogue, {start}, begin, end);\n",
     )  # fmt: skip
 
 
@@ -98,18 +140,20 @@ def emit_pack(kernel: Kernel, target: Target) -> KernelUnit:
     return unit.over_tasks(["kernels/gemm/packed.h"], "PackArgs", fields, f"pack_b_tasks<{panel // width}>")
 
 
-def emit_round(kernel: Kernel, target: Target) -> KernelUnit:
-    """Rows of f32 to bf16, padded to an even number of elements."""
+def emit_grouped(kernel: Kernel, target: Target) -> KernelUnit:
+    """Rows of f32 to bf16, padded to pairs, or of bytes, padded to quads."""
     unit = KernelUnit()
     x, y = kernel.inputs[0], kernel.outputs[0]
     rows, k = product(x.shape[:-1]), x.shape[-1]
     per_task = dim_max(1, floordiv(MAX_TASK_WORK, dim_max(1, k)))
     unit.tasks = ceildiv(rows, per_task)
+    read, written = stored_type(x), stored_type(y)
     fields = [
-        unit.pointer(x), unit.integer(row_step(x)), unit.pointer(y, "bf16", const=False),
+        unit.pointer(x, read), unit.integer(row_step(x)), unit.pointer(y, written, const=False),
         *map(unit.integer, (rows, k, per_task)),
     ]  # fmt: skip
-    return unit.over_tasks(["kernels/gemm/bf16.h"], "RoundArgs", fields, "round_tasks")
+    args = f"GroupRowsArgs<{read}, {written}>"
+    return unit.over_tasks(["kernels/gemm/dots.h"], args, fields, "group_rows_tasks")
 
 
 def emit_reference(kernel: Kernel, target: Target) -> KernelUnit:
@@ -145,6 +189,6 @@ def emit_reference(kernel: Kernel, target: Target) -> KernelUnit:
 
 
 EMITTERS = {
-    "gemm": emit_gemm, "gemm.bf16": emit_gemm, "round": emit_round, "pack": emit_pack,
-    "matmul.reference": emit_reference,
+    "gemm": emit_gemm, "gemm.bf16": emit_gemm, "gemm.int8": emit_gemm, "round": emit_grouped, "quads": emit_grouped,
+    "pack": emit_pack, "matmul.reference": emit_reference,
 }  # fmt: skip

@@ -62,9 +62,12 @@ class Functor:
             self.far.append(where)
         return lane_load(value.tensor.dtype, where, steps[-1] == 0, "Tail")
 
-    def struct(self, name: str, signature: str, nodes: Sequence[Node], known: dict[Value, str], result: Value) -> str:
-        """The struct's text; `signature` is that of its only function, `known` the values it is handed."""
-        loads: list[str] = []
+    def struct(
+        self, name: str, signature: str, nodes: Sequence[Node], known: dict[Value, str], result: Value, first: str = ""
+    ) -> str:
+        """The struct's text; `signature` is that of its only function, `known` the values it is handed, after the
+        statement `first`."""
+        loads: list[str] = [f"    {first}"] if first else []
         outside: dict[Value, None] = {}
         own = {r for n in nodes for r in n.results}
         for v in [v for n in nodes for v in n.operands if v is not None] + [result]:
@@ -81,7 +84,7 @@ class Functor:
         unused = "".join(f" (void){c};" for c in (*names, "lanes"))
         prefetch = ""
         if self.far:
-            parameters = signature.split("(vf v, ")[1].rsplit(", int lanes", 1)[0]
+            parameters = signature.partition(", ")[2].rsplit(", int lanes", 1)[0]
             calls = " ".join(f"__builtin_prefetch({a});" for a in self.far)
             voids = " ".join(f"(void){c};" for c in names)
             prefetch = f"  OPCEL_INLINE void prefetch({parameters}) const {{ {calls} {voids} }}\n"
