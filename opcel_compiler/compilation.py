@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.frontend.exporter import export_model
@@ -43,6 +44,10 @@ Progress = Callable[[str, int, int], None]
 PRECISIONS = ("f32", "bf16", "int8")
 """What products can be computed in. All other arithmetic is in f32, and so are sums, but for those of int8, which are
 exact."""
+QDQ_OPSET = 21
+"""The first opset whose QuantizeLinear and DequantizeLinear have all of our types and scales of blocks."""
+KERNELS_BEGIN = "fit-dtypes"
+"""The first pass that sees to kernels: the graph before it is the model, quantized and simplified."""
 PLANNED = frozenset({"equalize", "smooth", "quantize"})
 """The passes that carry out a plan of quantization, which is made of the graph that stands before the first of them."""
 
@@ -77,6 +82,8 @@ class Compilation:
     """Whether the model rounds numbers to a grid."""
     sample: Mapping[str, np.ndarray] | None = None
     """A sample of the calibration data, by the names of the model's inputs."""
+    qdq: ModelProto | None = None
+    """The model as it is quantized, in ONNX, where that was asked for."""
 
     @property
     def graph(self) -> Graph:
@@ -97,6 +104,7 @@ def prepare(
     small: bool = False,
     state: Sequence[str] = (),
     recipe: Recipe | None = None,
+    export_qdq: bool = False,
 ) -> Compilation:
     """Import, run the passes, place and lower: everything before code generation.
 
@@ -105,7 +113,8 @@ def prepare(
     "int8" to compute products in that. Raises TargetError for a target that cannot. `tuned` are measured choices of
     kernels by their texts (`schedule.choice.variants.Override`). `small` keeps weights at their size.
     `state` are the caches that grow in place (`schedule.states.StateSpec.parse`). Raises StateError for one that can't.
-    `recipe` says how precision "int8" is come to. Raises QuantizationError where it cannot be.
+    `recipe` says how precision "int8" is come to. Raises QuantizationError where it cannot be. `export_qdq` also gives
+    the quantized graph as an ONNX model; raises ExportError where it is not quantized or has no such form.
     """
     report = progress or (lambda what, done, of: None)
     description = load_target(target)
@@ -125,7 +134,7 @@ def prepare(
     work.parameters = sum(int(data.array.size) for data in constants if data is not None and data.dtype.is_float)
     report("optimizing", 0, 0)
     tools = (work.timing, work.counters, *instruments)
-    _optimize(work, recipe or Recipe(), tools, report)
+    _optimize(work, recipe or Recipe(), tools, report, export_qdq)
     if description.codegen == "cpu" and not specs:
         work.whole = stuck_boundary(work.graph) or ""
     work.fallbacks = place_for(work.graph, description)
@@ -160,7 +169,9 @@ def prepare(
     return work
 
 
-def _optimize(work: Compilation, recipe: Recipe, tools: tuple[Instrument, ...], report: Progress) -> None:
+def _optimize(
+    work: Compilation, recipe: Recipe, tools: tuple[Instrument, ...], report: Progress, export_qdq: bool
+) -> None:
     """Run the graph passes; for precision int8 plan the quantization before the first pass that carries it out."""
     passes = work.pipeline.at("graph").passes
     if work.context.precision == "int8":
@@ -174,7 +185,17 @@ def _optimize(work: Compilation, recipe: Recipe, tools: tuple[Instrument, ...], 
         plan = plan_of(recipe, work.graph, work.imported.input_names, work.target, hash_)
         work.context.quantization, passes = plan, passes[first:]
         work.quantized, work.sample = True, first_sample(recipe)
+    if export_qdq:
+        last = next((i for i, p in enumerate(passes) if p.name == KERNELS_BEGIN), len(passes))
+        PassManager.run(work.graph, Pipeline(passes[:last]), work.context, tools)
+        work.qdq, passes = _as_qdq(work), passes[last:]
     PassManager.run(work.graph, Pipeline(passes), work.context, tools)
+
+
+def _as_qdq(work: Compilation) -> ModelProto:
+    if not any(n.op in ("quantize", "dequantize", "matmul_nbits") for n in optimizable(work.graph)):
+        raise ExportError("nothing in the model is quantized, so there is no QDQ form of it; see --precision int8")
+    return export_model(work.graph, opset=QDQ_OPSET, names=work.imported)
 
 
 def check_precision(target: Target, precision: str) -> None:

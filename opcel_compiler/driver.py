@@ -17,6 +17,7 @@ from opcel_compiler.codegen.artifact import BUILD, MANIFEST, PAGE, REPORT, stage
 from opcel_compiler.codegen.cpu.build import Module, build
 from opcel_compiler.compilation import Compilation, Progress, check_bound, prepare
 from opcel_compiler.errors import OpcelError
+from opcel_compiler.frontend.exporter import write_model
 from opcel_compiler.frontend.importer import import_model
 from opcel_compiler.frontend.maps import Labels, values_of_maps
 from opcel_compiler.frontend.proto_types import DimValue
@@ -69,6 +70,7 @@ def compile(
     proof: bool = True, min_coverage: float = 0.0, dims: Mapping[str, DimValue] | None = None,
     precision: str = "f32", max_error: float | None = None, tune: str | os.PathLike[str] | None = None,
     small: bool = False, state: Sequence[str] = (), progress: Progress | None = None, recipe: Recipe | None = None,
+    export_qdq: str | os.PathLike[str] | None = None,
 ) -> CompiledModel:  # fmt: skip
     """Compile an ONNX model (path, bytes or ModelProto) for `target` into the folder `output`, and open it.
 
@@ -84,6 +86,7 @@ def compile(
     `state` names the caches of a decode step that grow in place, each text "inputs=outputs:capacity" with * for any
     part of a name (docs/decoding.md); the returned model is then a `Decoder`.
     With precision "int8" `recipe` names the calibration data and how the model is quantized (docs/quantization.md).
+    `export_qdq` is an ONNX file to write the quantized model to, in opset 21 with QuantizeLinear and DequantizeLinear.
 
     Raises ModelError for a bad model, TargetError, FallbackError, ProofError when a result is outside the bound,
     OutputError and ToolchainError; in each case nothing is left at `output`.
@@ -106,7 +109,10 @@ def compile(
     work = prepare(
         model, target, pipeline=pipeline, progress=report, dims=dims, placed=placed, precision=precision,
         tuned=_tuned(tune, target, threads), small=small, state=state, recipe=recipe,
+        export_qdq=export_qdq is not None,
     )  # fmt: skip
+    if export_qdq is not None and work.qdq is not None:
+        write_model(work.qdq, Path(export_qdq))
     if not work.whole:
         check_bound(work.graph)
     bound = Bound.of(precision, max_error, work.quantized)

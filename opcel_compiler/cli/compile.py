@@ -34,6 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     options.add_precision(parser)
     options.add_quantization(parser)
+    parser.add_argument(
+        "--export-qdq", type=Path, metavar="FILE", help="write the quantized model, as ONNX of opset 21"
+    )
     options.add_max_error(parser)
     parser.add_argument("--tune", type=Path, metavar="FILE", help="take measured choices from what `opcel tune` wrote")
     parser.add_argument(
@@ -72,6 +75,7 @@ def execute(args: argparse.Namespace) -> int:
             inputs=read_arrays(args.inputs) if args.inputs else None, proof=not args.no_proof, dims=dict(args.dim),
             min_coverage=args.min_coverage, precision=args.precision, max_error=args.max_error, tune=args.tune,
             state=args.state, small=args.small, progress=progress, recipe=options.recipe_of(args),
+            export_qdq=args.export_qdq,
         ) as model:  # fmt: skip
             report = model.report
             signature = [(label, model.manifest[label]) for label in ("inputs", "outputs")]

@@ -8,7 +8,7 @@ from opcel_compiler.frontend.export_ops import exports, need
 from opcel_compiler.frontend.proto_types import code_of
 from opcel_compiler.frontend.writer import Writer
 from opcel_compiler.ir.dims import Dim
-from opcel_compiler.ir.graph import Node
+from opcel_compiler.ir.graph import Node, Value
 from opcel_compiler.ir.types import F32
 
 _BITS = {"bit_and": "BitwiseAnd", "bit_or": "BitwiseOr", "bit_xor": "BitwiseXor", "bit_not": "BitwiseNot"}
@@ -37,15 +37,20 @@ def _placed(w: Writer, node: Node, xs: list[str]) -> tuple[list[str], dict[str, 
     x = node.operand(0).tensor.dims
     params = [v.tensor.dims for v in node.operands[1:] if v is not None]
     wide = [(1,) * (len(x) - len(p)) + p for p in params]
+    given = [v for v in node.operands[1:] if v is not None]
     if all(d == 1 for p in params for d in p):
-        return [_reshape(w, p, ()) for p in xs[1:]], {}
+        return [_reshape(w, v, p, ()) for v, p in zip(given, xs[1:], strict=True)], {}
     axes = {i for p in wide for i, d in enumerate(p) if d != 1}
     need(w, 13, "a scale along an axis")
     if len(axes) == 1:
         (axis,) = axes
         size = next(p[axis] for p in wide if p[axis] != 1)
         full = (1,) * axis + (size,) + (1,) * (len(x) - axis - 1)
-        return [_reshape(w, _expand(w, p, d, full), (size,)) for p, d in zip(xs[1:], wide, strict=True)], {"axis": axis}
+        vectors = [
+            _reshape(w, v, p, (size,)) if d == full else _reshape(w, None, _expand(w, p, d, full), (size,))
+            for v, p, d in zip(given, xs[1:], wide, strict=True)
+        ]
+        return vectors, {"axis": axis}
     need(w, 21, "a scale a block")
     rest = [i for i in range(len(x)) if i not in axes and isinstance(x[i], int) and x[i] != 1]
     axis, block = (rest[0], x[rest[0]]) if rest else (0, 1)
@@ -53,7 +58,13 @@ def _placed(w: Writer, node: Node, xs: list[str]) -> tuple[list[str], dict[str, 
     return [_expand(w, p, d, full) for p, d in zip(xs[1:], wide, strict=True)], {"axis": axis, "block_size": block}
 
 
-def _reshape(w: Writer, x: str, shape: tuple[Dim, ...]) -> str:
+def _reshape(w: Writer, value: Value | None, x: str, shape: tuple[Dim, ...]) -> str:
+    """The tensor `x`, which holds `value`, in another shape; a constant is written in that shape."""
+    if value is not None and value.tensor.dims == shape:
+        return x
+    sizes = tuple(d for d in shape if isinstance(d, int))
+    if value is not None and value.constant is not None and len(sizes) == len(shape):
+        return w.constant(value.constant.array.reshape(sizes), value.constant.dtype)
     return w.node("Reshape", [x, w.dims(shape)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 
 import onnx
@@ -25,6 +26,8 @@ for _module in iter_modules(frontend.__path__):
     if _module.name.startswith("export_"):
         import_module(f"{frontend.__name__}.{_module.name}")  # registers its entries of EXPORTS
 
+MESSAGE = (1 << 31) - (1 << 20)
+"""Bytes that a protobuf message must stay below, names and all."""
 DEFAULT_OPSET = 20
 """The opset of the default domain for graphs without opaque nodes."""
 
@@ -89,6 +92,22 @@ def export_region(
     given += [value_info(name, type_to(tensor(I64, 1))) for name in writer.asked.values()]
     model = _model(writer, "region", given, results, opsets)
     return Region(model, tuple(writer.name(v) for v in inputs), tuple(names), tuple(writer.asked.items()))
+
+
+def write_model(model: ModelProto, path: Path) -> None:
+    """Write a model to a file, by one rename; its tensors into PATH.data beside it where one message cannot hold them.
+
+    Raises ExportError when the file cannot be written.
+    """
+    apart = model.ByteSize() >= MESSAGE
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        onnx.save_model(model, partial, save_as_external_data=apart, location=f"{path.name}.data" if apart else None)
+        partial.replace(path)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _opsets(nodes: Iterable[Node], wanted: int | None) -> dict[str, int]:
@@ -262,7 +281,10 @@ def _model(
     outputs: Sequence[onnx.ValueInfoProto],
     opsets: dict[str, int],
 ) -> ModelProto:
-    graph = helper.make_graph(w.nodes, name, inputs, outputs, w.initializers)
+    used = {o.name for o in outputs}
+    for node in w.nodes:
+        used.update(node.input, inner_names(node))
+    graph = helper.make_graph(w.nodes, name, inputs, outputs, [t for t in w.initializers if t.name in used])
     imports = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     model = helper.make_model(graph, producer_name="opcel", opset_imports=imports)
     model.ir_version = max(4, helper.find_min_ir_version_for(imports, ignore_unknown=True))
