@@ -56,7 +56,9 @@ def compare_outputs(stage: str, want: Arrays, got: Arrays, scale: float = 1.0) -
             continue
         a, b = g.astype(np.float64), w.astype(np.float64)
         tolerance = scale * _TOLERANCE.get(d.bits, 1.0)
-        bad = ~(np.abs(a - b) <= tolerance * (1 + np.maximum(np.abs(b), np.abs(b).max(initial=0) / 8)))
+        largest = np.abs(b[np.isfinite(b)]).max(initial=0)
+        with np.errstate(invalid="ignore"):
+            bad = ~(np.abs(a - b) <= tolerance * (1 + np.maximum(np.abs(b), largest / 8)))
         bad &= ~(np.isnan(a) & np.isnan(b)) & (a != b)
         if bad.any():
             i = int(np.argmax(bad))

@@ -155,6 +155,8 @@ def _window(
 def _conv(t: Tile, node: Node) -> np.ndarray:
     w = node.operand(1)
     out = t.box(node.result)
+    if 0 in extents(out):
+        return np.zeros(extents(out), node.result.tensor.dtype.numpy)
     filters = box_of(t.access.operands[node, 1], t.shape(w), t.intervals)
     groups = node.attrs["groups"]
     x_box = box_of(t.access.operands[node, 0], t.shape(node.operand(0)), t.intervals)
@@ -172,6 +174,8 @@ def _conv(t: Tile, node: Node) -> np.ndarray:
 
 def _pool(t: Tile, node: Node) -> np.ndarray:
     a, out = node.attrs, t.box(node.result)
+    if 0 in extents(out):
+        return np.zeros(extents(out), node.result.tensor.dtype.numpy)
     taps = [(0, k) for k in a["kernel"]]
     plain = {**a, "pads": (0,) * len(a["pads"]), "ceil_mode": False}
     dtype = node.operand(0).tensor.dtype.numpy

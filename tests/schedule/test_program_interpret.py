@@ -183,6 +183,16 @@ def test_no_elements() -> None:
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["max_pool", "avg_pool"])
+def test_windows_of_an_image_without_columns(name: str) -> None:
+    """Its only pads lie behind it, so that rounded up no window starts in it."""
+    attrs = {"kernel": (3, 1), "strides": (3, 2), "pads": (2, 0, 1, 2), "dilations": (2, 1), "ceil_mode": True}
+    program, body = single(op(name, **attrs), tensor(F, 1, 3, 14, 0))
+    feeds = feeds_for(program)
+    (got,) = run_program(program, feeds).values()
+    assert got.shape == reference(program, body, feeds).shape == (1, 3, 5, 0)
+
+
 def test_overflow_is_refused() -> None:
     build, types = CASES["gemm"]
     program, _ = single(build, *types)
