@@ -285,6 +285,12 @@ def _matmul(w: _Walk, node: Node, out: AccessMap) -> list[AccessMap | None]:
     return [(*left, *row, k), (*right, k, *col)]
 
 
+def _matmul_nbits(w: _Walk, node: Node, out: AccessMap) -> list[AccessMap | None]:
+    column: AccessMap = (WHOLE, out[-1])
+    maps: list[AccessMap | None] = [(*out[:-1], WHOLE), column, column, column]
+    return maps[: len(node.operands)]
+
+
 def _conv(w: _Walk, node: Node, out: AccessMap) -> list[AccessMap | None]:
     weight = _dims(node, 1)
     groups, rank = node.attrs["groups"], len(weight) - 2
@@ -447,7 +453,7 @@ def _source(w: _Walk, node: Node, out: AccessMap) -> list[AccessMap | None]:
 
 RULES: dict[str, Rule] = {
     "constant": _source, "dims": _source, "range_": _source,
-    "matmul": _matmul, "conv": _conv, "conv_transpose": _conv_transpose, "max_pool": _pool, "avg_pool": _pool,
+    "matmul": _matmul, "matmul_nbits": _matmul_nbits, "conv": _conv, "conv_transpose": _conv_transpose, "max_pool": _pool, "avg_pool": _pool,
     **dict.fromkeys(("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod"), _reduce),
     "arg_max": _reduce, "arg_min": _reduce,
     **dict.fromkeys(("softmax", "log_softmax", "layer_norm", "rms_norm"), _row),
