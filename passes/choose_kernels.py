@@ -19,6 +19,7 @@ from opcel_compiler.schedule.choice.context import Choosing
 from opcel_compiler.schedule.choice.contraction import choose_matmul
 from opcel_compiler.schedule.choice.convolution import choose_conv, choose_depthwise
 from opcel_compiler.schedule.choice.int8 import choose_matmul_int8
+from opcel_compiler.schedule.choice.nbits import choose_nbits
 from opcel_compiler.schedule.choice.recurrent import choose_recurrent
 from opcel_compiler.schedule.choice.strassen import plan_strassen, use_strassen
 from opcel_compiler.schedule.choice.variants import override
@@ -60,6 +61,8 @@ def _choose(step: Step, choosing: Choosing, ctx: PassContext) -> list[Step]:
         if len(parts) > 1 or parts[0] is not step:
             return [s for part in parts for s in _choose(part, choosing, ctx)]
         return choose_few_rows(step, choosing) or _choose_matmul(step, choosing, ctx)
+    if step.family == "matmul_nbits":
+        return choose_nbits(step, choosing)
     if step.family == "conv.blocked":
         _choose_conv(step, choosing, ctx)
     elif step.family == "conv.depthwise":

@@ -23,7 +23,7 @@ from opcel_compiler.ir.types import F32, I8, U8, TensorType
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
 from opcel_compiler.targets.cpu.lanes import in_lanes, lane_node
 
-EPILOGUE_ANCHORS = frozenset({"conv", "matmul"})
+EPILOGUE_ANCHORS = frozenset({"conv", "matmul", "matmul_nbits"})
 ROW_ANCHORS = frozenset({"softmax", "log_softmax", "layer_norm", "rms_norm"})
 NORMS = frozenset({"layer_norm", "rms_norm"})
 BYTES = frozenset({U8, I8})
@@ -79,8 +79,9 @@ def _elementwise(node: Node) -> bool:
 
 
 def _f32(node: Node) -> bool:
+    operands = node.operands[:1] if node.op == "matmul_nbits" else node.operands
     return all(
-        v is None or (isinstance(v.type, TensorType) and v.type.dtype == F32) for v in (*node.operands, *node.results)
+        v is None or (isinstance(v.type, TensorType) and v.type.dtype == F32) for v in (*operands, *node.results)
     )
 
 
@@ -193,6 +194,8 @@ def _ends_well(value: Value, anchor: Node | None) -> bool:
         return True
     node = value.producer
     assert node is not None
+    if anchor.op == "matmul_nbits":
+        return False
     return node.op == "quantize" and value.tensor.dtype in BYTES and (anchor.op not in ROW_ANCHORS or _short(value))
 
 

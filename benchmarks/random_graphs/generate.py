@@ -13,7 +13,7 @@ from opcel_compiler.ir.dims import Dim
 from opcel_compiler.ir.graph import Graph
 from opcel_compiler.ir.opdef import all_ops
 
-_OTHER = {"constant"}
+_OTHER = {"constant", "matmul_nbits"}
 _HEAVY = {"matmul": 6, "conv": 4, "reshape": 4, "transpose": 4, "slice": 4, "concat": 3, "expand": 2}
 
 

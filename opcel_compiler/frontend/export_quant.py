@@ -98,3 +98,10 @@ def dequantize(w: Writer, node: Node, xs: list[str]) -> str:
         need(w, 23, "a dequantization to another type than the scale's")
         attrs["output_dtype"] = code_of(want)
     return w.node("DequantizeLinear", [xs[0], *params], **attrs)
+
+
+@exports("matmul_nbits")
+def matmul_nbits(w: Writer, node: Node, xs: list[str]) -> str:
+    need(w, 21, "a product with weights of a few bits")
+    weights = w.node("DequantizeLinear", xs[1:], axis=0, block_size=node.attrs["group"])
+    return w.node("MatMul", [xs[0], w.cast(weights, node.operand(0).tensor.dtype)])

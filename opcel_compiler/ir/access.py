@@ -453,7 +453,8 @@ def _source(w: _Walk, node: Node, out: AccessMap) -> list[AccessMap | None]:
 
 RULES: dict[str, Rule] = {
     "constant": _source, "dims": _source, "range_": _source,
-    "matmul": _matmul, "matmul_nbits": _matmul_nbits, "conv": _conv, "conv_transpose": _conv_transpose, "max_pool": _pool, "avg_pool": _pool,
+    "matmul": _matmul, "matmul_nbits": _matmul_nbits,
+    "conv": _conv, "conv_transpose": _conv_transpose, "max_pool": _pool, "avg_pool": _pool,
     **dict.fromkeys(("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod"), _reduce),
     "arg_max": _reduce, "arg_min": _reduce,
     **dict.fromkeys(("softmax", "log_softmax", "layer_norm", "rms_norm"), _row),

@@ -214,7 +214,7 @@ class Lowering:
         position = next((i for i, v in enumerate(anchor.operands) if v is not None and source(v) is value), None)
         if anchor.op == "attention":
             return self.unit_inner(view) if position != 3 or view.strides[-1:] != (0,) else view
-        if anchor.op == "matmul":
+        if anchor.op in ("matmul", "matmul_nbits"):
             if position == 0:
                 b = anchor.operand(1).tensor
                 return self.rows(view) if len(b.dims) <= 2 else self.rows_batched(view)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from opcel_compiler.ir.graph import Node
+from opcel_compiler.ir.graph import Node, Value
 from opcel_compiler.ir.ops.norm import fits_row
 from opcel_compiler.ir.types import DType, TensorType
 from opcel_compiler.targets.constraints import Constraint
@@ -31,7 +31,7 @@ def cpu_constraints() -> tuple[Constraint, ...]:
     """The constraints of the CPU's kernels beyond those of the target's description."""
     checks = (
         kernel_exists, element_type, constant_pad, filters, head_size, gather_index, batch_axes, norm_sides, pool_axes,
-        recurrent, scatter,
+        recurrent, scatter, nbits_constants,
     )  # fmt: skip
     return tuple(Constraint(check.__name__.replace("_", "-"), check) for check in checks)
 
@@ -158,6 +158,27 @@ def pool_axes(node: Node) -> str | None:
         return None
     rank = len(node.operand(0).tensor.dims) - 2
     return None if rank <= 6 else f"it has {rank}"
+
+
+def _outside(value: Value) -> Value:
+    """What a value is outside of the fused node whose input it is."""
+    graph = value.graph
+    parent = graph.parent if graph is not None else None
+    if graph is None or parent is None or parent.op != "fused" or value not in graph.inputs:
+        return value
+    return parent.operand(graph.inputs.index(value))
+
+
+def nbits_constants(node: Node) -> str | None:
+    """Weights of a few bits are constants, their groups at most 32768 long, and a row has at most 32768 elements."""
+    if node.op != "matmul_nbits":
+        return None
+    held = [_outside(v) for v in node.operands[1:] if v is not None]
+    computed = next((v for v in held if v.constant is None), None)
+    if computed is not None:
+        return f"%{computed.name} is computed"
+    k = node.operand(1).tensor.dims[0]
+    return None if isinstance(k, int) and k <= 32768 else f"a row has {k}"
 
 
 def recurrent(node: Node) -> str | None:

@@ -106,6 +106,7 @@ def exported(op: str, arrays: list[np.ndarray], attrs: dict[str, Any], opset: in
         ("quantize", [X, abs(X) + 1], {"dtype": DTYPES["i4"]}),
         ("dequantize", [u8(2, 6, 5), SCALES[:, None], u8(6, 1)], {"dtype": F32}),
         ("dequantize", [u8(6), number(0.5)], {"dtype": DTYPES["f16"]}),
+        ("matmul_nbits", [np.float32([[1, 2, 3, 4]]), u8(4, 5), SCALES[:2, None] * np.ones(5, "f")], {"group": 2}),
         ("cast", [X], {"dtype": DTYPES["f8e4m3fn"], "saturate": False}),
         ("cast", [abs(X)], {"dtype": DTYPES["f8e8m0"], "round_mode": "nearest"}),
         ("bit_xor", [u8(3, 4), u8(4)], {}),
@@ -120,6 +121,8 @@ def test_exports(op: str, arrays: list[np.ndarray], attrs: dict[str, Any]) -> No
 def test_an_old_opset_lacks_them() -> None:
     with pytest.raises(ExportError, match="needs opset 21"):
         exported("quantize", [X, number(0.5)], {"dtype": DTYPES["i8"]}, 13)
+    with pytest.raises(ExportError, match="needs opset 21"):
+        exported("matmul_nbits", [np.ones((1, 1), "f"), u8(1, 1), np.ones((1, 1), "f")], {"group": 1}, 17)
     with pytest.raises(ExportError, match="BitwiseNot needs opset 18"):
         exported("bit_not", [i8(5)], {}, 17)
 

@@ -319,6 +319,11 @@ def numpy_only() -> list[tuple[str, Arrays, dict[str, Any], np.ndarray]]:
         ("bit_cast", [x], {"dtype": I32}, x.view(np.int32)),
         ("shift_right", [np.int8([-7, 7, -7]), np.int8([1, 9, -1])], {}, np.int8([-4, 0, -1])),
         ("echelon", [square], {}, triangle),
+        (
+            "matmul_nbits",
+            [np.float32([[1, 2, 3]]), np.uint8([[9], [8], [4]]), np.float32([[2], [0.5]]), np.uint8([[8], [2]])],
+            {"group": 2}, np.float32([[1 * 2 + 0 + 3 * 2 * 0.5]]),
+        ),
         ("arg_max_pool", [pixels], {"kernel": (2,), "strides": (1,), "pads": (1, 0), "dilations": (1,)}, winners),
         ("resample", [pixels[..., None], places, None], {}, pixels[:, :, [2, 0, 0, 2], None]),
         ("resample", [pixels[:, :, None], None, None, both, np.float32([[0.5, 1, 0], [0.5, 0, 2]])], {}, mixed),

@@ -68,6 +68,7 @@ POOL = "kernel=[3, 3], strides=[2, 2], pads=[0, 0, 1, 1], dilations=[1, 1]"
         ("f32[n, 4, s]", "transpose(%a){perm=[2, 0, 1]}", "f32[s, n, 4]"),
         ("f32[n, 1]", "expand(%a){shape=[3, n, s]}", "f32[3, n, s]"),
         ("f32[n, 9]", "slice(%a){starts=[0, 8], sizes=[n, 5], steps=[1, -2]}", "f32[n, 5]"),
+        ("f16[n, s, 9]; u4[9, 3]; f32[3, 3]; u4[3, 3]", "matmul_nbits(%a, %b, %c, %d){group=4}", "f16[n, s, 3]"),
         ("f32[n, 9]; f32[n, s]", "concat(%a, %b){axis=1}", "f32[n, s + 9]"),
         ("f32[m, 9]; f32[4, s]", "concat(%a, %b){axis=1}", "f32[4, s + 9]"),
         ("f32[n, 9]", "pad(%a){pads=[0, 1, n, 2]}", "f32[2*n, 12]"),
@@ -132,6 +133,10 @@ def test_results(inputs: str, statement: str, expected: str) -> None:
         ("f32[9]; i64[2]; f32[2]", 'scatter_elements(%a, %b, %c){axis=0, reduction="mean"}', "is none of none, add"),
         ("f32[9, 2]; i64[3, 1]; f32[3, 3]", "scatter_nd(%a, %b, %c)", "axis 1 of updates does not fit"),
         ("f32[9]; i64[3, 2]; f32[3]", "scatter_nd(%a, %b, %c)", "indices of 2 entries do not fit"),
+        ("f32[2, 9]; u16[9, 3]; f32[3, 3]", "matmul_nbits(%a, %b, %c){group=4}", "integers of 4 or 8 bits, not u16"),
+        ("f32[2, 9]; u8[9, 3]; f32[2, 3]", "matmul_nbits(%a, %b, %c){group=4}", "the scales are not one a group"),
+        ("f32[2, 9]; u8[9, 3]; f32[3, 1]", "matmul_nbits(%a, %b, %c){group=4}", "the scales are not one a column"),
+        ("f32[2, 9]; i8[9, 3]; f32[3, 3]; i8[3, 3]", "matmul_nbits(%a, %b, %c, %d){group=4}", "unsigned, not i8"),
         ("f32[9]; i64[2, 2]", "gather_nd(%a, %b)", "indices of 2 entries after 0 batch axes do not fit f32[9]"),
     ],
 )  # fmt: skip
@@ -156,7 +161,17 @@ def test_unknown_rank_in_gives_known_dtype_out() -> None:
         if (
             name in ("not", "and", "or", "xor", "where", "gather", "gather_elements", "gather_nd")
             or "scatter" in name
-            or name in ("linear_attention", "roi_align", "sequence", "tree_ensemble", "order_key", "suppress", "unique")
+            or name
+            in (
+                "linear_attention",
+                "matmul_nbits",
+                "roi_align",
+                "sequence",
+                "tree_ensemble",
+                "order_key",
+                "suppress",
+                "unique",
+            )
         ):
             continue
         if name.startswith(("bit_", "shift_")):

@@ -70,7 +70,8 @@ def run(
     held = [nbits_panels(w, bits, group, panel), panels(scale, panel), panels(zero, panel) if zeros else None]
     p = pointers(x, *held, c, bias)
     d = integers(k + 3, n + 1, m, n, k, group, shared, middle, *cut)
-    tasks = -(-m // cut[0]) * -(-(-(-n // panel)) // cut[1])
+    count = -(-n // panel)
+    tasks = -(-m // cut[0]) * -(-count // cut[1])
     lib.product(p, d, ctypes.c_int64(0), ctypes.c_int64(tasks))
     read = rounded(x[:, :k], group) if rows == "RoundedRows" else x[:, :k].astype(np.float64)
     real = floats(w, scale, zero if zeros else middle, group * shared)

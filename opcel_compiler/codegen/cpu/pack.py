@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from opcel_compiler.codegen.cpu.pack_nbits import nbits_panels, unsigned
 from opcel_compiler.ir.layout import Layout
 from opcel_compiler.ir.program import Buffer
 from opcel_compiler.ir.types import BF16
@@ -24,6 +25,10 @@ def _ordered(buffer: Buffer) -> np.ndarray:
         return strassen_panels(array, *map(int, buffer.packing.split(":")[1:]))
     if buffer.packing.startswith("recurrent:"):
         return recurrent_panels(array, int(buffer.packing.split(":")[1]), 2 if buffer.layout.storage == "bf16" else 1)
+    if buffer.packing.startswith("nbits:"):
+        dtype = buffer.type.dtype
+        group, panel = map(int, buffer.packing.split(":")[1:])
+        return nbits_panels(unsigned(array, dtype.kind == "i", dtype.bits), dtype.bits, group, panel)
     if buffer.packing.startswith("pairs:"):
         return group_panels(array, int(buffer.packing.split(":")[1]), 2)
     if buffer.packing.startswith("quads:"):

@@ -1,4 +1,4 @@
-"""Products with weights of a few bits, which are made floats when the model is read."""
+"""Products with weights of a few bits, which stay integers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import numpy as np
 from opcel_compiler.frontend.limits import ModelError
 from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers
 from opcel_compiler.ir.graph import Value
+from opcel_compiler.ir.types import DTYPES
 
 
 def _constant(c: Lowering, i: int, what: str) -> np.ndarray | None:
@@ -30,10 +31,10 @@ def _unpacked(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 @lowers("MatMulNBits", domain="com.microsoft", first=1)
 def matmul_n_bits(c: Lowering) -> Value:
+    """Weights without zero points become signed, which moves them by half of their range; those of 2 bits lie in 4."""
     x = c.x()
     k, n, bits, block = (c.attr_int(name) for name in ("K", "N", "bits", "block_size"))
-    if c.attr_int("accuracy_level", 0) == 4:
-        raise Unsupported("a product of features rounded to 8 bits (accuracy_level 4) has no lowering")
+    rounded = c.attr_int("accuracy_level", 0) == 4
     if bits not in (2, 4, 8) or block < 1 or k < 1 or n < 1:
         raise Unsupported(f"weights of {bits} bits in blocks of {block} have no lowering")
     weights, scales, zeros = (_constant(c, i, what) for i, what in ((1, "weights"), (2, "scales"), (3, "zero points")))
@@ -44,16 +45,24 @@ def matmul_n_bits(c: Lowering) -> Value:
         raise ModelError(f"node {c.origin!r} (MatMulNBits) lacks its weights or scales")
     if weights.size * (8 // bits) != n * blocks * block or scales.size != n * blocks:
         raise ModelError(f"node {c.origin!r} (MatMulNBits): its weights or scales are not {n} rows of {blocks} blocks")
-    values = _unpacked(weights.reshape(n, -1).view(np.uint8), bits, blocks * block).astype(np.float32)
-    if zeros is None:
-        offset = np.full((n, blocks), 1 << (bits - 1), np.float32)
-    elif zeros.dtype == np.uint8:
-        offset = _unpacked(zeros.reshape(n, -1), bits, blocks).astype(np.float32)
+    values = _unpacked(weights.reshape(n, -1).view(np.uint8), bits, blocks * block)[:, :k]
+    scale = scales.reshape(n, blocks).astype(np.float32).T
+    middle, width = 1 << (bits - 1), max(bits, 4)
+    if zeros is not None and zeros.dtype != np.uint8:
+        points = np.repeat(zeros.reshape(n, blocks).astype(np.float32), block, 1)[:, :k]
+        floats = (values.astype(np.float32) - points) * np.repeat(scale.T, block, 1)[:, :k]
+        dtype = c.dtype(x)
+        y = c.emit("matmul", x, c.constant(np.ascontiguousarray(floats.T).astype(dtype.numpy), dtype))
     else:
-        offset = zeros.reshape(n, blocks).astype(np.float32)
-    centred = values.reshape(n, blocks, block) - offset[:, :, None]
-    floats = (centred * scales.reshape(n, blocks, 1).astype(np.float32)).reshape(n, -1)[:, :k]
-    dtype = c.dtype(x)
-    y = c.emit("matmul", x, c.constant(np.ascontiguousarray(floats.T).astype(dtype.numpy), dtype))
+        signed, unsigned = DTYPES[f"i{width}"], DTYPES[f"u{width}"]
+        if zeros is None:
+            held = [c.constant((values.T - np.uint8(middle)).view(np.int8).astype(signed.numpy), signed)]
+        else:
+            held = [c.constant(values.T.astype(unsigned.numpy), unsigned)]
+        held.append(c.constant(np.ascontiguousarray(scale)))
+        if zeros is not None:
+            points = _unpacked(zeros.reshape(n, -1), bits, blocks)
+            held.append(c.constant(np.ascontiguousarray(points.T).astype(unsigned.numpy), unsigned))
+        y = c.emit("matmul_nbits", x, *held, group=block, rounded=rounded)
     bias = c.opt(5)
     return y if bias is None else c.emit("add", y, bias)

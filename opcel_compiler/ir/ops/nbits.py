@@ -31,8 +31,8 @@ def _infer(operands: Operands, attrs: Attrs) -> tuple[Type, ...]:
         raise InferenceError(f"the scales are f32, not {scale.dtype}")
     if group < 1:
         raise InferenceError(f"group={group} must be positive")
-    if zero is not None:
-        same_dtype((w, zero))
+    if zero is not None and same_dtype((w, zero)).kind == "i":
+        raise InferenceError(f"weights with zero points are unsigned, not {w.dtype}")
     if x.shape is None or w.shape is None:
         return unknown_rank(x.dtype)
     if not x.shape or len(w.shape) != 2:
