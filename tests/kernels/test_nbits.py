@@ -11,7 +11,7 @@ from harness import INT8_ISAS, WIDTH, build, integers, pointers
 
 from opcel_compiler.codegen.cpu.pack_nbits import nbits_panels
 
-SOURCE = """
+SOURCE = r"""
 #include "kernels/gemm/nbits.h"
 using namespace opcel;
 struct Epi {  // c + bias[col] + 100 * row
@@ -20,11 +20,17 @@ struct Epi {  // c + bias[col] + 100 * row
     return v + load_t<Tail>(bias + col, lanes) + set(100.0f * row);
   }
 };
-extern "C" void product(void* const* p, const int64_t* d, int64_t begin, int64_t end) {
+template <class Rows, int Bits>
+void product(void* const* p, const int64_t* d, int64_t begin, int64_t end) {
   const NbitsArgs args{(float*)p[0], d[0], (uint8_t*)p[1], (float*)p[2], (uint8_t*)p[3], (float*)p[4], d[1], 1,
                        d[2], d[3], d[4], d[5], d[6], d[7], d[8], d[9]};
-  nbits_tasks<detail::ROWS, BITS, NV, HEIGHTS>(args, Epi{(float*)p[5]}, begin, end);
+  nbits_tasks<Rows, Bits, NV, HEIGHTS>(args, Epi{(float*)p[5]}, begin, end);
 }
+#define PRODUCT(Rows, Bits)                                                                            \
+  extern "C" void Rows##Bits(void* const* p, const int64_t* d, int64_t begin, int64_t end) {           \
+    product<detail::Rows, Bits>(p, d, begin, end);                                                     \
+  }
+PRODUCT(RoundedRows, 4) PRODUCT(RoundedRows, 8) PRODUCT(PlainRows, 4) PRODUCT(PlainRows, 8)
 """
 
 
@@ -56,8 +62,8 @@ def run(
     isa: str, rows: str, bits: int, vectors: int, heights: tuple[int, ...],
     m: int, n: int, k: int, group: int, shared: int, zeros: bool, cut: tuple[int, int],
 ) -> np.ndarray:  # fmt: skip
-    text = SOURCE.replace("ROWS", rows).replace("BITS", str(bits)).replace("NV", str(vectors))
-    lib: ctypes.CDLL = build(text.replace("HEIGHTS", ", ".join(map(str, heights))), isa)
+    text = SOURCE.replace("NV", str(vectors)).replace("HEIGHTS", ", ".join(map(str, heights)))
+    product = getattr(build(text, isa), f"{rows}{bits}")
     panel = vectors * WIDTH[isa]
     rng = np.random.default_rng(n * k + bits)
     x = rng.normal(size=(m, k + 3)).astype(np.float32)
@@ -72,7 +78,7 @@ def run(
     d = integers(k + 3, n + 1, m, n, k, group, shared, middle, *cut)
     count = -(-n // panel)
     tasks = -(-m // cut[0]) * -(-count // cut[1])
-    lib.product(p, d, ctypes.c_int64(0), ctypes.c_int64(tasks))
+    product(p, d, ctypes.c_int64(0), ctypes.c_int64(tasks))
     read = rounded(x[:, :k], group) if rows == "RoundedRows" else x[:, :k].astype(np.float64)
     real = floats(w, scale, zero if zeros else middle, group * shared)
     want = read @ real + bias + 100 * np.arange(m)[:, None]
@@ -81,7 +87,7 @@ def run(
     whole = c.copy()
     c[:] = np.nan
     for task in reversed(range(tasks)):
-        lib.product(p, d, ctypes.c_int64(task), ctypes.c_int64(task + 1))
+        product(p, d, ctypes.c_int64(task), ctypes.c_int64(task + 1))
     np.testing.assert_array_equal(c, whole)
     return whole
 
@@ -93,7 +99,7 @@ SIZES = [(0, 64, 32, 1), (5, 77, 32, 1), (-3, 200, 128, 1), (3, 77, 30, 1), (7, 
 @pytest.mark.parametrize("isa", INT8_ISAS)
 @pytest.mark.parametrize("rows", ["RoundedRows", "PlainRows"])
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize(("vectors", "heights"), [(4, (1,)), (2, (5, 4, 1)), (1, (3, 2))])
+@pytest.mark.parametrize(("vectors", "heights"), [(4, (1,)), (2, (5, 2, 1)), (1, (3, 2))])
 def test_against_floats(isa: str, rows: str, bits: int, vectors: int, heights: tuple[int, ...]) -> None:
     width = vectors * WIDTH[isa]
     counts = (1,) if heights == (1,) else (3, 8) if heights == (3, 2) else (1, 6, 23)
@@ -106,7 +112,7 @@ def test_sums_are_the_same_on_every_level(bits: int) -> None:
     """Whatever the level, the tile and the panel: what is rounded is rounded alike, and sums of integers are exact."""
     results = [
         run(isa, "RoundedRows", bits, 2, heights, 6, 40, 200, 64, 1, True, (6, 1))
-        for isa in INT8_ISAS for heights in ((6,), (4, 2), (5, 4, 1))
+        for isa in INT8_ISAS for heights in ((5, 2, 1), (6,))
     ]  # fmt: skip
     for other in results[1:]:
         np.testing.assert_allclose(other, results[0], rtol=1e-6, atol=1e-5)
@@ -116,24 +122,22 @@ def test_sums_are_the_same_on_every_level(bits: int) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_extreme_numbers_and_zero(isa: str, bits: int) -> None:
     """All weights at their ends, x at its ends: the sums of a group stay within s32; a row of zeros gives the bias."""
-    lib = build(
-        SOURCE.replace("ROWS", "RoundedRows").replace("BITS", str(bits)).replace("NV", "1").replace("HEIGHTS", "2, 1"),
-        isa,
-    )
+    text = SOURCE.replace("NV", "1").replace("HEIGHTS", "3, 2")
+    product = getattr(build(text, isa), f"RoundedRows{bits}")
     k, n = 4096, WIDTH[isa]
     x = np.zeros((2, k), np.float32)
     x[0] = np.where(np.arange(k) % 2, -3.0, 3.0)
     w = np.where(np.arange(k)[:, None] % 2, 0, (1 << bits) - 1).astype(np.uint8) * np.ones((1, n), np.uint8)
     scale, c, bias = np.ones((1, n), np.float32), np.empty((2, n), np.float32), np.zeros(n, np.float32)
     held = nbits_panels(w, bits, k, n)
-    lib.product(
+    product(
         pointers(x, held, scale, None, c, bias), integers(k, n, 2, n, k, k, 1, 1 << (bits - 1), 2, 1),
         ctypes.c_int64(0), ctypes.c_int64(1),
     )  # fmt: skip
     np.testing.assert_allclose(c[0], 3.0 * k / 2 * ((1 << bits) - 1), rtol=1e-6)
     np.testing.assert_array_equal(c[1], 100)
     x[1, 5] = np.nan
-    lib.product(
+    product(
         pointers(x, held, scale, None, c, bias), integers(k, n, 2, n, k, k, 1, 1 << (bits - 1), 2, 1),
         ctypes.c_int64(0), ctypes.c_int64(1),
     )  # fmt: skip
