@@ -27,6 +27,7 @@ from opcel_compiler.ir.graph import Graph
 from opcel_compiler.ir.statistics import Statistics
 from opcel_compiler.proof import Bound, Proof, sample_inputs
 from opcel_compiler.quantization.plan import observed_values
+from opcel_compiler.quantization.recipe import Recipe
 from opcel_compiler.regions import region_models
 from opcel_compiler.report import facts
 from opcel_compiler.rewrite.context import PassContext
@@ -134,6 +135,29 @@ def _check_count(journal: Journal, data: Any) -> None:
 
 def _shown(data: Any) -> str:
     return os.fspath(data) if isinstance(data, (str, os.PathLike)) else f"of type {type(data).__name__}"
+
+
+def with_statistics(
+    recipe: Recipe, model: Any, pipeline: str | None = None, dims: Mapping[str, DimValue] | None = None,
+    threads: int | None = None, progress: Progress | None = None,
+) -> Recipe:  # fmt: skip
+    """The recipe with the statistics of its data, which are collected, and written to its file, unless they are there
+    already. Raises as `collect` does, and QuantizationError for a recipe that has neither."""
+    recipe.check()
+    if isinstance(recipe.calibrate, Iterator):  # it is read twice
+        recipe = dataclasses.replace(recipe, calibrate=list(recipe.calibrate))
+    given = recipe.statistics
+    if isinstance(given, Statistics) or (given is not None and os.path.exists(given)):
+        return recipe
+    if given is not None and recipe.calibrate is None and not recipe.allow_random:
+        Statistics.read(given)  # says that there is no such file
+    found = collect(
+        model, recipe.calibrate, dims=dims, pipeline=pipeline, threads=threads, preprocess=recipe.preprocess,
+        on_bad_sample=recipe.on_bad_sample, allow_random=recipe.allow_random, progress=progress,
+    ).statistics  # fmt: skip
+    if given is not None:
+        found.write(given)
+    return dataclasses.replace(recipe, statistics=found)
 
 
 # -- the observing model -----------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from onnx import ModelProto
 
 from opcel_compiler.errors import OpcelError
@@ -21,7 +20,8 @@ from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.ops.control import BRANCHING
 from opcel_compiler.ir.program import Program
 from opcel_compiler.ir.types import TensorType
-from opcel_compiler.quantization.recipe import Recipe, first_sample, plan_of
+from opcel_compiler.quantization.planner import Planner
+from opcel_compiler.quantization.recipe import Recipe
 from opcel_compiler.report.sketch import Sketch, graph_sketch
 from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.driver import optimizable
@@ -48,7 +48,7 @@ QDQ_OPSET = 21
 """The first opset whose QuantizeLinear and DequantizeLinear have all of our types and scales of blocks."""
 KERNELS_BEGIN = "fit-dtypes"
 """The first pass that sees to kernels: the graph before it is the model, quantized and simplified."""
-PLANNED = frozenset({"equalize", "smooth", "quantize"})
+PLANNED = frozenset({"equalize", "quantize"})
 """The passes that carry out a plan of quantization, which is made of the graph that stands before the first of them."""
 
 
@@ -80,8 +80,8 @@ class Compilation:
 
     quantized: bool = False
     """Whether the model rounds numbers to a grid."""
-    sample: Mapping[str, np.ndarray] | None = None
-    """A sample of the calibration data, by the names of the model's inputs."""
+    planner: Planner | None = None
+    """What planned the quantization, for precision int8."""
     qdq: ModelProto | None = None
     """The model as it is quantized, in ONNX, where that was asked for."""
 
@@ -174,22 +174,30 @@ def _optimize(
 ) -> None:
     """Run the graph passes; for precision int8 plan the quantization before the first pass that carries it out."""
     passes = work.pipeline.at("graph").passes
+
+    def run(first: int, last: int) -> None:
+        PassManager.run(work.graph, Pipeline(passes[first:last]), work.context, tools)
+
+    at = 0
     if work.context.precision == "int8":
-        first = next((i for i, p in enumerate(passes) if p.name in PLANNED), None)
-        if first is None:
-            raise OpcelError(f"the pipeline has no pass {' or '.join(sorted(PLANNED))}, so nothing becomes int8")
+        places = [i for i, p in enumerate(passes) if p.name in PLANNED]
+        if not places or passes[places[-1]].name != "quantize":
+            raise OpcelError("the pipeline has no pass quantize, so nothing becomes int8")
         recipe.check()
-        PassManager.run(work.graph, Pipeline(passes[:first]), work.context, tools)
+        run(0, places[0])
         report("calibrating", 0, 0)
-        hash_ = work.imported.model_hash
-        plan = plan_of(recipe, work.graph, work.imported.input_names, work.target, hash_)
-        work.context.quantization, passes = plan, passes[first:]
-        work.quantized, work.sample = True, first_sample(recipe)
+        names = work.imported.input_names
+        planner = Planner(recipe, work.graph, names, work.target, work.imported.model_hash)
+        work.context.quantization = planner.before_equalize()
+        run(places[0], places[-1])
+        report("planning", 0, 0)
+        work.context.quantization = planner.before_quantize()
+        work.planner, work.quantized, at = planner, True, places[-1]
     if export_qdq:
         last = next((i for i, p in enumerate(passes) if p.name == KERNELS_BEGIN), len(passes))
-        PassManager.run(work.graph, Pipeline(passes[:last]), work.context, tools)
-        work.qdq, passes = _as_qdq(work), passes[last:]
-    PassManager.run(work.graph, Pipeline(passes), work.context, tools)
+        run(at, last)
+        work.qdq, at = _as_qdq(work), last
+    run(at, len(passes))
 
 
 def _as_qdq(work: Compilation) -> ModelProto:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from opcel_compiler.calibration import with_statistics
 from opcel_compiler.codegen.artifact import BUILD, MANIFEST, PAGE, REPORT, staged, update_json, write_json, write_page
 from opcel_compiler.codegen.cpu.build import Module, build
 from opcel_compiler.compilation import Compilation, Progress, check_bound, prepare
@@ -106,6 +107,8 @@ def compile(
         _check_fallback(work, fallback)
         check_coverage(work.coverage, min_coverage)
 
+    if precision == "int8":
+        recipe = with_statistics(recipe or Recipe(), model, pipeline, dims, threads, report)
     work = prepare(
         model, target, pipeline=pipeline, progress=report, dims=dims, placed=placed, precision=precision,
         tuned=_tuned(tune, target, threads), small=small, state=state, recipe=recipe,
@@ -198,7 +201,7 @@ def _prove(work: Compilation, model: Any, folder: Path, inputs: Any, bound: Boun
     if missing := _cannot_run_here(work.target):
         return Proof("unproved", reason=f"this CPU lacks {missing}; run `opcel run --prove MODEL` on one that has it")
     names, outputs = work.imported.input_names, work.imported.output_names
-    feeds, engine, want = _reference(model, work.graph, names, outputs, work.sample if inputs is None else inputs)
+    feeds, engine, want = _reference(model, work.graph, names, outputs, _sample(work) if inputs is None else inputs)
     pairs = _comparable(work.graph, outputs, want, work.maps)
     if not pairs:
         return Proof("unproved", reason="every output depends on random numbers")
@@ -209,6 +212,14 @@ def _prove(work: Compilation, model: Any, folder: Path, inputs: Any, bound: Boun
         where = f". {first_wrong_node(work, feeds, want, engine, bound)}" if len(pairs) == len(outputs) else ""
         raise ProofError(outside(stamp) + where)
     return stamp
+
+
+def _sample(work: Compilation) -> dict[str, np.ndarray] | None:
+    """A calibration sample of a model that was quantized: the plan holds for such data, not for random numbers."""
+    if work.planner is None or not work.planner.samples:
+        return None
+    feeds = work.planner.samples[0]
+    return {n: feeds[v.name] for n, v in zip(work.imported.input_names, work.graph.inputs, strict=True)}
 
 
 def _check_memory(work: Compilation, module: Module) -> None:

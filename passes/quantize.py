@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from opcel_compiler.ir.codes import LARGEST, channel_axes, weight_codes, weight_scales
+from opcel_compiler.ir.codes import LARGEST, SMALLEST, channel_axes, weight_codes, weight_scales
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.quantization import DYNAMIC, LAYERS, STATIC, Plan
@@ -24,8 +24,6 @@ from opcel_compiler.rewrite.pass_ import Pass
 
 CENTRE = 128
 """The code of zero where the scale of a row is computed as the model runs."""
-SMALLEST = 1e-30
-"""The least largest magnitude of such a row: rows of zeros have a scale too."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,7 @@ class _Quantizer:
             size = self._after(maker, "abs", [x])
             most = self._after(size.producer, "reduce_max", [size], axes=axes, keepdims=True)
             before = self._following(most.producer)
-            most = self._after(most.producer, "max", [most, self._constant(before, np.float32(SMALLEST), "least")])
+            most = self._after(most.producer, "max", [most, self._constant(before, SMALLEST, "least")])
             before = self._following(most.producer)
             scale = self._after(most.producer, "mul", [most, self._constant(before, np.float32(1 / LARGEST), "step")])
             zero = self._constant(self._following(scale.producer), np.uint8(CENTRE), "zero")

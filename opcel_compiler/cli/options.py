@@ -86,19 +86,29 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def add_quantization(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--calibrate", type=Path, metavar="DATA", help="samples for --precision int8: an .npz file or a folder of them"
+    group = parser.add_argument_group("precision int8 (docs/quantization.md)")
+    group.add_argument(
+        "--calibrate", metavar="DATA",
+        help="samples of what the model will see: an .npz file, a folder of them or of images, reader.py:function",
+    )  # fmt: skip
+    group.add_argument("--preprocess", type=Path, metavar="FILE", help="how the images become an input")
+    group.add_argument(
+        "--statistics", type=Path, metavar="FILE", help="what was seen of samples; written if there is no such file"
     )
-    parser.add_argument(
-        "--statistics", type=Path, metavar="FILE", help="what `opcel calibrate` saw of samples, in place of --calibrate"
-    )
-    parser.add_argument(
+    group.add_argument(
         "--threshold", choices=("mse", "minmax", "percentile", "entropy"), default="mse",
         help="how an activation's range follows from what was seen of it (default: mse)",
     )  # fmt: skip
-    parser.add_argument(
+    group.add_argument(
         "--activations", choices=("static", "dynamic"), default="static",
         help="scales known when compiling, or for matrix products one a row, computed as it runs (default: static)",
+    )  # fmt: skip
+    group.add_argument(
+        "--on-bad-sample", choices=("error", "skip"), default="error", help="what to do with samples that are unfit"
+    )
+    group.add_argument(
+        "--allow-random-calibration", action="store_true",
+        help="without samples take random numbers, whose ranges mean nothing, and stamp the artifact",
     )  # fmt: skip
 
 
@@ -106,7 +116,10 @@ def recipe_of(args: argparse.Namespace) -> Any:
     """The recipe that the options say."""
     from opcel_compiler.quantization.recipe import Recipe
 
-    return Recipe(args.calibrate, args.statistics, args.threshold, args.activations)
+    return Recipe(
+        args.calibrate, args.statistics, args.preprocess, args.on_bad_sample, args.allow_random_calibration,
+        args.threshold, args.activations,
+    )  # fmt: skip
 
 
 def add_max_error(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,8 @@ from opcel_compiler.ir.thresholds import Grid
 
 LARGEST = 127
 """The largest code of a weight; the smallest is its negative."""
+SMALLEST = np.float32(1e-30)
+"""The least largest magnitude of a row with a scale of its own: rows of zeros have a scale too."""
 CLIPS = np.linspace(0.5, 1.0, 41)
 """The shares of the largest weight that are tried as the end of a channel's range."""
 OUTLIERS = 64
@@ -69,3 +71,9 @@ def _squares(rows: np.ndarray, ends: np.ndarray) -> np.ndarray:
     scale = np.maximum(ends / np.float32(LARGEST), np.finfo(np.float32).tiny)[:, None]
     error = np.clip(np.rint(rows / scale), -LARGEST, LARGEST) * scale - rows
     return np.asarray(np.einsum("ij,ij->i", error, error))
+
+
+def rounded_rows(x: np.ndarray) -> np.ndarray:
+    """`x`, f32, as codes with a scale for each row of its last axis give it back; 127 is the row's largest."""
+    scale = np.maximum(np.abs(x).max(axis=-1, keepdims=True, initial=0.0), SMALLEST) * np.float32(1 / LARGEST)
+    return np.asarray(np.clip(np.rint(x / scale), -128, 127) * scale)

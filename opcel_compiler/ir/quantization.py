@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from opcel_compiler.ir.graph import Node, Value
 from opcel_compiler.ir.thresholds import Grid
+from opcel_compiler.ir.types import F32
 
 LAYERS = frozenset({"conv", "conv_transpose", "matmul"})
 """The operators that can be layers."""
@@ -32,15 +34,14 @@ class Layer:
 class Plan:
     """`layers` by result; `grids` by the value that is quantized; `readers` are other nodes, by result, that read the
     codes of their operands of these indices; `corrections` are added to a layer's result, one for each output channel;
-    `equalized` and `smoothed` hold, by the value between two layers, what its channels are divided by.
+    `divided` holds, by the value between layers, what its channels are divided by.
     """
 
     layers: dict[str, Layer] = field(default_factory=dict)
     grids: dict[str, Grid] = field(default_factory=dict)
     readers: dict[str, tuple[int, ...]] = field(default_factory=dict)
     corrections: dict[str, np.ndarray] = field(default_factory=dict)
-    equalized: Mapping[str, np.ndarray] = field(default_factory=dict)
-    smoothed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    divided: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def quantized(self, name: str) -> bool:
         """Whether the layer `name` computes in 8 bits."""
@@ -50,3 +51,35 @@ class Plan:
     def kept(self) -> dict[str, str]:
         """The layers that stay float, with the reason."""
         return {name: layer.reason for name, layer in self.layers.items() if layer.scheme == FLOAT}
+
+
+def channel_readers(value: Value) -> tuple[list[Node], int, bool] | None:
+    """The layers with constant weights that read `value`, also through max pools; the axis of its channels; and
+    whether nothing else reads it. None where its channels cannot be divided: there is no such layer, or images have
+    other readers, as those would want the value twice."""
+    readers: list[Node] = []
+    alone = True
+    stack = [value]
+    while stack:
+        v = stack.pop()
+        for user, i in v.uses:
+            if isinstance(user, Node) and user.op == "max_pool" and not v.is_output:
+                stack.append(user.result)
+            elif isinstance(user, Node) and user.op in LAYERS and i == 0 and _constant_weights(user):
+                readers.append(user)
+            else:
+                alone = False
+    kinds = {n.op == "matmul" for n in readers}
+    if len(kinds) != 1 or value.tensor.shape is None:
+        return None
+    matmul = kinds.pop()
+    axis = len(value.tensor.shape) - 1 if matmul else 1
+    if not isinstance(value.tensor.shape[axis], int) or (not matmul and not alone):
+        return None
+    return readers, axis, alone
+
+
+def _constant_weights(node: Node) -> bool:
+    w = node.operand(1)
+    plain = w.constant is not None and w.tensor.dtype == F32 and not node.attrs.get("exact")
+    return plain and (node.op != "matmul" or len(w.tensor.dims) == 2)

@@ -13,14 +13,14 @@ from opcel_compiler.ir.statistics import Histogram, TensorStatistics
 Feeds = Mapping[str, np.ndarray]
 
 
-def interpreted(graph: Graph, samples: Iterable[Feeds], names: Iterable[str]) -> dict[str, TensorStatistics]:
-    """What the values `names` are over samples, which are by the names of the graph's inputs."""
+def interpreted(graph: Graph, samples: Iterable[Feeds], axes: Mapping[str, int | None]) -> dict[str, TensorStatistics]:
+    """What the values with these names and axes of channels, counted from the last, are over samples, which are by the
+    names of the graph's inputs."""
     found: dict[str, TensorStatistics] = {}
-    wanted = set(names)
 
     def see(name: str, array: np.ndarray) -> None:
-        if name in wanted:
-            new = _seen(name, np.asarray(array))
+        if name in axes:
+            new = _seen(name, np.asarray(array), axes[name])
             found[name] = _joined(found[name], new) if name in found else new
 
     def observe(node: Node, results: Sequence[np.ndarray]) -> None:
@@ -34,19 +34,22 @@ def interpreted(graph: Graph, samples: Iterable[Feeds], names: Iterable[str]) ->
     return found
 
 
-def _seen(name: str, x: np.ndarray) -> TensorStatistics:
+def _seen(name: str, x: np.ndarray, axis: int | None) -> TensorStatistics:
     low, high = (float(x.min()), float(x.max())) if x.size else (0.0, 0.0)
-    return TensorStatistics(name, Histogram.of(x), low, high, 1, 0, low, high)
+    absmax = mean = None
+    if axis is not None and x.size:
+        channels = np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
+        absmax, mean = np.abs(channels).max(axis=0), channels.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return TensorStatistics(name, Histogram.of(x), low, high, 1, 0, low, high, axis, absmax, mean)
 
 
 def _joined(a: TensorStatistics, b: TensorStatistics) -> TensorStatistics:
     low, high = min(a.minimum, b.minimum), max(a.maximum, b.maximum)
-    n = a.samples + b.samples
-
-    def mean(x: float, y: float) -> float:
-        return (x * a.samples + y * b.samples) / n
-
+    samples = (a.samples, b.samples)
+    absmax = None if a.absmax is None or b.absmax is None else np.maximum(a.absmax, b.absmax)
+    mean = None if a.mean is None or b.mean is None else np.average([a.mean, b.mean], axis=0, weights=samples)
     return TensorStatistics(
-        a.name, a.histogram.merged(b.histogram, low, high), low, high, n, 0,
-        mean(a.mean_minimum, b.mean_minimum), mean(a.mean_maximum, b.mean_maximum),
+        a.name, a.histogram.merged(b.histogram, low, high), low, high, sum(samples), 0,
+        float(np.average([a.mean_minimum, b.mean_minimum], weights=samples)),
+        float(np.average([a.mean_maximum, b.mean_maximum], weights=samples)), a.axis, absmax, mean,
     )  # fmt: skip

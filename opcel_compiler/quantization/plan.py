@@ -16,11 +16,15 @@ CLOSE = 1.6
 than a bit is lost, and the value is rounded once for all its readers."""
 
 
-def observed_values(graph: Graph, target: Target | None = None) -> list[str]:
-    """The names of the values whose ranges `make_plan` may ask for."""
-    return list(
-        dict.fromkeys(v.name for v in shared_values(c.node for c in candidates(graph, target) if not c.reason).all)
-    )
+def observed_values(graph: Graph, target: Target | None = None) -> dict[str, int | None]:
+    """The values whose ranges `make_plan` may ask for, by name, with the axis of their channels counted from the last:
+    that over which the layers that read them add up; None where none does."""
+    nodes = [c.node for c in candidates(graph, target) if not c.reason]
+    out: dict[str, int | None] = {v.name: None for v in shared_values(nodes).all}
+    for node in nodes:
+        rank = len(node.operand(0).tensor.dims)
+        out[root(node.operand(0)).name] = -1 if node.op == "matmul" else 1 - rank
+    return out
 
 
 def make_plan(

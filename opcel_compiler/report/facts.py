@@ -59,6 +59,7 @@ def manifest(work: Compilation, module: Module | None, folder: Path, stamp: Proo
         },
         "pipeline": str(work.pipeline), "dims": {n: v if isinstance(v, int) else list(v) for n, v in work.dims.items()},
         "precision": work.context.precision, "max_error": bound.norm, **({"quantized": True} if bound.grid else {}),
+        **({"quantization": work.planner.origin} if work.planner is not None else {}),
         "inputs": values(work.imported.input_names, ends.inputs),
         "outputs": values(work.imported.output_names, ends.outputs), "modules": modules,
         **({"maps": work.maps} if work.maps and not work.whole else {}),

@@ -193,7 +193,7 @@ def test_what_cannot_be_quantized_says_why(lines: str, why: str) -> None:
 
 def test_a_layer_that_is_kept_or_not_observed_stays_float_with_its_reason() -> None:
     graph = chain()
-    assert observed_values(graph) == ["x", "r"]
+    assert observed_values(graph) == {"x": -3, "r": -3}
     plan = make_plan(graph, {"x": (-1.0, 1.0)}, kept={"a": "it is asked for"})
     assert plan.kept == {"a": "it is asked for", "y": "no statistics of r, which it reads"}
     assert not plan.grids

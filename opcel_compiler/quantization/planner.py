@@ -1,0 +1,141 @@
+"""The plan of one model's quantization, in two steps between the passes that carry it out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from opcel_compiler.calibrate.errors import CalibrationError
+from opcel_compiler.calibrate.readers import read_samples
+from opcel_compiler.calibrate.samples import checked, inputs_of
+from opcel_compiler.ir.analysis import flops
+from opcel_compiler.ir.dims import evaluate
+from opcel_compiler.ir.graph import Graph
+from opcel_compiler.ir.quantization import Plan
+from opcel_compiler.ir.statistics import Statistics, TensorStatistics
+from opcel_compiler.ir.thresholds import THRESHOLDS
+from opcel_compiler.quantization.divide import divisions
+from opcel_compiler.quantization.layers import candidates
+from opcel_compiler.quantization.observe import Feeds, interpreted
+from opcel_compiler.quantization.plan import Range, make_plan, observed_values
+from opcel_compiler.quantization.probe import Measured, measure
+from opcel_compiler.quantization.recipe import Recipe
+from opcel_compiler.schedule.cost import nominal
+from opcel_compiler.targets.schema import Target
+
+PROBE_FLOPS = 2e11
+LEAST_PROBED, MOST_PROBED = 4, 16
+"""On how many samples layers are measured: as many as take so many operations, within these limits."""
+
+
+class Planner:
+    """Plans for `graph`, whose inputs are called `names` in the model. `measured` holds, by layer, what the probe saw;
+    `seen` the statistics."""
+
+    def __init__(self, recipe: Recipe, graph: Graph, names: Sequence[str], target: Target, model_hash: str) -> None:
+        self.recipe, self.graph, self.names, self.target = recipe, graph, list(names), target
+        self.model_hash = model_hash
+        self.measured: dict[str, Measured] = {}
+        self.statistics: Statistics | None = None
+        self.seen: dict[str, TensorStatistics] = {}
+        self.divided: Mapping[str, np.ndarray] = {}
+        self.samples = list(islice(self._read(), self._probed()))
+
+    def _read(self) -> Iterator[Feeds]:
+        """The calibration data that are fit, by the names of the graph's inputs; none where there are statistics alone.
+
+        Raises CalibrationError for data that are not, unless they are to be skipped."""
+        if self.recipe.calibrate is None:
+            return
+        inputs = inputs_of(self.graph, self.names)
+        for sample in read_samples(self.recipe.calibrate, inputs, self.recipe.preprocess):
+            try:
+                feeds = checked(sample, inputs).feeds
+            except CalibrationError:
+                if self.recipe.on_bad_sample == "error":
+                    raise
+                continue
+            yield {v.name: feeds[n] for n, v in zip(self.names, self.graph.inputs, strict=True)}
+
+    def _probed(self) -> int:
+        one = sum(evaluate(f, nominal(f)) for f in map(flops, self.graph.nodes))
+        return int(min(MOST_PROBED, max(LEAST_PROBED, PROBE_FLOPS // max(1, one))))
+
+    def before_equalize(self) -> Plan:
+        """What the pass `equalize` is to do, of the graph that stands before it."""
+        self.seen = dict(self._statistics())
+        if self.recipe.equalize and self.recipe.activations == "static":
+            layers = candidates(self.graph, self.target)
+            self.divided = divisions(self.graph, layers, self.seen, self.samples)
+        return Plan(divided=self.divided)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What the manifest says of the recipe and of the data behind it."""
+        out: dict[str, Any] = {"threshold": self.recipe.threshold, "activations": self.recipe.activations}
+        if (s := self.statistics) is not None:
+            out |= {"samples": s.samples, "data_sha256": s.data_hash, "skipped": s.skipped}
+            out |= {"random": True} if s.random else {}
+        return out
+
+    def before_quantize(self) -> Plan:
+        """What the pass `quantize` is to do, of the graph that stands before it."""
+        ranges = self._ranges()
+        plan = self._plan(ranges, dict(self.recipe.kept))
+        if not self.samples:
+            return plan
+        self.measured = measure(self.graph, plan, self.samples)
+        corrections, poor = {}, dict(self.recipe.kept)
+        for name, m in self.measured.items():
+            correction = m.correction if self.recipe.correct else None
+            if correction is not None:
+                m.corrected(correction)
+                corrections[name] = correction
+            if m.sqnr < self.recipe.least_sqnr:
+                least = self.recipe.least_sqnr
+                poor[name] = f"its result has {m.sqnr:.1f} dB of signal to noise in 8 bits, less than {least:g}"
+        if len(poor) > len(self.recipe.kept):
+            plan = self._plan(ranges, poor)
+        plan.corrections = {n: c for n, c in corrections.items() if plan.quantized(n)}
+        return plan
+
+    def _plan(self, ranges: Mapping[str, Range], kept: Mapping[str, str]) -> Plan:
+        dynamic: frozenset[str] = frozenset()
+        if self.recipe.activations == "dynamic":
+            dynamic = frozenset(n.results[0].name for n in self.graph.nodes if n.op == "matmul" and n.results)
+        plan = make_plan(self.graph, ranges, self.target, kept, dynamic)
+        plan.divided = self.divided
+        return plan
+
+    def _statistics(self) -> Mapping[str, TensorStatistics]:
+        """Raises StatisticsError for those of another model."""
+        given = self.recipe.statistics
+        if given is not None:
+            path = "the statistics" if isinstance(given, Statistics) else os.fspath(given)
+            statistics = given if isinstance(given, Statistics) else Statistics.read(given)
+            statistics.check_model(self.model_hash, path)
+            self.statistics = statistics
+            return statistics.tensors
+        return interpreted(self.graph, self._read(), observed_values(self.graph, self.target))
+
+    def _ranges(self) -> dict[str, Range]:
+        """The range of every value that may be quantized; of those that were divided by what they are now."""
+        threshold = THRESHOLDS[self.recipe.threshold]
+        wanted = observed_values(self.graph, self.target)
+        changed = {n: a for n, a in wanted.items() if n in self.divided or n.removesuffix(".divided") in self.divided}
+        if self.samples and changed:
+            self.seen |= interpreted(self.graph, self.samples, changed)
+        out = {n: threshold(self.seen[n], False) for n in wanted if n in self.seen}
+        if not self.samples:
+            out |= {n: self._divided_range(n.removesuffix(".divided")) for n in changed}
+        return out
+
+    def _divided_range(self, name: str) -> Range:
+        t = self.seen[name]
+        assert t.absmax is not None
+        most = float((t.absmax / self.divided[name]).max())
+        return (-most if t.minimum < 0 else 0.0), (most if t.maximum > 0 else 0.0)
