@@ -19,6 +19,7 @@ from opcel_compiler.schedule.choice.context import Choosing
 from opcel_compiler.schedule.choice.contraction import choose_matmul
 from opcel_compiler.schedule.choice.convolution import choose_conv, choose_depthwise
 from opcel_compiler.schedule.choice.int8 import choose_matmul_int8
+from opcel_compiler.schedule.choice.integers import is_integer
 from opcel_compiler.schedule.choice.nbits import choose_nbits
 from opcel_compiler.schedule.choice.recurrent import choose_recurrent
 from opcel_compiler.schedule.choice.strassen import plan_strassen, use_strassen
@@ -94,7 +95,7 @@ def _choose_matmul(kernel: Kernel, choosing: Choosing, ctx: PassContext) -> list
 
 
 def _choose_conv(kernel: Kernel, choosing: Choosing, ctx: PassContext) -> None:
-    plan = None if ctx.small else plan_winograd(kernel, choosing)
+    plan = None if ctx.small or is_integer(kernel) else plan_winograd(kernel, choosing)
     assert kernel.anchor is not None
     if plan is not None and ctx.allows("winograd", kernel.anchor, Numerics.REASSOCIATES):
         use_winograd(kernel, plan, choosing)

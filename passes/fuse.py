@@ -53,9 +53,11 @@ class Fuse(Pass):
             groups.append((group, also))
 
         nodes = list(graph.nodes)
-        for anchor in nodes:
-            if anchor.op in EPILOGUE_ANCHORS and _f32(anchor):
-                keep(_grow_down([*_dequantized(anchor), anchor], taken, self.max_nodes), [])
+        contractions = [n for n in nodes if n.op in EPILOGUE_ANCHORS and _f32(n)]
+        prologues = [_dequantized(anchor) for anchor in contractions]
+        taken.update(node for prologue in prologues for node in prologue)
+        for anchor, prologue in zip(contractions, prologues, strict=True):
+            keep(_grow_down([*prologue, anchor], taken, self.max_nodes), [])
         for anchor in nodes:
             if anchor.op in ROW_ANCHORS and _f32(anchor) and _last_axis(anchor):
                 group = _grow_down(_grow_up(anchor, taken), taken, self.max_nodes)
@@ -111,9 +113,8 @@ def _extra_fits(value: Value, anchor: Node) -> bool:
     """Whether a kernel of this anchor can read `value` beside its result."""
     if not isinstance(value.type, TensorType) or not in_lanes(value.type.dtype):
         return False
-    if value.type.dtype != F32 and anchor.op not in ROW_ANCHORS:
-        if anchor.op == "conv" or value.type.dtype not in BYTES:
-            return False
+    if value.type.dtype != F32 and anchor.op not in ROW_ANCHORS and value.type.dtype not in BYTES:
+        return False
     like = anchor.result.tensor
     if same_shape(value.type, like) or value.type.size == 1:
         return True

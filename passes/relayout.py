@@ -8,7 +8,7 @@ readers of a buffer are joined, so that one padded buffer serves them all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from opcel_compiler.ir.dims import product
@@ -16,12 +16,15 @@ from opcel_compiler.ir.graph import Graph, Value
 from opcel_compiler.ir.layout import Layout
 from opcel_compiler.ir.parts import Parts, part_of
 from opcel_compiler.ir.program import Buffer, Control, Kernel, Program, Step, View, block_end, loops, whole
-from opcel_compiler.ir.program_split import fresh_name, split_quantized
-from opcel_compiler.ir.types import F32, TensorType
+from opcel_compiler.ir.program_split import fresh_name, source, split_quantized
+from opcel_compiler.ir.types import F32, I8, U8, TensorType
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
-from opcel_compiler.schedule.choice.convolution import depthwise_tile
+from opcel_compiler.schedule.choice.convolution import depthwise_quads, depthwise_tile
+from opcel_compiler.schedule.choice.integers import integer_form, is_integer, quantized_conv, zero_point
 
 AGNOSTIC = frozenset({"elementwise", "max_pool", "avg_pool", "reduce_mean", "resample"})
+BLOCKED = frozenset({F32, U8, I8})
+"""Element types of images that have a blocked form."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +38,34 @@ class Relayout(Pass):
     def run(self, program: Program, ctx: PassContext) -> None:
         target = ctx.target
         width = target.vector.width_f32 if target is not None and target.vector is not None else 1
-        _split_quantized(program)
+        _to_integers(program, width)
         if width > 1 and any(k.family == "conv" for k in program.kernels):
             _Relayout(program, width, target.vector.registers).run()
 
 
-def _split_quantized(program: Program) -> None:
-    """Convolutions that have no kernel for bytes, in f32 between kernels that convert."""
+def _to_integers(program: Program, width: int) -> None:
+    """Quantized convolutions in the form of integer products; those without such a kernel in f32, between kernels that
+    convert. The images that one buffer serves have one zero point: that is what its border holds."""
     names = {b.name for b in program.buffers}
+    zeros: dict[Buffer, int] = {}
 
     def name(base: str) -> str:
         return fresh_name(base, names)
 
+    def parts(kernel: Kernel) -> list[Kernel]:
+        quantized = quantized_conv(kernel)
+        if quantized is not None and width > 1:
+            image = kernel.inputs[kernel.body.inputs.index(quantized.image)].buffer
+            made = integer_form(kernel, quantized, name)
+            kind = conv_kind(made, width)
+            if kind is not None and zeros.setdefault(image, quantized.zero) == quantized.zero:
+                return [made]
+        return split_quantized(kernel, name)
+
     program.steps = [
         part
         for step in program.steps
-        for part in (split_quantized(step, name) if isinstance(step, Kernel) and step.family == "conv" else (step,))
+        for part in (parts(step) if isinstance(step, Kernel) and step.family == "conv" else (step,))
     ]
 
 
@@ -104,10 +119,12 @@ class _Relayout:
 
     def _takes_blocks(self, kernel: Kernel) -> bool:
         images = kernel.views if kernel.family != "resample" else (kernel.inputs[0], kernel.outputs[0])
-        if any(v.dtype != F32 for v in images) or len(kernel.outputs) != 1:
+        if any(v.dtype not in BLOCKED for v in images) or len(kernel.outputs) != 1:
             return False
         if kernel.family == "conv":
             return conv_kind(kernel, self.width) is not None and self._extras_fit(kernel)
+        if any(v.dtype != F32 for v in images) and not _pools_bytes(kernel):
+            return False
         if kernel.family not in AGNOSTIC or not any(v.buffer in self.blocked for v in images):
             return False
         out = kernel.outputs[0].shape
@@ -129,7 +146,7 @@ class _Relayout:
     def _extras_fit(self, kernel: Kernel) -> bool:
         """Whether every input that is not the anchor's own is an image of the output's shape, or per channel."""
         out = kernel.outputs[0].shape
-        own = kernel.anchor.operands if kernel.anchor is not None else ()
+        own = _sources(kernel)
         for value, view in zip(kernel.body.inputs, kernel.inputs, strict=True):
             if value in own or product(view.shape) == 1:
                 continue
@@ -156,12 +173,14 @@ class _Relayout:
     def _convert(self, kernel: Kernel) -> None:
         anchor = kernel.anchor
         kind = conv_kind(kernel, self.width) if kernel.family == "conv" else None
-        tile = depthwise_tile(kernel, self.registers) if kind == "depthwise" else None
+        integers = kind is not None and is_integer(kernel)
+        tile = depthwise_tile(kernel, self.registers) if kind == "depthwise" and not integers else None
         if tile is not None:
             kernel.params["tile"] = tile
         for i, value in enumerate(kernel.body.inputs):
             view = kernel.inputs[i]
-            operand = anchor.operands.index(value) if anchor is not None and value in anchor.operands else -1
+            own = _sources(kernel)
+            operand = own.index(value) if value in own else -1
             if kind is not None and operand == 1:
                 kernel.inputs[i] = self._weights(kernel, view, kind)
             elif (kind is not None and operand == 2) or (
@@ -171,15 +190,16 @@ class _Relayout:
             elif (product(view.shape) == 1 and operand < 0) or (kernel.family == "resample" and operand > 0):
                 continue
             elif kind == "planar" and operand == 0:
-                kernel.inputs[i] = self._planar(kernel, view)
+                kernel.inputs[i] = self._quads(kernel, view) if integers else self._planar(kernel, view)
             else:
                 halo = self._halo(kernel) if kind is not None and operand == 0 and tile is None else ()
-                kernel.inputs[i] = whole(self._to_blocked(view, halo, kernel.origin))
+                pad = zero_point(kernel) if integers and operand == 0 else 0
+                kernel.inputs[i] = whole(self._to_blocked(view, halo, kernel.origin, pad))
         out = kernel.outputs[0]
         rank = len(out.shape)
         whole_of = self._blocked_part(kernel)
         target = whole_of or self._buffer(
-            out.buffer.name, TensorType(F32, out.shape), Layout(block_axis=1, block=self.width)
+            out.buffer.name, TensorType(out.dtype, out.shape), Layout(block_axis=1, block=self.width)
         )
         if kind is not None:
             kernel.family = "conv.depthwise" if kind == "depthwise" else "conv.blocked"
@@ -213,7 +233,7 @@ class _Relayout:
         plain = kernel.outputs[0].buffer
         if plain not in self.blocked and self.parts.fit(plain, self.blocked, self._writes_parts):
             layout = Layout(block_axis=1, block=self.width)
-            self.blocked[plain] = self._buffer(plain.name, TensorType(F32, plain.type.dims), layout)
+            self.blocked[plain] = self._buffer(plain.name, plain.type, layout)
         return self.blocked.get(plain) if part_of(kernel.outputs[0]) is not None else None
 
     def _copy_part(self, kernel: Kernel) -> None:
@@ -235,14 +255,17 @@ class _Relayout:
         if self.parts.place(kernel, target):
             self._emit_copy(whole(target), whole(plain), kernel.origin)
 
-    def _to_blocked(self, view: View, halo: tuple[tuple[int, int], ...], origin: tuple[str, ...]) -> Buffer:
+    def _to_blocked(
+        self, view: View, halo: tuple[tuple[int, int], ...], origin: tuple[str, ...], pad: int = 0
+    ) -> Buffer:  # fmt: skip
+        """The blocked form of `view`, with at least this halo of `pad`."""
         found = self.blocked.get(view.buffer)
         dense = view.offset == 0 and view.is_contiguous
         if found is not None and found.type.shape == view.shape and dense:
-            found.layout = found.layout.with_halo(halo)
+            found.layout = _with_halo(found.layout, halo, pad)
             return found
-        layout = Layout(block_axis=1, block=self.width).with_halo(halo)
-        found = self._buffer(view.buffer.name, TensorType(F32, view.shape), layout)
+        layout = _with_halo(Layout(block_axis=1, block=self.width), halo, pad)
+        found = self._buffer(view.buffer.name, TensorType(view.dtype, view.shape), layout)
         self._emit_copy(view, whole(found), origin)
         if dense:
             self.blocked[view.buffer] = found
@@ -257,36 +280,45 @@ class _Relayout:
         self._emit_copy(view, whole(buffer), kernel.origin)
         return whole(buffer)
 
+    def _quads(self, kernel: Kernel, view: View) -> View:
+        """The few-channel input of a first layer of integers: in blocks of four channels."""
+        layout = _with_halo(Layout(block_axis=1, block=4), self._halo(kernel), zero_point(kernel))
+        buffer = self._buffer(view.buffer.name, TensorType(view.dtype, view.shape), layout)
+        self._emit_copy(view, whole(buffer), kernel.origin)
+        return whole(buffer)
+
     def _halo(self, kernel: Kernel) -> tuple[tuple[int, int], ...]:
         assert kernel.anchor is not None
         pads = kernel.anchor.attrs["pads"]
         half = len(pads) // 2
+        if is_integer(kernel) and conv_kind(kernel, self.width) == "depthwise":
+            pads = (*pads[:-1], max(pads[-1], depthwise_quads(kernel).right))
         if not any(pads):
             return ()
         return ((0, 0), (0, 0), *((pads[i], pads[half + i]) for i in range(half)))
 
     def _weights(self, kernel: Kernel, view: View, kind: str) -> View:
         b = view.buffer
-        if kind == "depthwise":
+        if kind == "depthwise" and b.type.dtype == F32:
             order = (0, *range(2, len(view.shape)), 1)
             return whole(self._buffer(b.name, b.type, Layout(order, block_axis=0, block=self.width), like=b))
         packed = self._buffer(b.name, b.type, Layout(), like=b)
-        packed.packing = "conv"
+        packed.packing = "depthwise" if kind == "depthwise" else "conv"
         return whole(packed)
 
     def _vector(self, view: View) -> View:
         """A per-channel constant, padded with zeros to whole blocks."""
         axis = next((i for i, d in enumerate(view.shape) if d != 1), len(view.shape) - 1 if len(view.shape) == 1 else 0)
         layout = Layout(block_axis=axis, block=self.width)
-        return whole(self._buffer(view.buffer.name, TensorType(F32, view.shape), layout, like=view.buffer))
+        return whole(self._buffer(view.buffer.name, TensorType(view.dtype, view.shape), layout, like=view.buffer))
 
     def _emit_copy(self, source: View, target: View, origin: tuple[str, ...]) -> None:
         if source.buffer.layout.block == 1 and source.shape[-1] != 1 and source.strides[-1] != 1:
-            dense = whole(self._buffer(source.buffer.name, TensorType(F32, source.shape), Layout()))
+            dense = whole(self._buffer(source.buffer.name, TensorType(source.dtype, source.shape), Layout()))
             self._emit_move("copy", source, dense, origin)
             source = dense
         if target.buffer.layout.block == 1 and target.shape[-1] != 1 and target.strides[-1] != 1:
-            dense = whole(self._buffer(target.buffer.name, TensorType(F32, target.shape), Layout()))
+            dense = whole(self._buffer(target.buffer.name, TensorType(target.dtype, target.shape), Layout()))
             self._emit_move("relayout", source, dense, origin)
             self._emit_move("copy", dense, target, origin)
             return
@@ -337,22 +369,42 @@ def conv_kind(kernel: Kernel, width: int) -> str | None:
     if anchor is None or anchor.op != "conv":
         return None
     x, w = anchor.operand(0).tensor, anchor.operand(1).tensor
-    if not _is_weight(kernel, anchor.operand(1)) or not w.is_static or len(w.dims) not in (3, 4):
+    integers = is_integer(kernel)
+    if not _is_weight(kernel, source(anchor.operand(1))) or not w.is_static or len(w.dims) not in (3, 4):
         return None
     if len(anchor.operands) > 2 and anchor.operands[2] is not None and not _is_weight(kernel, anchor.operand(2)):
         return None
-    if type(x.dims[1]) is not int or anchor.operand(0) not in kernel.body.inputs:
+    if type(x.dims[1]) is not int or source(anchor.operand(0)) not in kernel.body.inputs:
         return None
     if any(p < 0 for p in anchor.attrs["pads"]):
         return None
     groups, channels, filters = anchor.attrs["groups"], x.dims[1], w.static_shape[0]
     if groups == 1:
-        few = channels < width // 2 or (channels < width and channels % 4)
+        few = channels < width // 2 or (channels < width and channels % 4 and not integers)
         return "planar" if few else "blocked"
     own = channels // groups
-    if channels == filters and own < width and width % own == 0:
-        return "depthwise"
+    if channels == filters and own < width and width % own == 0 and (not integers or own == 1):
+        return "depthwise" if not integers or all(d == 1 for d in anchor.attrs["dilations"]) else None
     return "blocked" if groups_together(groups, own, filters // groups, width) else None
+
+
+def _pools_bytes(kernel: Kernel) -> bool:
+    """Whether a kernel of any layout can do with bytes what it does: take elements as they are, or compute in lanes."""
+    anchor = kernel.anchor
+    if anchor is None or anchor.op == "max_pool":
+        return True
+    return anchor.op == "resample" and all(anchor.operands[i] is None for i in (2, 4) if i < len(anchor.operands))
+
+
+def _sources(kernel: Kernel) -> list[Value | None]:
+    """What the anchor's operands are, or are the dequantizations of."""
+    if kernel.anchor is None:
+        return []
+    return [None if v is None else source(v) for v in kernel.anchor.operands]
+
+
+def _with_halo(layout: Layout, halo: tuple[tuple[int, int], ...], pad: int) -> Layout:
+    return replace(layout.with_halo(halo), pad_value=pad) if halo else layout
 
 
 MOST_TOGETHER = 16

@@ -7,11 +7,11 @@ in place if it begins at a block, so neither needs the row-major order.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from opcel_compiler.ir.dims import Dim, equal, evaluate, symbols_of
 from opcel_compiler.ir.program import Buffer, Kernel, Program, Step, View, blocks, whole
-from opcel_compiler.ir.types import F32
+from opcel_compiler.ir.types import F32, I8, U8
 
 STRIDED = frozenset(
     {"conv.blocked", "conv.depthwise", "pool.blocked", "resample.blocked", "copy", "elementwise", "relayout"}
@@ -88,7 +88,12 @@ class Parts:
         """Whether every kernel that writes `buffer` can write its part of a blocked one, and most of it comes from
         kernels and buffers that are blocked."""
         dims = buffer.type.dims
-        if buffer.kind != "temp" or buffer.type.dtype != F32 or len(dims) not in (3, 4) or buffer in self._scattered:
+        if (
+            buffer.kind != "temp"
+            or buffer.type.dtype not in (F32, U8, I8)
+            or len(dims) not in (3, 4)
+            or buffer in self._scattered
+        ):
             return False
         gain = 0
         for step in self._writers.get(buffer, []):
@@ -143,8 +148,11 @@ class Parts:
             users = [s for s in program.steps if s is not step and any(v.buffer is source for v in s.views)]
             if not all(isinstance(s, Kernel) and s.family in STRIDED for s in users):
                 continue
+            pads = {b.layout.pad_value for b in (source, target) if b.layout.halo}
+            if len(pads) > 1:
+                continue
             program.steps.remove(step)
-            target.layout = target.layout.with_halo(source.layout.halo)
+            target.layout = replace(target.layout.with_halo(source.layout.halo), pad_value=max(pads, default=0.0))
             for views, i in _uses(program, source):
                 _, part = self._places.get((id(views), i), (source, None))
                 moved = part.shifted(into.starts) if part is not None else into

@@ -18,7 +18,7 @@ from opcel_compiler.ir.ops.quant import integer_range
 from opcel_compiler.ir.types import F32, I8, U8, DType
 from opcel_compiler.rewrite.facts import dtype_of, shape_of
 
-INTEGER_ANCHORS: frozenset[str] = frozenset({"matmul"})
+INTEGER_ANCHORS: frozenset[str] = frozenset({"matmul", "conv"})
 """The contractions that have kernels of integers; others are computed in floats, their weights made floats when
 compiling."""
 

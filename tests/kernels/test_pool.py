@@ -24,7 +24,7 @@ extern "C" void blocked(void* const* p, const int64_t* d, int64_t begin, int64_t
   if (d[24]) pool_tasks<true>(a, Epi{}, begin, end); else pool_tasks<false>(a, Epi{}, begin, end);
 }
 extern "C" void reference(void* const* p, const int64_t* d) {
-  PoolReferenceArgs a{(float*)p[0], (float*)p[1], (int64_t*)p[2], d[0], int(d[1]),
+  PoolReferenceArgs<> a{(float*)p[0], (float*)p[1], (int64_t*)p[2], d[0], int(d[1]),
                       {}, {}, {}, {}, {}, {}, {}, d[2] != 0};
   int64_t* to[] = {a.in, a.out, a.kernel, a.stride, a.dilation, a.pad, a.pad_end};
   for (int i = 0; i < 7 * a.rank; ++i) to[i / a.rank][i % a.rank] = d[4 + i];

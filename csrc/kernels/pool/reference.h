@@ -1,13 +1,16 @@
-// Max and average pooling of any spatial rank up to 6 on dense row-major f32 tensors: the last resort.
+// Max pooling of f32 or bytes and average pooling of f32, of any spatial rank up to 6, on dense row-major tensors: the last
+// resort.
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 namespace opcel {
 
+template <class T = float>
 struct PoolReferenceArgs {
-  const float* x;         // [planes][in], planes = images * channels
-  float* y;               // [planes][out]; null if only indices are wanted
+  const T* x;             // [planes][in], planes = images * channels
+  T* y;                   // [planes][out]; null if only indices are wanted
   std::int64_t* indices;  // of the maxima in x as a flat array, the first of equals; null if not wanted (always for an average)
   std::int64_t planes;
   int rank;
@@ -16,10 +19,10 @@ struct PoolReferenceArgs {
   bool count_include_pad;
 };
 
-// Tasks [begin, end), one plane each. A NaN in a window gives NaN. A window without any element gives -inf (max, index 0) or
-// NaN (average).
-template <bool Max>
-void pool_reference_tasks(const PoolReferenceArgs& args, std::int64_t begin, std::int64_t end) {
+// Tasks [begin, end), one plane each. A NaN in a window gives NaN. A window without any element gives -inf or the least
+// byte (max, index 0) or NaN (average).
+template <bool Max, class T>
+void pool_reference_tasks(const PoolReferenceArgs<T>& args, std::int64_t begin, std::int64_t end) {
   std::int64_t in_size = 1, out_size = 1, taps = 1;
   for (int axis = 0; axis < args.rank; ++axis) {
     in_size *= args.in[axis];
@@ -27,9 +30,10 @@ void pool_reference_tasks(const PoolReferenceArgs& args, std::int64_t begin, std
     taps *= args.kernel[axis];
   }
   for (std::int64_t plane = begin; plane < end; ++plane) {
-    const float* x = args.x + plane * in_size;
+    const T* x = args.x + plane * in_size;
     for (std::int64_t out = 0; out < out_size; ++out) {
-      float best = -__builtin_inff(), sum = 0.0f;
+      using Limits = std::numeric_limits<T>;
+      T best = Limits::has_infinity ? static_cast<T>(-Limits::infinity()) : Limits::min(), sum{};
       std::int64_t best_at = 0, counted = 0;
       bool any = false;
       for (std::int64_t tap = 0; tap < taps; ++tap) {
@@ -47,14 +51,19 @@ void pool_reference_tasks(const PoolReferenceArgs& args, std::int64_t begin, std
         }
         if (inside || (args.count_include_pad && padded)) ++counted;
         if (!inside) continue;
-        sum += x[at];
+        if constexpr (!Max) sum += x[at];
         if (!any || x[at] > best || (x[at] != x[at] && best == best)) {
           best = x[at];
           best_at = plane * in_size + at;
           any = true;
         }
       }
-      if (args.y) args.y[plane * out_size + out] = Max ? best : sum / static_cast<float>(counted);
+      if (args.y) {
+        if constexpr (Max)
+          args.y[plane * out_size + out] = best;
+        else
+          args.y[plane * out_size + out] = sum / static_cast<T>(counted);
+      }
       if (Max && args.indices) args.indices[plane * out_size + out] = best_at;
     }
   }

@@ -111,7 +111,7 @@ def _cast(node: Node, args: list[str], vector: bool) -> str:
 def _quantize(node: Node, args: list[str], vector: bool) -> str:
     """x / scale in x's dtype; to integers rounded, the zero point added, and cut to the range."""
     have, want = node.operand(0).tensor.dtype, node.attrs["dtype"]
-    quotient = f"{args[0]} / {args[1]}"
+    quotient = args[0] if _is_one(node.operand(1)) else f"{args[0]} / {args[1]}"
     if have.bits < 32:
         quotient = f"rounded<{CTYPES[have]}>({quotient})" if vector else f"float({CTYPES[have]}({quotient}))"
     if want.is_float:
@@ -122,6 +122,11 @@ def _quantize(node: Node, args: list[str], vector: bool) -> str:
     low, high = (literal(float(v), F32) for v in integer_range(want))
     zero = args[2] if len(args) > 2 else ("vf{}" if vector else "0.0f")
     return f"quantized({quotient}, {zero}, {low}, {high})"
+
+
+def _is_one(scale: Value) -> bool:
+    data = scale.constant
+    return data is not None and data.array.size == 1 and data.array.reshape(-1)[0] == 1
 
 
 def _dequantize(node: Node, args: list[str], vector: bool) -> str:
@@ -165,8 +170,11 @@ def lane_store(dtype: DType, address: str, value: str, tail: str) -> str:
     return f"{'store_mask' if dtype == BOOL else 'store_t'}<{tail}>({address}, {value}, lanes);"
 
 
-def emit_body(nodes: list[Node], known: dict[Value, str], vector: bool, indent: str = "    ") -> list[str]:
-    """C++ statements for `nodes`; `known` maps values to C++ expressions and gains each node's result.
+def emit_body(
+    nodes: list[Node], known: dict[Value, str], vector: bool, indent: str = "    ", apart: bool = False
+) -> list[str]:
+    """C++ statements for `nodes`; `known` maps values to C++ expressions and gains each node's result. `apart`: no
+    product is added without being rounded, whatever the compiler can contract.
 
     Single elements are held in `computing_type`, lanes in `lane_type`, both rounded to the value's dtype.
     """
@@ -183,7 +191,10 @@ def emit_body(nodes: list[Node], known: dict[Value, str], vector: bool, indent: 
             rounds = result.is_float and result.bits < 32 and node.op not in ROUNDED
             if rounds and not text.startswith("saturated<"):
                 text = f"rounded<{CTYPES[result]}>({text})"
-            lines.append(f"{indent}const {lane_type(result)} {name} = {text};")
+            product = apart and node.op in ("mul", "dequantize")
+            lines.append(f"{indent}{'' if product else 'const '}{lane_type(result)} {name} = {text};")
+            if product:
+                lines.append(f"{indent}keep({name});")
         else:
             text = text.replace("<T>", f"<{computing_type(node.operand(0).tensor.dtype)}>")
             lines.append(f"{indent}const {computing_type(result)} {name} = static_cast<{CTYPES[result]}>({text});")

@@ -16,9 +16,16 @@ def _ordered(buffer: Buffer) -> np.ndarray:
     assert buffer.data is not None
     array = buffer.data.array.reshape(tuple(int(d) for d in buffer.type.dims))  # type: ignore[arg-type]
     if buffer.packing.startswith("conv:"):
-        groups, block, together, panel = map(int, buffer.packing.split(":")[1:])
+        groups, block, together, panel, *zero = map(int, buffer.packing.split(":")[1:])
         array = merged_groups(array, groups, together)
+        if zero:
+            sums = first_sums(array.reshape(groups, -1, *array.shape[1:]), zero[0], panel)
+            return np.concatenate([sums, conv_panels(array, groups, block, panel, 4)])
         return conv_panels(array, groups, block, panel, 2 if buffer.layout.storage == "bf16" else 1)
+    if buffer.packing.startswith("depthwise:"):
+        width, quads, group, step, zero_point = map(int, buffer.packing.split(":")[1:])
+        sums = first_sums(array.reshape(1, *array.shape), zero_point, width)
+        return np.concatenate([sums, depthwise_quads(array, width, quads, group, step)])
     if buffer.packing.startswith("winograd:"):
         return winograd_panels(array, *map(int, buffer.packing.split(":")[1:]))
     if buffer.packing.startswith("strassen:"):
@@ -90,6 +97,27 @@ def conv_panels(w: np.ndarray, groups: int, block: int, panel: int, pair: int = 
         return np.ascontiguousarray(split.transpose(0, 1, 3, 4, 5, 7, 2, 6)).reshape(-1)
     split = out.reshape(groups, tiles, panel, blocks, block // pair, pair, kh, kw)
     return np.ascontiguousarray(split.transpose(0, 1, 3, 6, 7, 4, 2, 5)).reshape(-1)
+
+
+def first_sums(w: np.ndarray, zero: int, panel: int) -> np.ndarray:
+    """What sums of products with s8 filters [groups, filters, ...] begin with where images have this zero point: minus
+    `zero` times the filter's sum, s32 as bytes; filters padded to whole panels."""
+    sums = -zero * w.reshape(*w.shape[:2], -1).sum(2, dtype=np.int64)
+    return np.pad(sums, [(0, 0), (0, -w.shape[1] % panel)]).astype(np.int32).reshape(-1).view(np.int8)
+
+
+def depthwise_quads(w: np.ndarray, width: int, quads: int, group: int, step: int) -> np.ndarray:
+    """[channels, 1, kh, kw] → [channels / width][kh][group][quads][width][4]: a row's taps for each output of a group,
+    `step` further from one to the next. Zero padded."""
+    if w.ndim == 3:
+        w = w[:, :, None, :]
+    channels, _, kh, kw = w.shape
+    blocks = -(-channels // width)
+    out = np.zeros((blocks * width, kh, group, 4 * quads), w.dtype)
+    for i in range(group):
+        out[:channels, :, i, i * step : i * step + kw] = w[:, 0]
+    split = out.reshape(blocks, width, kh, group, quads, 4)
+    return np.ascontiguousarray(split.transpose(0, 2, 3, 4, 1, 5)).reshape(-1)
 
 
 def group_panels(b: np.ndarray, panel: int, group: int) -> np.ndarray:

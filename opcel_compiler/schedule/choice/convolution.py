@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from opcel_compiler.ir.dims import Dim, ceildiv, equal, product
 from opcel_compiler.ir.program import Kernel, View
+from opcel_compiler.ir.program_split import source
 from opcel_compiler.schedule.choice.context import Choosing, heights
+from opcel_compiler.schedule.choice.integers import is_integer, zero_point
 from opcel_compiler.schedule.choice.sharing import Cut, share_out
 
 
@@ -19,13 +23,14 @@ def choose_conv(kernel: Kernel, choosing: Choosing) -> None:
     groups = anchor.attrs["groups"] // together
     w = (w[0], w[1] * together, *w[2:])
     planar = kernel.params["kind"] == "planar"
-    in_block = 1 if planar else choosing.width
+    integers = is_integer(kernel)
+    in_block = (4 if integers else 1) if planar else choosing.width
     ocb, icb = -(-w[0] // groups // choosing.width), -(-w[1] // in_block)
     vectors, tallest = image_tile(ocb, choosing)
     oh, ow = y.shape[2:] if len(y.shape) == 4 else (1, y.shape[2])
     flat = all(d == 1 for d in w[2:]) and all(s == 1 for s in anchor.attrs["strides"])
     flat = flat and not any(any(sum(h) for h in v.buffer.layout.halo) for v in (*kernel.inputs, y)) and _dense(y)
-    x = kernel.inputs[list(kernel.body.inputs).index(anchor.operand(0))]
+    x, filters = (kernel.inputs[kernel.body.inputs.index(source(anchor.operand(i)))] for i in (0, 1))
     image = product(x.shape[1:]) * x.buffer.element_bytes
     weights = x.buffer.element_bytes * w[0] * w[1] * int(np.prod(w[2:]))
     tile_rows, rows_per_task, panels_per_task = 1, 1, 1  # type: tuple[int, Dim, int]
@@ -63,16 +68,27 @@ def choose_conv(kernel: Kernel, choosing: Choosing) -> None:
         tile_widths=heights(ow, 14 if ow == 14 and vectors == 2 and tallest >= 12 else limit, ow, general),
         rows_per_task=rows_per_task, panels_per_task=panels_per_task, extent=(oh, ow),
     )  # fmt: skip
-    weight = kernel.inputs[list(kernel.body.inputs).index(anchor.operand(1))].buffer
+    weight = filters.buffer
     if x.buffer.layout.storage == "bf16":
         kernel.params["precision"] = "bf16"
         weight.layout = weight.layout.stored_as("bf16")
     weight.packing = f"conv:{groups}:{in_block}:{together}:{vectors * choosing.width}"
+    if integers:
+        weight.packing += f":{zero_point(kernel)}"
 
 
 def choose_depthwise(kernel: Kernel, choosing: Choosing) -> None:
     """A depthwise convolution on channels blocked by `width`: a task has the rows that its thread has of the input."""
     x, y = kernel.inputs[0], kernel.outputs[0]
+    if is_integer(kernel):
+        assert kernel.anchor is not None
+        kernel.params["quads"] = (
+            *(quads := depthwise_quads(kernel))[:2],
+            4 if choosing.target.vector.registers >= 32 else 1,
+        )
+        weight = kernel.inputs[kernel.body.inputs.index(source(kernel.anchor.operand(1)))].buffer
+        step = kernel.anchor.attrs["strides"][-1]
+        weight.packing = f"depthwise:{choosing.width}:{quads.quads}:{quads.group}:{step}:{zero_point(kernel)}"
     n, oh = y.shape[0], y.shape[2] if len(y.shape) == 4 else 1
     blocks = ceildiv(y.shape[1], y.buffer.layout.block)
     cut = Cut(8, 1)
@@ -82,6 +98,32 @@ def choose_depthwise(kernel: Kernel, choosing: Choosing) -> None:
     if cut.panels == blocks:
         choosing.by_rows.add(y.buffer)
     kernel.params.update(rows_per_task=cut.rows, blocks_per_task=cut.panels)
+
+
+class DepthwiseQuads(NamedTuple):
+    """How a depthwise convolution of integers reads a row: groups of so many outputs share so many quads of pixels, and
+    the image needs `right` columns behind it."""
+
+    quads: int
+    group: int
+    right: int
+
+
+def depthwise_quads(kernel: Kernel) -> DepthwiseQuads:
+    """As csrc/kernels/conv/depthwise_int8.h says."""
+    anchor, ow = kernel.anchor, kernel.outputs[0].shape[-1]
+    assert anchor is not None
+    step, pads = anchor.attrs["strides"][-1], anchor.attrs["pads"]
+    taps, image = anchor.operand(1).tensor.static_shape[-1], anchor.operand(0).tensor.dims[-1]
+    left, right = pads[len(pads) // 2 - 1], pads[-1]
+    quads = -(-taps // 4)
+    group = min(4, (4 * quads - taps) // step + 1)
+    tile = group * (4 // group)
+    if isinstance(ow, int) and isinstance(image, int):
+        behind = (max(ow, tile) - group) * step + 4 * quads - left - image
+    else:
+        behind = max(right - taps + step - group * step, (tile - group) * step - left - 1) + 4 * quads
+    return DepthwiseQuads(quads, group, max(0, behind))
 
 
 def depthwise_tile(kernel: Kernel, registers: int) -> tuple[int, int, int] | None:

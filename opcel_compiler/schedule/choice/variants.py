@@ -10,6 +10,7 @@ from opcel_compiler.ir.program import Buffer, Kernel, View
 from opcel_compiler.schedule.choice.candidates import Params, apply, candidates, is_static, kernel_text, settable
 from opcel_compiler.schedule.choice.context import Choosing
 from opcel_compiler.schedule.choice.convolution import choose_conv
+from opcel_compiler.schedule.choice.integers import is_integer
 from opcel_compiler.schedule.choice.winograd import use_winograd, winograd_plans
 
 CONVOLUTIONS = ("conv.blocked", "conv.winograd")
@@ -38,7 +39,7 @@ def variants(kernel: Kernel, choosing: Choosing, winograd: bool = True) -> list[
 
     Without `winograd` none of that family.
     """
-    if kernel.family not in CONVOLUTIONS or not is_static(kernel):
+    if kernel.family not in CONVOLUTIONS or not is_static(kernel) or is_integer(kernel):
         return []
     known = _form(kernel)
     out: list[Kernel] = []

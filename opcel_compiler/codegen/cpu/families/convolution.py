@@ -10,6 +10,8 @@ from opcel_compiler.codegen.cpu.unit import KernelUnit
 from opcel_compiler.ir.dims import Dim, ceildiv, product
 from opcel_compiler.ir.graph import Node
 from opcel_compiler.ir.program import Kernel, View
+from opcel_compiler.ir.program_split import source
+from opcel_compiler.schedule.choice.integers import is_integer
 from opcel_compiler.targets.schema import Target
 
 Spatial = tuple[Dim, Dim, Dim, Dim]
@@ -75,8 +77,7 @@ def emit_conv(kernel: Kernel, target: Target) -> KernelUnit:
     anchor, p = kernel.anchor, kernel.params
     assert anchor is not None
     unit = KernelUnit()
-    inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
-    x, w, y = inputs[anchor.operand(0)], inputs[anchor.operand(1)], kernel.outputs[0]
+    (x, w), y = _operands(kernel), kernel.outputs[0]
     regrouped = p["extent"] != extent(y)
     struct, make = epilogue(unit, kernel, anchor, p["extent"][1] * y.buffer.layout.block if regrouped else None)
     kh, kw = two([int(d) for d in anchor.operand(1).tensor.static_shape[2:]], 1)
@@ -91,14 +92,18 @@ def emit_conv(kernel: Kernel, target: Target) -> KernelUnit:
     if regrouped:
         xr, yr = ow * p["in_block"], ow * y.buffer.layout.block
     read, written = stored_type(x), stored_type(y)
+    first, strides = unit.pointer(padded(x, anchor.attrs["pads"]), read), [*map(unit.integer, (xn, xc, xr))]
+    if is_integer(kernel):
+        sums, filters = _sums_and_filters(unit, w, groups * ocb * y.buffer.layout.block)
+    else:
+        sums, filters = "nullptr", unit.pointer(w, read)
     fields = [
-        unit.pointer(padded(x, anchor.attrs["pads"]), read), *map(unit.integer, (xn, xc, xr)), unit.pointer(w, read),
-        unit.pointer(y, written, const=False),
+        first, *strides, filters, unit.pointer(y, written, const=False),
         *map(unit.integer, (yn, yc, yr, x.shape[0], groups, ocb, icb, oh, ow)),
-        *map(unit.integer, (rows_per_task, panels_per_task, pixel)),
+        *map(unit.integer, (rows_per_task, panels_per_task, pixel)), sums,
     ]  # fmt: skip
     (out_last, in_last), block = p["last"], p["in_block"]
-    last = in_last if block > 1 else block
+    last = min(in_last, block)
     half = int(out_last < y.buffer.layout.block)
     numbers = (block, kh, kw, sh, sw, dh, dw, p["out_blocks"], last, half, p["tile_rows"], *p["tile_widths"])
     return unit.finish(
@@ -108,8 +113,50 @@ def emit_conv(kernel: Kernel, target: Target) -> KernelUnit:
     )  # fmt: skip
 
 
+def _operands(kernel: Kernel) -> tuple[View, View]:
+    """A convolution's image and filters."""
+    assert kernel.anchor is not None
+    x, w = (kernel.inputs[kernel.body.inputs.index(source(kernel.anchor.operand(i)))] for i in (0, 1))
+    return x, w
+
+
+def _sums_and_filters(unit: KernelUnit, w: View, count: int) -> tuple[str, str]:
+    """The addresses of the `count` first sums and of the filters that lie behind them."""
+    whole = unit.pointer(w, "int8_t")
+    at = whole.removeprefix("static_cast<const int8_t*>")
+    return f"static_cast<const int32_t*>{at}", f"{whole} + {4 * count}"
+
+
+def _emit_depthwise_integers(kernel: Kernel) -> KernelUnit:
+    """Depthwise convolution of bytes: `params` quads: those of a row, outputs that share them, rows of a tile."""
+    anchor, p = kernel.anchor, kernel.params
+    assert anchor is not None
+    unit = KernelUnit()
+    (x, w), y = _operands(kernel), kernel.outputs[0]
+    struct, make = epilogue(unit, kernel, anchor)
+    kh, kw = two([int(d) for d in anchor.operand(1).tensor.static_shape[2:]], 1)
+    oh, ow = extent(y)
+    cb = -(-anchor.operand(1).tensor.static_shape[0] // y.buffer.layout.block)
+    unit.tasks = x.shape[0] * ceildiv(cb, p["blocks_per_task"]) * ceildiv(oh, p["rows_per_task"])
+    written = stored_type(y)
+    first, strides = unit.pointer(padded(x, anchor.attrs["pads"]), "uint8_t"), map(unit.integer, image_steps(x)[:3])
+    sums, filters = _sums_and_filters(unit, w, cb * y.buffer.layout.block)
+    fields = [
+        first, *strides, filters, sums, unit.pointer(y, written, const=False),
+        *map(unit.integer, (*image_steps(y)[:3], x.shape[0], cb, oh, ow, p["rows_per_task"], p["blocks_per_task"])),
+    ]  # fmt: skip
+    numbers = (kh, kw, *two(anchor.attrs["strides"], 1), min(p["quads"][2], oh) if isinstance(oh, int) else 1)
+    return unit.finish(
+        ["kernels/conv/depthwise_int8.h", "base/vmath.h"], struct,
+        f"  const DepthwiseInt8Args<{written}> args{{{', '.join(fields)}}};\n{make}"
+        f"  depthwise_int8_tasks<{', '.join(map(str, numbers))}>(args, epilogue, begin, end);\n",
+    )  # fmt: skip
+
+
 def emit_depthwise(kernel: Kernel, target: Target) -> KernelUnit:
     """Depthwise convolution: `params` tile, where padding is skipped: width, columns of padding left and right."""
+    if is_integer(kernel):
+        return _emit_depthwise_integers(kernel)
     anchor, p = kernel.anchor, kernel.params
     assert anchor is not None
     unit = KernelUnit()
@@ -218,17 +265,20 @@ def emit_pool_reference(kernel: Kernel, target: Target) -> KernelUnit:
         return "{" + ", ".join([*(unit.integer(v) for v in values), *["1"] * (6 - len(values))]) + "}"
 
     unit.tasks = x.shape[0] * x.shape[1]
-    source = unit.pointer(x)
+    ctype = CTYPES[x.dtype]
+    pixels = unit.pointer(x, ctype)
     if anchor.op == "arg_max_pool":
         results = ["nullptr", unit.pointer(y, "int64_t", const=False)]
     else:
-        results = [unit.pointer(y, const=False), "nullptr"]
+        results = [unit.pointer(y, ctype, const=False), "nullptr"]
     fields = [
-        source, *results, unit.integer(unit.tasks), str(half),
+        pixels, *results, unit.integer(unit.tasks), str(half),
         *map(six, lists), "true" if a.get("count_include_pad") else "false",
     ]  # fmt: skip
     kind = "false" if anchor.op == "avg_pool" else "true"
-    return unit.over_tasks(["kernels/pool/reference.h"], "PoolReferenceArgs", fields, f"pool_reference_tasks<{kind}>")
+    return unit.over_tasks(
+        ["kernels/pool/reference.h"], f"PoolReferenceArgs<{ctype}>", fields, f"pool_reference_tasks<{kind}>"
+    )
 
 
 EMITTERS = {

@@ -11,6 +11,7 @@ from opcel_compiler.ir.dims import Dim
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.program import Kernel, View
 from opcel_compiler.ir.types import BOOL, F32
+from opcel_compiler.schedule.choice.integers import is_integer
 
 Steps = Callable[[View], Sequence[Dim]]
 """How far, in elements, a step along each coordinate of the functor moves in a view."""
@@ -76,7 +77,7 @@ class Functor:
         for v in outside:
             loads.append(f"    const {lane_type(v.tensor.dtype)} {(local := f'x{len(loads)}')} = {self.load(v)};")
             known[v] = local
-        lines = emit_body(list(nodes), known, True)
+        lines = emit_body(list(nodes), known, True, apart=is_integer(self.kernel))
         inside = [n.result.tensor.dtype for n in nodes if n.op == "constant" or n.result.tensor.dtype != BOOL]
         if any(d != F32 for d in (*inside, *(v.tensor.dtype for v in outside))):
             self.unit.headers.append("base/scalar.h")

@@ -8,6 +8,7 @@ from opcel_compiler.codegen.cpu.families.loops import merge
 from opcel_compiler.codegen.cpu.unit import MAX_TASK_WORK, KernelUnit
 from opcel_compiler.ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv, product
 from opcel_compiler.ir.program import Buffer, Kernel, View, whole
+from opcel_compiler.ir.types import F32
 from opcel_compiler.targets.schema import Target
 
 
@@ -52,7 +53,9 @@ def emit_relayout(kernel: Kernel, target: Target) -> KernelUnit:
     if len(x.shape) == 2:
         x, y = (View(v.buffer, (*v.shape, 1), (*v.strides, 1), v.offset) for v in (x, y))
     into, out_of = y.buffer.layout.block, x.buffer.layout.block
-    kind = "to_blocked" if into > 1 else "from_blocked" if out_of > 1 else "to_planar"
+    kind = "from_blocked" if out_of > 1 else "to_planar" if into == 1 else "to_blocked"
+    if into == 4 and target.vector is not None and target.vector.width_f32 != 4:
+        kind = "to_quads"
     top, left, bottom, right = _halo(y.buffer)
     h, w = extent(y)
     _, _, row, pixel = image_steps(y)
@@ -65,6 +68,7 @@ def emit_relayout(kernel: Kernel, target: Target) -> KernelUnit:
         unit.pointer(x, read), unit.pointer(corner, written, const=False), *map(unit.integer, image_steps(x)[:3]),
         *map(unit.integer, image_steps(y)[:3]),
         *map(unit.integer, (y.shape[0], y.shape[1], h, w, top, left, bottom, right, per_task)),
+        *([str(int(y.buffer.layout.pad_value))] if y.dtype != F32 else []),
     ]  # fmt: skip
     return unit.over_tasks(["kernels/movement/relayout.h"], f"RelayoutArgs<{read}, {written}>", fields, f"{kind}_tasks")
 
@@ -77,7 +81,11 @@ def halo_unit(view: View) -> KernelUnit:
     slabs: Dim = b.type.dims[0] * ceildiv(b.type.dims[1], b.layout.block)
     h, w = extent(view)
     pixel = b.layout.block * b.element_bytes
-    fields = [unit.pointer(View(b, (), ()), "char", const=False), *map(unit.integer, (slabs, h, w, pixel, *_halo(b)))]
+    fields = [
+        unit.pointer(View(b, (), ()), "char", const=False),
+        *map(unit.integer, (slabs, h, w, pixel, *_halo(b))),
+        str(int(b.layout.pad_value)),
+    ]
     return unit.finish(
         ["kernels/movement/halo.h"], "",
         f"  const HaloArgs args{{{', '.join(fields)}}};\n  (void)begin, (void)end;\n  halo_tasks(args, 0, d[0]);\n",
