@@ -25,13 +25,18 @@ OPCEL_INLINE vi transposed_dwords(vi v, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(v, v, (I % Rows * (W / Rows) + I / Rows)...);
 }
 
-// The bytes of four vectors of integers, one vector after the other, those outside of T's range cut to it.
+// The bytes of four vectors of integers plus `zero`, one vector after the other, those outside of T's range cut to it.
 template <class T>
-OPCEL_INLINE vi packed_bytes(vi a, vi b, vi c, vi d) {
+OPCEL_INLINE vi packed_bytes(vi a, vi b, vi c, vi d, int zero = 0) {
 #if defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
   vi ab, cd, all;
   asm("vpackssdw %2, %1, %0" : "=v"(ab) : "v"(a), "v"(b));
   asm("vpackssdw %2, %1, %0" : "=v"(cd) : "v"(c), "v"(d));
+  if (zero != 0) {
+    const vi both = set_i(zero & 0xffff) | set_i(zero) << 16;
+    asm("vpaddsw %1, %0, %0" : "+v"(ab) : "v"(both));
+    asm("vpaddsw %1, %0, %0" : "+v"(cd) : "v"(both));
+  }
   if constexpr (std::is_signed_v<T>)
     asm("vpacksswb %2, %1, %0" : "=v"(all) : "v"(ab), "v"(cd));
   else
@@ -43,13 +48,52 @@ OPCEL_INLINE vi packed_bytes(vi a, vi b, vi c, vi d) {
     const std::int32_t four[] = {a[i], b[i], c[i], d[i]};
     for (int j = 0; j < 4; ++j) {
       constexpr std::int32_t low = std::is_signed_v<T> ? -128 : 0;
-      bytes[j * W + i] = static_cast<T>(four[j] < low ? low : four[j] > low + 255 ? low + 255 : four[j]);
+      const std::int32_t v = (four[j] < -32768 ? -32768 : four[j]) + zero;
+      bytes[j * W + i] = static_cast<T>(v < low ? low : v > low + 255 ? low + 255 : v);
     }
   }
   vi all;
   __builtin_memcpy(&all, bytes, sizeof all);
   return all;
 #endif
+}
+
+// The nearest integers, ties to even, at most 2^30; the least one for a NaN or what is too small.
+OPCEL_INLINE vi nearest(vf v) {
+  v = min(set(1073741824.0f), v);
+#if defined(__AVX512F__)
+  vi out;
+  asm("vcvtps2dq %1, %0" : "=v"(out) : "v"(v));
+  return out;
+#elif defined(__AVX2__)
+  vi out;
+  asm("vcvtps2dq %1, %0" : "=x"(out) : "x"(v));
+  return out;
+#elif defined(__SSE2__)
+  vi out;
+  asm("cvtps2dq %1, %0" : "=x"(out) : "x"(v));
+  return out;
+#else
+  vi out;
+  for (int i = 0; i < W; ++i)
+    out[i] = v[i] > -1073741824.0f ? static_cast<std::int32_t>(__builtin_nearbyintf(v[i])) : INT32_MIN;
+  return out;
+#endif
+}
+
+// The first `Count` of four vectors of bytes to p, p + step, ...
+template <int Count, class T>
+OPCEL_INLINE void store_quarters(T* p, std::int64_t step, vi all) {
+  if (Count == 4 && step == W) {
+    *reinterpret_cast<vi_bytes*>(p) = all;
+  } else {
+    OPCEL_UNROLL
+    for (int j = 0; j < Count; ++j) {
+      quarter part;
+      __builtin_memcpy(&part, reinterpret_cast<const char*>(&all) + j * sizeof part, sizeof part);
+      *reinterpret_cast<quarter_memory*>(p + j * step) = part;
+    }
+  }
 }
 
 template <int... I>
@@ -67,24 +111,35 @@ OPCEL_INLINE quads load_across(const std::uint8_t* p) {
   return detail::transposed_bytes(lanes, std::make_integer_sequence<int, 4 * W>{});
 }
 
-// N vectors of W elements to p, p + step, ...: bytes from integers within T's range, other types as `store` does.
-template <int N, class T>
-OPCEL_INLINE void store_each(T* p, std::int64_t step, const vf (&v)[N]) {
-  constexpr int packed = is_byte<T> ? N / 4 * 4 : 0;
+// Whether an epilogue gives results in steps of their scale, to be rounded and moved by its zero point: Epi::zero.
+template <class Epi, class = void>
+inline constexpr bool on_grid = false;
+template <class Epi>
+inline constexpr bool on_grid<Epi, std::void_t<decltype(Epi::zero)>> = true;
+
+// N results of an epilogue, W elements each, to p, p + step, ... Bytes come from integers within T's range, or, on_grid, from
+// any numbers, to nearest even, plus the zero point, cut to the range, NaN to its lower end.
+template <class Epi, int N, class T>
+OPCEL_INLINE void store_results(T* p, std::int64_t step, const vf (&v)[N]) {
+  constexpr int packed = on_grid<Epi> ? (N + 3) / 4 * 4 : is_byte<T> ? N / 4 * 4 : 0;
   if constexpr (is_byte<T>) {
     OPCEL_UNROLL
     for (int i = 0; i < packed; i += 4) {
-      const vi all = detail::packed_bytes<T>(to_int(v[i]), to_int(v[i + 1]), to_int(v[i + 2]), to_int(v[i + 3]));
-      if (step == W) {
-        *reinterpret_cast<detail::vi_bytes*>(p + i * W) = all;
-      } else {
-        OPCEL_UNROLL
-        for (int j = 0; j < 4; ++j) {
-          detail::quarter part;
-          __builtin_memcpy(&part, reinterpret_cast<const char*>(&all) + j * sizeof part, sizeof part);
-          *reinterpret_cast<detail::quarter_memory*>(p + (i + j) * step) = part;
-        }
+      vi four[4];
+      OPCEL_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        if constexpr (on_grid<Epi>)
+          four[j] = i + j < N ? detail::nearest(v[i + j]) : four[0];
+        else
+          four[j] = to_int(v[i + j]);
       }
+      int zero = 0;
+      if constexpr (on_grid<Epi>) zero = Epi::zero;
+      const vi all = detail::packed_bytes<T>(four[0], four[1], four[2], four[3], zero);
+      if (N - i >= 4)
+        detail::store_quarters<4>(p + i * step, step, all);
+      else
+        detail::store_quarters<N % 4>(p + i * step, step, all);
     }
   }
   OPCEL_UNROLL

@@ -28,6 +28,11 @@ struct Bytes {  // an eighth, to nearest, cut to a byte
     return min(set(255.0f), max(round_even(v * set(1.0f / 8.0f)) + set(100.0f), set(0.0f)));
   }
 };
+template <int Zero>
+struct Grid {  // the same, rounded and cut as it is stored
+  static constexpr int zero = Zero;
+  template <bool Tail> vf apply(vf v, int64_t, int64_t, int64_t, int64_t, int) const { return v * set(1.0f / 8.0f); }
+};
 struct Half {
   vf apply(vf v) const { return min(set(255.0f), max(round_even(v * set(0.5f)) + set(100.0f), set(0.0f))); }
 };
@@ -42,7 +47,10 @@ extern "C" void conv_NAME(void* const* p, const int64_t* d, int64_t begin, int64
 extern "C" void bytes_NAME(void* const* p, const int64_t* d, int64_t begin, int64_t end) {
   ConvArgs<uint8_t, uint8_t> a{(uint8_t*)p[0], d[0], d[1], d[2], (int8_t*)p[1], (uint8_t*)p[2], d[3], d[4], d[5],
                                d[6], d[7], d[8], d[9], d[10], d[11], d[12], d[13], d[14], (int32_t*)p[3]};
-  conv_tasks<PARAMS>(a, Bytes{}, begin, end);
+  if (d[15])
+    conv_tasks<PARAMS>(a, Grid<100>{}, begin, end);
+  else
+    conv_tasks<PARAMS>(a, Bytes{}, begin, end);
 }
 """
 
@@ -78,6 +86,16 @@ RELAYOUT(quads_of_floats, to_quads, float, uint8_t, , Half{})
 RELAYOUT(planes_of_bytes, to_planar, uint8_t, uint8_t)
 RELAYOUT(bytes_of_blocked, from_blocked, uint8_t, uint8_t)
 RELAYOUT(floats_of_blocked, from_blocked, uint8_t, float)
+#define GRID(NAME, T, ZERO)                                       \\
+  extern "C" void NAME(void* const* p, int64_t step) {            \\
+    vf v[7];                                                      \\
+    for (int i = 0; i < 7; ++i) v[i] = load((float*)p[0] + i * W); \\
+    store_results<Grid<ZERO>>((T*)p[1], step, v);                 \\
+  }
+GRID(unsigned_0, uint8_t, 0)
+GRID(unsigned_131, uint8_t, 131)
+GRID(signed_0, int8_t, 0)
+GRID(signed_m5, int8_t, -5)
 extern "C" void halo(void* const* p) {
   HaloArgs a{(char*)p[0], 2, 3, 4, 5, 1, 2, 3, 4, 77};
   halo_tasks(a, 0, 2);
@@ -176,10 +194,10 @@ def test_blocked(isa: str, key: str) -> None:
     assert np.isnan(y[:, :, :, -1]).all(), "wrote past the last pixel"
     np.testing.assert_array_equal(unblocked(y[:, :, :, :-1], channels), want + places(n, oh, ow))
     grid = np.clip(np.rint(want / 8) + 100, 0, 255)
-    for apart in (1, 2):
+    for apart, as_stored in ((1, 0), (2, 0), (1, 1), (2, 1)):
         bytes_ = np.full((n, channels // width, oh, apart * ow + 1, width), 33, np.uint8)
         call = getattr(lib, f"bytes_{name(key)}")
-        d = integers(*steps(xb), *steps(bytes_), *sizes, apart * width)
+        d = integers(*steps(xb), *steps(bytes_), *sizes, apart * width, as_stored)
         call(pointers(xb, packed, bytes_, start), d, ctypes.c_int64(0), ctypes.c_int64(tasks))
         rest = bytes_[:, :, :, 1:-1:2] if apart == 2 else bytes_[:, :, :, -1]
         assert (rest == 33).all(), "wrote between pixels"
@@ -269,6 +287,44 @@ def test_relayout(isa: str, channels: int, w: int) -> None:
         sizes = integers(*steps(xb), *steps(y), 2, channels, 4, w, 0, 0, 0, 0, 3, 0)
         getattr(lib, call)(pointers(xb, y), sizes)
         np.testing.assert_array_equal(y, codes)
+
+
+@pytest.mark.parametrize("isa", INT8_ISAS)
+@pytest.mark.parametrize("key", ["unsigned_0", "unsigned_131", "signed_0", "signed_m5"])
+def test_results_on_a_grid(isa: str, key: str) -> None:
+    """Ties go to even before the zero point is added; what is too large or small, infinite or no number, to an end."""
+    width, zero = WIDTH[isa], int(key.split("_")[1].replace("m", "-"))
+    dtype = np.dtype(np.int8 if key.startswith("signed") else np.uint8)
+    special = [
+        0.5,
+        1.5,
+        2.5,
+        -0.5,
+        -1.5,
+        -0.0,
+        1e30,
+        -1e30,
+        np.inf,
+        -np.inf,
+        np.nan,
+        3e9,
+        -3e9,
+        40000,
+        -40000,
+        254.5,
+        127.5,
+    ]
+    x = np.random.default_rng(3).uniform(-300, 300, 7 * width).astype(np.float32)
+    x[: len(special)] = special
+    info = np.iinfo(dtype)
+    grid = np.rint(np.nan_to_num(x.astype(np.float64), nan=-np.inf)) + zero
+    want = np.clip(grid, info.min, info.max).astype(dtype).reshape(7, width)
+    for step in (width, width + 3):
+        y = np.full(7 * step + 1, 77, dtype)
+        getattr(build(source(isa), isa), key)(pointers(x, y), ctypes.c_int64(step))
+        got = y[: 7 * step].reshape(7, step)
+        np.testing.assert_array_equal(got[:, :width], want)
+        assert (got[:, width:] == 77).all() and y[-1] == 77
 
 
 @pytest.mark.parametrize("isa", INT8_ISAS)

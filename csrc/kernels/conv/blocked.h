@@ -175,7 +175,7 @@ struct Conv {
         OPCEL_UNROLL
         for (int q = 0; q < PW; ++q)
           pixels[q] = epi.template apply<false>(conv_sum(acc[p][q][j]), at.n, at.cb + j, at.y + p, at.x + q, W);
-        store_each(y + j * args.y_cb + p * args.y_row, args.y_pix, pixels);
+        store_results<Epi>(y + j * args.y_cb + p * args.y_row, args.y_pix, pixels);
       }
     }
   }

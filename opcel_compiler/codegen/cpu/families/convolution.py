@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from opcel_compiler.codegen.cpu.expressions import CTYPES, stored_type
-from opcel_compiler.codegen.cpu.families.functors import Functor, after
+from opcel_compiler.codegen.cpu.families.functors import Functor, between
 from opcel_compiler.codegen.cpu.unit import KernelUnit
 from opcel_compiler.ir.dims import Dim, ceildiv, product
-from opcel_compiler.ir.graph import Node
+from opcel_compiler.ir.graph import Node, Value
 from opcel_compiler.ir.program import Kernel, View
 from opcel_compiler.ir.program_split import source
+from opcel_compiler.ir.types import I8, U8
 from opcel_compiler.schedule.choice.integers import is_integer
 from opcel_compiler.targets.schema import Target
 
@@ -66,9 +67,25 @@ def epilogue(unit: KernelUnit, kernel: Kernel, anchor: Node, row: Dim | None = N
     functor.keep_channels(kernel.outputs[0].shape[1], kernel.outputs[0].buffer.layout.block)
     known = {anchor.result: "v"}
     extra = anchor.operands[2] if anchor.op == "conv" and len(anchor.operands) > 2 else None
-    nodes = after(kernel.body, anchor)
-    struct = functor.struct_with_bias(extra, nodes, known, kernel.body.outputs[0])
+    result = kernel.body.outputs[0]
+    if (grid := _grid(kernel)) is not None:
+        result, zero = grid
+        functor.fields.append(f"static constexpr int zero = {zero};")
+    nodes = between(kernel.body, [result], anchor.result)
+    struct = functor.struct_with_bias(extra, nodes, known, result)
     return struct, f"  const Epilogue epilogue{functor.instance};\n"
+
+
+def _grid(kernel: Kernel) -> tuple[Value, int] | None:
+    """What a kernel of integers rounds to bytes, in steps of their scale, and the zero point; None for another end."""
+    last = kernel.body.outputs[0].producer
+    if not is_integer(kernel) or last is None or last.op != "quantize" or last.attrs["dtype"] not in (U8, I8):
+        return None
+    scale, *zero = (v.constant for v in last.operands[1:] if v is not None)
+    if scale is None or scale.array.size != 1 or scale.array.reshape(-1)[0] != 1 or None in zero:
+        return None
+    points = [z.array.reshape(-1)[0] for z in zero if z is not None]
+    return last.operand(0), int(points[0]) if points else 0
 
 
 def emit_conv(kernel: Kernel, target: Target) -> KernelUnit:
