@@ -41,9 +41,9 @@ Progress = Callable[[str, int, int], None]
 """Called with (what, done, of); `of` is 0 where the extent is not known."""
 
 
-PRECISIONS = ("f32", "bf16", "int8")
+PRECISIONS = ("f32", "bf16", "int8", "int4")
 """What products can be computed in. All other arithmetic is in f32, and so are sums, but for those of int8, which are
-exact."""
+exact; int4 is weights of 4 bits times rows that are rounded to 8."""
 QDQ_OPSET = 21
 """The first opset whose QuantizeLinear and DequantizeLinear have all of our types and scales of blocks."""
 KERNELS_BEGIN = "fit-dtypes"
@@ -129,7 +129,7 @@ def prepare(
     work.dims, work.maps = dict(dims or {}), maps
     work.sketch = graph_sketch(imported.graph, imported.input_names)
     work.imported_nodes = len(work.graph)
-    work.quantized = any(n.op == "quantize" for n in optimizable(work.graph))
+    work.quantized = any(n.op == "quantize" or n.attrs.get("rounded") for n in optimizable(work.graph))
     constants = [v.constant for v in work.graph.values()]
     work.parameters = sum(int(data.array.size) for data in constants if data is not None and data.dtype.is_float)
     report("optimizing", 0, 0)
@@ -193,6 +193,10 @@ def _optimize(
         report("planning", 0, 0)
         work.context.quantization = planner.before_quantize()
         work.planner, work.quantized, at = planner, True, places[-1]
+    if work.context.precision == "int4":
+        work.context.weights, work.quantized = recipe.weights, True
+        if not any(p.name == "quantize-weights" for p in passes):
+            raise OpcelError("the pipeline has no pass quantize-weights, so nothing becomes int4")
     if export_qdq:
         last = next((i for i, p in enumerate(passes) if p.name == KERNELS_BEGIN), len(passes))
         run(at, last)
@@ -210,7 +214,7 @@ def check_precision(target: Target, precision: str) -> None:
     """Raises OpcelError for an unknown precision, TargetError for one that the target cannot compute in."""
     if precision not in PRECISIONS:
         raise OpcelError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
-    if precision in ("f32", "int8") or (target.codegen == "cpu" and target.peak(precision)):
+    if precision in ("f32", "int8", "int4") or (target.codegen == "cpu" and target.peak(precision)):
         return
     able = [t.id for t in map(load_target, list_targets()) if t.codegen == "cpu" and t.peak(precision)]
     raise TargetError(

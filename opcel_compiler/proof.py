@@ -31,6 +31,10 @@ GRID_NORM = 0.1
 by a whole step, and layer after layer builds on that. On a deep network two modes of one engine are 5 % apart."""
 
 
+INT4_NORM = 0.25
+"""The same with weights that are rounded to 4 bits: a product is 8 to 10 % off, and layers add up."""
+
+
 class ProofError(OpcelError):
     """The compiled model is outside its bound, or no reference could run it."""
 
@@ -63,7 +67,8 @@ class Bound:
         if max_error is not None and not 0 < max_error < float("inf"):
             raise OpcelError(f"the largest error is a positive number, not {max_error}")
         plain = precision == "f32" and not quantized
-        bound = Bound() if plain else Bound(float("inf"), 0.0, GRID_NORM if quantized else BF16_NORM, quantized)
+        norm = INT4_NORM if precision == "int4" else GRID_NORM if quantized else BF16_NORM
+        bound = Bound() if plain else Bound(float("inf"), 0.0, norm, quantized)
         return bound if max_error is None else replace(bound, norm=max_error)
 
     def at_least(self, dtype: DType) -> Bound:

@@ -34,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     options.add_precision(parser)
     options.add_quantization(parser)
+    options.add_weights(parser)
     parser.add_argument(
         "--export-qdq", type=Path, metavar="FILE", help="write the quantized model, as ONNX of opset 21"
     )
@@ -95,7 +96,7 @@ def report_rows(report: Mapping[str, Any], reasons: bool = True) -> Iterator[tup
     """What a report says of coverage, proof and memory; with `reasons` also why each node is not native."""
     coverage, fallback = report["coverage"], report["fallback"]
     if report["precision"] != "f32":
-        sums = "s32" if report["precision"] == "int8" else "f32"
+        sums = "f32" if report["precision"] == "bf16" else "s32"
         yield "precision", f"products in {report['precision']}, sums in {sums}"
     yield "nodes", coverage_text(coverage)
     for entry in fallback[:MAX_REASONS] if reasons else ():

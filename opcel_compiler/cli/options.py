@@ -80,8 +80,8 @@ def add_min_coverage(parser: argparse.ArgumentParser) -> None:
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--precision", choices=("f32", "bf16", "int8"), default="f32",
-        help="what products are computed in (default: f32); int8 needs --calibrate or --statistics",
+        "--precision", choices=("f32", "bf16", "int8", "int4"), default="f32",
+        help="what products are computed in (default: f32); int8 needs --calibrate or --statistics; int4: the weights",
     )  # fmt: skip
 
 
@@ -112,13 +112,27 @@ def add_quantization(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--group", type=positive, default=128, metavar="K",
+        help="with --precision int4: how many weights of a column share a scale (default: 128)",
+    )  # fmt: skip
+    parser.add_argument("--symmetric", action="store_true", help="with --precision int4: scales without zero points")
+    parser.add_argument(
+        "--clip", choices=("mse", "none"), default="mse",
+        help="with --precision int4: the range of a group that loses least, or all of it (default: mse)",
+    )  # fmt: skip
+
+
 def recipe_of(args: argparse.Namespace) -> Any:
     """The recipe that the options say."""
+    from opcel_compiler.ir.nbits import WeightScheme
     from opcel_compiler.quantization.recipe import Recipe
 
+    weights = WeightScheme(args.group, args.symmetric, args.clip == "mse")
     return Recipe(
         args.calibrate, args.statistics, args.preprocess, args.on_bad_sample, args.allow_random_calibration,
-        args.threshold, args.activations,
+        args.threshold, args.activations, weights=weights,
     )  # fmt: skip
 
 

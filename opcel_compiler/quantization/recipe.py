@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opcel_compiler.errors import OpcelError
+from opcel_compiler.ir.nbits import WeightScheme
 from opcel_compiler.ir.statistics import Statistics
 from opcel_compiler.ir.thresholds import THRESHOLDS
 
@@ -29,7 +30,8 @@ class Recipe:
     grids or, for matrix products, "dynamic" ones, a scale for each row, computed as the model runs. `equalize` and
     `correct` allow channels to be divided between layers and biases to be corrected where that is measured to help. A
     layer whose own result has a signal-to-noise ratio below `least_sqnr` decibels stays float, and so do those `kept`,
-    by the names of their results, with reasons.
+    by the names of their results, with reasons. `weights` is what becomes of weights with precision "int4", for which
+    data are no must.
     """
 
     calibrate: Any = None
@@ -43,6 +45,7 @@ class Recipe:
     correct: bool = True
     least_sqnr: float = LEAST_SQNR
     kept: Mapping[str, str] = field(default_factory=dict)
+    weights: WeightScheme = field(default_factory=WeightScheme)
 
     def check(self) -> None:
         """Raises QuantizationError for what is missing or unknown."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opcel_compiler.ir.graph import Node
+from opcel_compiler.ir.nbits import WeightScheme
 from opcel_compiler.ir.quantization import Plan
 from opcel_compiler.rewrite.report import Refusal, Report
 from opcel_compiler.rewrite.rule import Numerics
@@ -23,7 +24,8 @@ class PassContext:
     unless the caller asks for it.
 
     `tuned` are measured choices of kernels by the kernels' texts, which replace the compiler's own; `overridden` counts
-    those that did. `quantization` says which layers compute in 8 bits, None that all stay float.
+    those that did. `quantization` says which layers compute in 8 bits, None that all stay float;
+    `weights` how weights get fewer bits, None that they keep theirs.
     """
 
     target: Any = None
@@ -39,6 +41,7 @@ class PassContext:
     overridden: int = 0
     small: bool = False
     quantization: Plan | None = None
+    weights: WeightScheme | None = None
 
     def allows(self, rule: str, node: Node, numerics: Numerics = Numerics.EXACT) -> bool:
         """Whether a change of `numerics` at `node` may be made now; a class that is forbidden is reported."""
