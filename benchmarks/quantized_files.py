@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--networks", type=Path, required=True, metavar="DIR", help="where the float networks lie")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where the quantized ones go")
     parser.add_argument("--only", default=",".join(SCHEMES), metavar="SCHEME,...", help=f"of {', '.join(SCHEMES)}")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     args.to.mkdir(parents=True, exist_ok=True)
     for name in names_in(args.networks, args.names):
         with np.load(feeds_of(args.networks, name)) as file:

@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="default: 2")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="where artifacts are kept")
     parser.add_argument("--compile-only", action="store_true", help="make the artifacts and measure nothing")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     facts: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {"networks": {}}
     artifacts = Artifacts(args.work)
     for name in names_in(args.folder, args.names):
