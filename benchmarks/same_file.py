@@ -1,10 +1,10 @@
 """The same quantized file in ONNX Runtime and in ours: python -m benchmarks.same_file FOLDER --json FILE [NAME ...]
 
 FOLDER holds NAME.onnx with NAME.npz, as benchmarks.quantized_files writes them. Each engine has a process of its own,
-they take turns (docs/measuring.md), and a ratio is ONNX Runtime's time over ours: above 1 we are faster. The distance of
-each engine's outputs from the unfused evaluation in float64 is relative L2 over all outputs; ours shall be at most 1.2
-times ONNX Runtime's, or as small as f32 itself. `macs in integers` is the share of multiply-adds whose products are of
-integers. --only takes `speed` or `distance`; rows that a file has already are kept unless they are measured again.
+they take turns (docs/measuring.md), and a ratio is ONNX Runtime's time over ours: above 1 we are faster. The distance
+of each engine's outputs from the unfused evaluation in float64 is relative L2 over all outputs; ours shall be at most
+1.2 times ONNX Runtime's, or as small as f32 itself. A row also counts our kernels of products by family. --only takes
+`speed` or `distance`; rows that FILE has already stay unless they are measured again.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ FLOATS = 1e-6
 def speed(network: Network, artifact: Path, rounds: int, threads: int) -> dict[str, Any]:
     """Both engines' percentiles in seconds, and the ratio."""
     found = measure(
-        artifact, network.feeds, model=network.model, against=("ort",), threads=threads, rounds=rounds, resident=True,
-        pace=Pace(0.1), check=False,
+        artifact, network.feeds, against=("ort",), models={"ort": network.model}, threads=threads, rounds=rounds,
+        resident=True, pace=Pace(0.1),
     )  # fmt: skip
     ours, theirs = found.rows
     if theirs.error:

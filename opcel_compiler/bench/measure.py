@@ -113,8 +113,7 @@ def measure(
     """Measure an artifact on `feeds`, beside the engines `against` (names of PEERS) on the ONNX file `model`.
 
     Each engine has a process of its own. They take turns in blocks of calls, in an order that alternates; whoever has
-    no turn is stopped. With `model` each engine's outputs are compared with the unoptimized reference, unless `check` is
-    false. `price` is the
+    no turn is stopped. With `model` each engine's outputs are compared with the unoptimized reference. `price` is the
     machine's in US dollars an hour. `models` are the files of engines that have one of their own. `resident` copies our
     weights into huge pages at loading. With `streams` the rate of so many of our runs at a time is measured too. Raises
     EngineError when the artifact cannot be run; another engine that cannot run the model has a row that says so.
@@ -148,7 +147,7 @@ def measure(
             count = max(turns[0].calls, 4 * streams)
             rates = [count / turns[0].worker.ask(many=count, streams=streams)["seconds"] for _ in range(5)]
             result.streams, result.streams_per_second = streams, statistics.median(rates)
-        if model is not None and check:
+        if model is not None:
             _check(turns, model, feeds, Path(folder), result, manifest_bound(read_manifest(artifact)))
         return result
 
