@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import tempfile
 import warnings
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from opcel_compiler.calibrate.accumulate import Accumulator, NonfiniteError, Observed, tensor_warnings
+from opcel_compiler.calibrate.data import Data
 from opcel_compiler.calibrate.errors import CalibrationError, CalibrationWarning
 from opcel_compiler.calibrate.origin import first_maker
 from opcel_compiler.calibrate.readers import read_samples
-from opcel_compiler.calibrate.samples import LEAST_SAMPLES, Feeds, Input, Journal, Sample, checked, inputs_of
+from opcel_compiler.calibrate.samples import Feeds, Input, Journal, Sample, checked, inputs_of
 from opcel_compiler.codegen.artifact import MANIFEST, write_json
 from opcel_compiler.codegen.cpu.build import build
 from opcel_compiler.compilation import PLANNED, Compilation, Progress, check_bound, prepare
@@ -35,106 +37,103 @@ from opcel_compiler.rewrite.pipeline import PassManager, Pipeline
 from opcel_compiler.runtime.errors import FeedError
 from opcel_compiler.runtime.model import CompiledModel
 from opcel_compiler.targets import load_target
+from opcel_compiler.targets.host import missing_features
 from opcel_compiler.targets.schema import Target
 
 RANDOM_SAMPLES = 32
-ON_BAD_SAMPLE = ("error", "skip")
+KEPT_SAMPLES = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibrated:
-    """`first` is the first good sample, by the names of the model's inputs."""
+    """`samples` are the first good ones, at most 16, by the names of the model's inputs."""
 
     statistics: Statistics
-    first: Feeds
+    samples: tuple[Feeds, ...]
 
 
 def collect(
-    model: Any, data: Any = None, target: str = "host", *, dims: Mapping[str, DimValue] | None = None,
-    pipeline: str | None = None, threads: int | None = None, preprocess: str | os.PathLike[str] | None = None,
-    ranges: Mapping[str, tuple[float, float]] | None = None, on_bad_sample: str = "error", allow_random: bool = False,
-    most: int | None = None, progress: Progress | None = None,
+    model: Any, data: Any, target: str = "host", *, dims: Mapping[str, DimValue] | None = None,
+    pipeline: str | None = None, threads: int | None = None, progress: Progress | None = None,
 ) -> Calibrated:  # fmt: skip
-    """The statistics of `model` (a path, bytes or a ModelProto) over `data` (see `calibrate.readers.read_samples`).
+    """The statistics of `model` (a path, bytes or a ModelProto) over `data`, a `calibrate.data.Data` or its source.
 
     The model is compiled for `target`, which this machine must run, as it stands before quantization, with counters at
-    the values that a quantization rounds; one sample is in memory at a time. `ranges` states by input what its elements
-    lie between. `on_bad_sample` is "error" or "skip", `most` the most samples that are used. Without data
-    `allow_random` calibrates with random numbers, which the statistics then say.
+    the values that a quantization rounds; one sample is in memory at a time, beside the first few.
 
     Warns with CalibrationWarning of what the statistics' `warnings` hold. Raises CalibrationError for data that the
     model cannot be calibrated with, and what `compile` raises for the model.
     """
-    _check_options(data, on_bad_sample, allow_random)
+    given = Data.of(data)
+    given.check()
     with observing(model, target, dims, pipeline, threads, progress) as run:
-        return gather(
-            run, data, preprocess=preprocess, ranges=ranges, on_bad_sample=on_bad_sample, allow_random=allow_random,
-            most=most, progress=progress,
-        )  # fmt: skip
+        return gather(run, given, progress)
 
 
-def gather(
-    run: Observing, data: Any = None, *, preprocess: str | os.PathLike[str] | None = None,
-    ranges: Mapping[str, tuple[float, float]] | None = None, on_bad_sample: str = "error", allow_random: bool = False,
-    most: int | None = None, progress: Progress | None = None,
-) -> Calibrated:  # fmt: skip
+def gather(run: Observing, data: Any, progress: Progress | None = None) -> Calibrated:
     """What `collect` does with a model that observes."""
-    _check_options(data, on_bad_sample, allow_random)
+    given = Data.of(data)
+    given.check()
     report = progress or (lambda what, done, of: None)
-    journal, sums = Journal(), Accumulator(run.observed)
-    samples = _random(run) if data is None else read_samples(data, run.inputs, preprocess)
-    first: Feeds = {}
-    for sample in samples:
-        if most is not None and journal.total >= most:
+    journal, sums, kept = Journal(), Accumulator(run.observed), list[Feeds]()
+    for sample in _random(run) if given.source is None else read_samples(given.source, run.inputs, given.preprocess):
+        if given.most is not None and journal.total >= given.most:
             break
         try:
             sample = checked(sample, run.inputs)
             _run(run, sums, sample)
         except CalibrationError as error:
-            if on_bad_sample == "error" or error.sample is None:
+            if given.on_bad_sample == "error" or error.sample is None:
                 raise
             journal.skipped.append(str(error))
             continue
-        first = first or sample.feeds
+        if len(kept) < KEPT_SAMPLES:
+            kept.append({name: array.copy() for name, array in sample.feeds.items()})
         journal.add(sample)
         report("calibrating", journal.total, 0)
-    _check_count(journal, data)
+    journal.check_count(str(given))
     tensors = sums.tensors()
-    found = [*journal.warnings(ranges or {}), *tensor_warnings(tensors)]
-    if data is None:
+    found = [*journal.warnings(given.ranges), *tensor_warnings(tensors)]
+    random = given.source is None
+    if random:
         found.insert(0, "calibrated with random numbers: ranges mean nothing")
     statistics = Statistics(
-        run.model_hash, journal.data_hash, journal.total, data is None, len(journal.skipped), tuple(found), tensors
+        run.model_hash, journal.data_hash, journal.total, random, len(journal.skipped), tuple(found), tensors
     )
     for text in found:
         warnings.warn(text, CalibrationWarning, stacklevel=3)
-    return Calibrated(statistics, first)
+    return Calibrated(statistics, tuple(kept))
 
 
-def _check_options(data: Any, on_bad_sample: str, allow_random: bool) -> None:
-    if on_bad_sample not in ON_BAD_SAMPLE:
-        raise CalibrationError(f"on_bad_sample is {' or '.join(ON_BAD_SAMPLE)}, not {on_bad_sample!r}")
-    if data is None and not allow_random:
-        raise CalibrationError(
-            "there is no calibration data; give samples of what the model will see. Random numbers give ranges that "
-            "mean nothing: --allow-random-calibration takes them all the same, and stamps the artifact"
-        )
+def calibrated(
+    model: Any, recipe: Recipe, target: str = "host", *, dims: Mapping[str, DimValue] | None = None,
+    pipeline: str | None = None, threads: int | None = None, progress: Progress | None = None,
+) -> Recipe:  # fmt: skip
+    """`recipe` with statistics in memory, and with the first samples of its data in the data's place.
 
-
-def _check_count(journal: Journal, data: Any) -> None:
-    if not journal.total:
-        skipped = f": all {len(journal.skipped)} are bad, the first: {journal.skipped[0]}" if journal.skipped else ""
-        raise CalibrationError(f"the calibration data {_shown(data)} holds no samples{skipped}")
-    if journal.total < LEAST_SAMPLES:
-        skipped = f" ({len(journal.skipped)} bad ones were left out)" if journal.skipped else ""
-        raise CalibrationError(
-            f"the calibration data {_shown(data)} holds {journal.total} samples{skipped}, and at least {LEAST_SAMPLES} "
-            "are needed; 100 to 300 that are like what the model will see are good"
-        )
-
-
-def _shown(data: Any) -> str:
-    return os.fspath(data) if isinstance(data, (str, os.PathLike)) else f"of type {type(data).__name__}"
+    Data that is a statistics file is one. Raises StatisticsError for statistics of another model, and what `collect`
+    raises.
+    """
+    recipe.check()
+    statistics, data = recipe.statistics, recipe.calibrate
+    if isinstance(data, (str, os.PathLike)) and Path(data).suffix == ".json" and Path(data).is_file():
+        statistics, data = statistics or data, None
+    if statistics is not None:
+        imported = import_model(model, dims=dims)
+        path = "the statistics" if isinstance(statistics, Statistics) else os.fspath(statistics)
+        read = statistics if isinstance(statistics, Statistics) else Statistics.read(statistics)
+        read.check_model(imported.model_hash, path)
+        samples = None
+        if data is not None and Data.of(data).source is not None:
+            given, inputs = Data.of(data), inputs_of(imported.graph, imported.input_names)
+            found = read_samples(given.source, inputs, given.preprocess)
+            samples = [checked(s, inputs).feeds for s in itertools.islice(found, KEPT_SAMPLES)]
+        return dataclasses.replace(recipe, statistics=read, calibrate=samples)
+    description = load_target(target)
+    runs = "host" if missing_features(description) else target
+    text = pipeline or description.pipeline
+    made = collect(model, data, runs, dims=dims, pipeline=text, threads=threads, progress=progress)
+    return dataclasses.replace(recipe, statistics=made.statistics, calibrate=list(made.samples))
 
 
 def with_statistics(

@@ -155,6 +155,18 @@ class Journal:
     def data_hash(self) -> str:
         return self._hash.hexdigest()
 
+    def check_count(self, data: str) -> None:
+        """Raises CalibrationError where the good samples of `data` are too few."""
+        if not self.total:
+            skipped = f": all {len(self.skipped)} are bad, the first: {self.skipped[0]}" if self.skipped else ""
+            raise CalibrationError(f"the calibration data {data} holds no samples{skipped}")
+        if self.total < LEAST_SAMPLES:
+            skipped = f" ({len(self.skipped)} bad ones were left out)" if self.skipped else ""
+            raise CalibrationError(
+                f"the calibration data {data} holds {self.total} samples{skipped}, and at least {LEAST_SAMPLES} are "
+                "needed; 100 to 300 that are like what the model will see are good"
+            )
+
     def warnings(self, declared: Mapping[str, tuple[float, float]]) -> list[str]:
         """`declared` gives the range of inputs' elements that the user stated."""
         out = []

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from small import network, sample, samples
 
+from opcel_compiler.calibrate.data import Data
 from opcel_compiler.calibrate.errors import CalibrationError, CalibrationWarning
 from opcel_compiler.calibration import Observing, collect, gather, observed_graph, observing
 from opcel_compiler.ir.graph import Node
@@ -32,7 +33,7 @@ def opened(threads: int = 2) -> Observing:
 def statistics(data: Any, threads: int = 2, **options: Any) -> Statistics:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)
-        return gather(opened(threads), data, **options).statistics
+        return gather(opened(threads), Data(data, **options)).statistics
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,11 +102,13 @@ def test_the_order_of_samples_changes_no_histogram() -> None:
         np.testing.assert_array_equal(t.histogram.counts, u.histogram.counts)
 
 
-def test_the_first_sample_is_kept() -> None:
+def test_the_first_samples_are_kept() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)
-        made = collect(network(), lambda: samples(9))
-    np.testing.assert_array_equal(made.first["x"], sample(0)["x"])
+        made = collect(network(), lambda: samples(19))
+    assert len(made.samples) == 16
+    for i, feeds in enumerate(made.samples):
+        np.testing.assert_array_equal(feeds["x"], sample(i)["x"])
 
 
 # -- bad data ----------------------------------------------------------------------------------------------------------
@@ -186,7 +189,7 @@ def test_only_bad_samples_are_no_samples() -> None:
 
 def told(data: Any, **options: Any) -> list[str]:
     with pytest.warns(CalibrationWarning) as caught:
-        found = gather(opened(), data, **options).statistics
+        found = gather(opened(), Data(data, **options)).statistics
     texts = [str(w.message) for w in caught]
     assert texts == list(found.warnings)
     return texts
@@ -247,4 +250,4 @@ def collect_positive() -> Statistics:
     model.graph.node[0].op_type = "Abs"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)
-        return collect(model, None, allow_random=True).statistics
+        return collect(model, Data(None, allow_random=True)).statistics
