@@ -64,6 +64,20 @@ def collect(
     Warns with CalibrationWarning of what the statistics' `warnings` hold. Raises CalibrationError for data that the
     model cannot be calibrated with, and what `compile` raises for the model.
     """
+    made = _collected(model, data, target, dims, pipeline, threads, progress)
+    _warn(made.statistics, stacklevel=3)
+    return made
+
+
+def _warn(statistics: Statistics, stacklevel: int) -> None:
+    for text in statistics.warnings:
+        warnings.warn(text, CalibrationWarning, stacklevel)
+
+
+def _collected(
+    model: Any, data: Any, target: str, dims: Mapping[str, DimValue] | None, pipeline: str | None,
+    threads: int | None, progress: Progress | None,
+) -> Calibrated:  # fmt: skip
     given = Data.of(data)
     given.check()
     with observing(model, target, dims, pipeline, threads, progress) as run:
@@ -71,7 +85,7 @@ def collect(
 
 
 def gather(run: Observing, data: Any, progress: Progress | None = None) -> Calibrated:
-    """What `collect` does with a model that observes."""
+    """What `collect` does with a model that observes; it does not warn."""
     given = Data.of(data)
     given.check()
     report = progress or (lambda what, done, of: None)
@@ -100,63 +114,39 @@ def gather(run: Observing, data: Any, progress: Progress | None = None) -> Calib
     statistics = Statistics(
         run.model_hash, journal.data_hash, journal.total, random, len(journal.skipped), tuple(found), tensors
     )
-    for text in found:
-        warnings.warn(text, CalibrationWarning, stacklevel=3)
     return Calibrated(statistics, tuple(kept))
 
 
-def calibrated(
-    model: Any, recipe: Recipe, target: str = "host", *, dims: Mapping[str, DimValue] | None = None,
-    pipeline: str | None = None, threads: int | None = None, progress: Progress | None = None,
+def with_statistics(
+    recipe: Recipe, model: Any, target: str = "host", pipeline: str | None = None,
+    dims: Mapping[str, DimValue] | None = None, threads: int | None = None, progress: Progress | None = None,
 ) -> Recipe:  # fmt: skip
-    """`recipe` with statistics in memory, and with the first samples of its data in the data's place.
+    """The recipe with statistics, which are collected from its data, and written to its file, unless they are there
+    already; the first samples then stand in the data's place. Data that are a statistics file are taken as such.
 
-    Data that is a statistics file is one. Raises StatisticsError for statistics of another model, and what `collect`
-    raises.
+    Warns, in the name of its caller's caller, and raises as `collect` does; QuantizationError for a recipe that has
+    neither data nor statistics.
     """
     recipe.check()
-    statistics, data = recipe.statistics, recipe.calibrate
-    if isinstance(data, (str, os.PathLike)) and Path(data).suffix == ".json" and Path(data).is_file():
-        statistics, data = statistics or data, None
-    if statistics is not None:
-        imported = import_model(model, dims=dims)
-        path = "the statistics" if isinstance(statistics, Statistics) else os.fspath(statistics)
-        read = statistics if isinstance(statistics, Statistics) else Statistics.read(statistics)
-        read.check_model(imported.model_hash, path)
-        samples = None
-        if data is not None and Data.of(data).source is not None:
-            given, inputs = Data.of(data), inputs_of(imported.graph, imported.input_names)
-            found = read_samples(given.source, inputs, given.preprocess)
-            samples = [checked(s, inputs).feeds for s in itertools.islice(found, KEPT_SAMPLES)]
-        return dataclasses.replace(recipe, statistics=read, calibrate=samples)
+    data, given = recipe.calibrate, recipe.statistics
+    if isinstance(data, (str, os.PathLike)) and Path(data).suffix == ".json":
+        return dataclasses.replace(recipe, calibrate=None, statistics=given or data)
+    if isinstance(given, Statistics) or (given is not None and os.path.exists(given)):
+        if isinstance(data, Iterator):
+            recipe = dataclasses.replace(recipe, calibrate=list(itertools.islice(data, KEPT_SAMPLES)))
+        return recipe
+    if given is not None and data is None and not recipe.allow_random:
+        Statistics.read(given)  # says that there is no such file
     description = load_target(target)
     runs = "host" if missing_features(description) else target
-    text = pipeline or description.pipeline
-    made = collect(model, data, runs, dims=dims, pipeline=text, threads=threads, progress=progress)
-    return dataclasses.replace(recipe, statistics=made.statistics, calibrate=list(made.samples))
-
-
-def with_statistics(
-    recipe: Recipe, model: Any, pipeline: str | None = None, dims: Mapping[str, DimValue] | None = None,
-    threads: int | None = None, progress: Progress | None = None,
-) -> Recipe:  # fmt: skip
-    """The recipe with the statistics of its data, which are collected, and written to its file, unless they are there
-    already. Raises as `collect` does, and QuantizationError for a recipe that has neither."""
-    recipe.check()
-    if isinstance(recipe.calibrate, Iterator):  # it is read twice
-        recipe = dataclasses.replace(recipe, calibrate=list(recipe.calibrate))
-    given = recipe.statistics
-    if isinstance(given, Statistics) or (given is not None and os.path.exists(given)):
-        return recipe
-    if given is not None and recipe.calibrate is None and not recipe.allow_random:
-        Statistics.read(given)  # says that there is no such file
-    found = collect(
-        model, recipe.calibrate, dims=dims, pipeline=pipeline, threads=threads, preprocess=recipe.preprocess,
-        on_bad_sample=recipe.on_bad_sample, allow_random=recipe.allow_random, progress=progress,
-    ).statistics  # fmt: skip
+    whole = (
+        data if isinstance(data, Data) else Data(data, recipe.preprocess, {}, recipe.on_bad_sample, recipe.allow_random)
+    )
+    made = _collected(model, whole, runs, dims, pipeline or description.pipeline, threads, progress)
+    _warn(made.statistics, stacklevel=4)
     if given is not None:
-        found.write(given)
-    return dataclasses.replace(recipe, statistics=found)
+        made.statistics.write(given)
+    return dataclasses.replace(recipe, statistics=made.statistics, calibrate=list(made.samples), preprocess=None)
 
 
 # -- the observing model -----------------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def compile(
         check_coverage(work.coverage, min_coverage)
 
     if precision == "int8":
-        recipe = with_statistics(recipe or Recipe(), model, pipeline, dims, threads, report)
+        recipe = with_statistics(recipe or Recipe(), model, target, pipeline, dims, threads, report)
     work = prepare(
         model, target, pipeline=pipeline, progress=report, dims=dims, placed=placed, precision=precision,
         tuned=_tuned(tune, target, threads), small=small, state=state, recipe=recipe,

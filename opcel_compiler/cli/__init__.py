@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import opcel_compiler.cli.bench as bench_command
+import opcel_compiler.cli.calibrate as calibrate_command
 import opcel_compiler.cli.check as check_command
 import opcel_compiler.cli.compile as compile_command
 import opcel_compiler.cli.info as info_command
@@ -18,7 +19,10 @@ from opcel_compiler.version import VERSION
 
 __all__ = ["main", "main_compile"]
 
-COMMANDS = (compile_command, check_command, run_command, bench_command, tune_command, opt_command, info_command)
+COMMANDS = (
+    compile_command, check_command, run_command, bench_command, calibrate_command, tune_command, opt_command,
+    info_command,
+)  # fmt: skip
 EXIT_CODES = """\
 exit status: 0 done, 1 error, 2 wrong usage, 3 refused fallback, 4 output not writable, 5 no working C++ compiler,
 6 outside the error bound, 70 internal error, 130 interrupted, 141 closed output, 143 terminated.

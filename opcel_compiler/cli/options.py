@@ -89,9 +89,10 @@ def add_quantization(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("precision int8 (docs/quantization.md)")
     group.add_argument(
         "--calibrate", metavar="DATA",
-        help="samples of what the model will see: an .npz file, a folder of them or of images, reader.py:function",
+        help="samples of what the model will see: an .npz file, a folder of them or of images, reader.py:function; or "
+        "what `opcel calibrate` wrote",
     )  # fmt: skip
-    group.add_argument("--preprocess", type=Path, metavar="FILE", help="how the images become an input")
+    add_data(group)
     group.add_argument(
         "--statistics", type=Path, metavar="FILE", help="what was seen of samples; written if there is no such file"
     )
@@ -103,10 +104,17 @@ def add_quantization(parser: argparse.ArgumentParser) -> None:
         "--activations", choices=("static", "dynamic"), default="static",
         help="scales known when compiling, or for matrix products one a row, computed as it runs (default: static)",
     )  # fmt: skip
-    group.add_argument(
+
+
+def add_data(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--preprocess", type=Path, metavar="FILE",
+        help="how the images become an input (default: preprocess.yaml beside them)",
+    )  # fmt: skip
+    parser.add_argument(
         "--on-bad-sample", choices=("error", "skip"), default="error", help="what to do with samples that are unfit"
     )
-    group.add_argument(
+    parser.add_argument(
         "--allow-random-calibration", action="store_true",
         help="without samples take random numbers, whose ranges mean nothing, and stamp the artifact",
     )  # fmt: skip
@@ -122,6 +130,19 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         "--clip", choices=("mse", "none"), default="mse",
         help="with --precision int4: the range of a group that loses least, or all of it (default: mse)",
     )  # fmt: skip
+
+
+def interval(text: str) -> tuple[str, tuple[float, float]]:
+    """`name=low..high`."""
+    name, equals, value = text.partition("=")
+    low, dots, high = value.partition("..")
+    try:
+        found = float(low), float(high)
+    except ValueError:
+        found = 1.0, 0.0
+    if not (equals and dots and name.strip() and found[0] <= found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=low..high")
+    return name.strip(), found
 
 
 def recipe_of(args: argparse.Namespace) -> Any:

@@ -77,6 +77,15 @@ def manifest(work: Compilation, module: Module | None, folder: Path, stamp: Proo
     })  # fmt: skip
 
 
+def _calibration(work: Compilation) -> dict[str, Any]:
+    """What the ranges of an artifact's numbers were seen in, and what was odd about it."""
+    seen = work.planner.statistics if work.planner is not None else None
+    if seen is None:
+        return {}
+    told = {"samples": seen.samples, "skipped": seen.skipped, "random": seen.random, "warnings": list(seen.warnings)}
+    return {"calibration": told}
+
+
 def _type(t: Type, whole: bool) -> dict[str, Any]:
     """Element type and shape, or another type and no shape; of a model that runs whole also NumPy's name."""
     if not isinstance(t, TensorType):
@@ -119,7 +128,7 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
         "target": {
             "id": work.target.id, "name": work.target.name, "isa": work.target.isa.level if work.target.isa else "",
         },
-        "pipeline": str(work.pipeline), "precision": work.context.precision,
+        "pipeline": str(work.pipeline), "precision": work.context.precision, **_calibration(work),
         "passes": [{"name": p, "rule": r, "changes": n} for (p, r), n in sorted(work.counters.changes.items())],
         "kernels": kernels,
         "regions": [

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from small import network, sample, samples
 
+import opcel_compiler as oc
 from opcel_compiler.calibrate.data import Data
 from opcel_compiler.calibrate.errors import CalibrationError, CalibrationWarning
 from opcel_compiler.calibration import Observing, collect, gather, observed_graph, observing
 from opcel_compiler.ir.graph import Node
 from opcel_compiler.ir.interpret import run
-from opcel_compiler.ir.statistics import Histogram, Statistics
+from opcel_compiler.ir.statistics import Histogram, Statistics, StatisticsError
+from opcel_compiler.quantization.recipe import Recipe
 from opcel_compiler.targets import load_target
 
 Feeds = dict[str, np.ndarray]
@@ -31,9 +34,7 @@ def opened(threads: int = 2) -> Observing:
 
 
 def statistics(data: Any, threads: int = 2, **options: Any) -> Statistics:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CalibrationWarning)
-        return gather(opened(threads), Data(data, **options)).statistics
+    return gather(opened(threads), Data(data, **options)).statistics
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,8 +104,7 @@ def test_the_order_of_samples_changes_no_histogram() -> None:
 
 
 def test_the_first_samples_are_kept() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CalibrationWarning)
+    with pytest.warns(CalibrationWarning, match="19 samples are few"):
         made = collect(network(), lambda: samples(19))
     assert len(made.samples) == 16
     for i, feeds in enumerate(made.samples):
@@ -188,11 +188,9 @@ def test_only_bad_samples_are_no_samples() -> None:
 
 
 def told(data: Any, **options: Any) -> list[str]:
-    with pytest.warns(CalibrationWarning) as caught:
-        found = gather(opened(), Data(data, **options)).statistics
-    texts = [str(w.message) for w in caught]
-    assert texts == list(found.warnings)
-    return texts
+    found = gather(opened(), Data(data, **options)).statistics
+    assert found.warnings
+    return list(found.warnings)
 
 
 def test_few_and_identical_samples_warn() -> None:
@@ -202,9 +200,7 @@ def test_few_and_identical_samples_warn() -> None:
 
 
 def test_good_data_warns_of_nothing() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", CalibrationWarning)
-        assert gather(opened(), lambda: samples(32)).statistics.warnings == ()
+    assert gather(opened(), lambda: samples(32)).statistics.warnings == ()
 
 
 def test_a_sample_at_another_scale_warns() -> None:
@@ -238,16 +234,41 @@ def test_constant_values_and_outliers_warn() -> None:
 def test_random_numbers_only_where_allowed() -> None:
     with pytest.raises(CalibrationError, match="--allow-random-calibration"):
         statistics(None)
-    found = collect_positive()
-    assert found.random and found.samples == 32 and "random numbers" in found.warnings[0]
 
 
-def collect_positive() -> Statistics:
-    """Random calibration of a part of the network that takes numbers of any sign."""
-    import onnx
+# -- in a compile ------------------------------------------------------------------------------------------------------
 
+
+def test_a_compile_takes_data_or_statistics_and_says_so(tmp_path: Path) -> None:
+    def made(name: str, recipe: Recipe) -> oc.CompiledModel:
+        return oc.compile(
+            network(), output=tmp_path / name, precision="int8", recipe=recipe, max_error=1.0, inputs=sample(0)
+        )
+
+    with pytest.warns(CalibrationWarning, match="12 samples are few"), made("a", Recipe(lambda: samples(12))) as model:
+        told = model.manifest["quantization"]
+        assert (told["samples"], told["skipped"], "random" in told) == (12, 0, False)
+        assert model.report["calibration"]["warnings"]
+    statistics(lambda: samples(12)).write(tmp_path / "stats.json")
+    manifests = []
+    for name, recipe in (("b", Recipe(tmp_path / "stats.json")), ("c", Recipe(statistics=tmp_path / "stats.json"))):
+        with made(name, recipe) as model:
+            manifests.append(model.manifest)
+    assert manifests[0] == manifests[1] and manifests[0]["quantization"] == told
+
+
+def test_statistics_of_another_model_are_refused(tmp_path: Path) -> None:
+    replace(statistics(lambda: samples(12)), model_hash="0" * 64).write(tmp_path / "stats.json")
+    with pytest.raises(StatisticsError, match=r"stats\.json: made from another model"):
+        oc.compile(network(), precision="int8", recipe=Recipe(tmp_path / "stats.json"))
+
+
+def test_random_calibration_is_stamped() -> None:
     model = onnx.load_from_string(network())
     model.graph.node[0].op_type = "Abs"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CalibrationWarning)
-        return collect(model, Data(None, allow_random=True)).statistics
+    recipe = Recipe(allow_random=True)
+    with (
+        pytest.warns(CalibrationWarning, match="random numbers"),
+        oc.compile(model, precision="int8", recipe=recipe, max_error=1.0) as made,
+    ):
+        assert made.manifest["quantization"]["random"] is True

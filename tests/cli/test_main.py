@@ -32,7 +32,8 @@ def raising(error: BaseException) -> Callable[[], int]:
 def test_help_names_every_command(opcel: Opcel) -> None:
     result = opcel("--help")
     assert result.code == 0
-    assert all(f"    {command.NAME} " in result.out for command in COMMANDS)
+    named = {line.split()[0] for line in result.out.splitlines() if line.startswith("    ") and line.split()}
+    assert named >= {command.NAME for command in COMMANDS}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.NAME)
