@@ -40,13 +40,14 @@ def _infer(operands: Operands, attrs: Attrs) -> tuple[Type, ...]:
             raise InferenceError(f"the window is {window}, not f32[2]")
         unify(window.shape[0], 2, "the window")
     if x.shape is None:
-        raise InferenceError(f"{x} has no known rank")
-    if attrs["axis"] != -1:
-        check_axis(attrs["axis"], len(x.shape))
-    count = channels(x, attrs["axis"])
+        by_channel = parts = TensorType(F32, None)
+    else:
+        if attrs["axis"] != -1:
+            check_axis(attrs["axis"], len(x.shape))
+        count = channels(x, attrs["axis"])
+        by_channel, parts = tensor(F32, 2, count), tensor(F32, MOST_PARTS, part_channels(count))
     return (
-        tensor("u32", BINS + 1), tensor(F32, 4), tensor(F32, 2, count),
-        tensor("u32", MOST_PARTS, PART_COUNTS), tensor(F32, MOST_PARTS, part_channels(count)),
+        tensor("u32", BINS + 1), tensor(F32, 4), by_channel, tensor("u32", MOST_PARTS, PART_COUNTS), parts
     )  # fmt: skip
 
 
