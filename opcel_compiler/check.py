@@ -14,18 +14,21 @@ from opcel_compiler.ir.analysis import symbols_in
 from opcel_compiler.ir.graph import Graph, Node
 from opcel_compiler.regions import region_models
 from opcel_compiler.report.facts import coverage_facts, fallback_facts
+from opcel_compiler.report.quantized import quantized_facts
 from opcel_compiler.schedule.coverage import Coverage
 
 
 @dataclass
 class Check:
     """`fallbacks`: as in the report of an artifact. `refused`: what makes a compile fail, each with the origin of the
-    node at fault ("origin"), its operators in the model and the reason; empty when the model compiles."""
+    node at fault ("origin"), its operators in the model and the reason; empty when the model compiles. `quantized`: as
+    in the report, where the model is."""
 
     target: str
     coverage: Coverage
     fallbacks: list[dict[str, Any]] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
+    quantized: dict[str, Any] = field(default_factory=dict)
 
     @property
     def share(self) -> float:
@@ -34,7 +37,8 @@ class Check:
 
     def as_dict(self) -> dict[str, Any]:
         facts = {**coverage_facts(self.coverage), "share": self.share}
-        return {"target": self.target, "coverage": facts, "fallback": self.fallbacks, "refused": self.refused}
+        found = {"target": self.target, "coverage": facts, "fallback": self.fallbacks, "refused": self.refused}
+        return {**found, "quantized": self.quantized} if self.quantized else found
 
 
 def check(
@@ -57,7 +61,8 @@ def check(
     refused = list(_refused(work))
     if fault is not None and not refused:
         refused.append(_refusal(work, None, str(fault)))
-    return Check(work.target.id, work.coverage, [fallback_facts(f, work) for f in work.fallbacks], refused)
+    quantized = quantized_facts(work) if work.quantized_layers else {}
+    return Check(work.target.id, work.coverage, [fallback_facts(f, work) for f in work.fallbacks], refused, quantized)
 
 
 def _refusal(work: Compilation, node: Node | None, reason: str) -> dict[str, Any]:

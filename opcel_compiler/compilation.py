@@ -27,6 +27,7 @@ from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.driver import optimizable
 from opcel_compiler.rewrite.instruments import Counters, Instrument, Timing
 from opcel_compiler.rewrite.pipeline import PassManager, Pipeline
+from opcel_compiler.rewrite.quantized_layers import QuantizedLayer, quantized_layers
 from opcel_compiler.schedule.carry import stuck_boundary, stuck_in, stuck_node
 from opcel_compiler.schedule.coverage import Coverage, Work, native_work, node_work
 from opcel_compiler.schedule.lower import LoweringError, lower
@@ -80,6 +81,8 @@ class Compilation:
 
     quantized: bool = False
     """Whether the model rounds numbers to a grid."""
+    quantized_layers: list[QuantizedLayer] = dataclasses.field(default_factory=list)
+    """The products of the model, as it was imported, that read quantized numbers."""
     planner: Planner | None = None
     """What planned the quantization, for precision int8."""
     qdq: ModelProto | None = None
@@ -129,6 +132,7 @@ def prepare(
     work.dims, work.maps = dict(dims or {}), maps
     work.sketch = graph_sketch(imported.graph, imported.input_names)
     work.imported_nodes = len(work.graph)
+    work.quantized_layers = quantized_layers(work.graph)
     work.quantized = any(n.op == "quantize" or n.attrs.get("rounded") for n in optimizable(work.graph))
     constants = [v.constant for v in work.graph.values()]
     work.parameters = sum(int(data.array.size) for data in constants if data is not None and data.dtype.is_float)

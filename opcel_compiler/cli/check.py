@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from opcel_compiler.cli import options
-from opcel_compiler.cli.compile import coverage_text
+from opcel_compiler.cli.compile import coverage_text, quantized_rows
 from opcel_compiler.cli.console import count_text, write_rows
 
 NAME = "check"
@@ -65,6 +65,8 @@ def rows(model: Path, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "", ", ".join(shares)
     for entry in facts["refused"]:
         yield "refused", f"{_named(entry)}: {entry['reason']}" if entry["op"] else entry["reason"]
+    if "quantized" in facts:
+        yield from quantized_rows(facts["quantized"])
     if not facts["fallback"] and not facts["refused"]:
         yield "result", "everything runs natively"
 

@@ -103,6 +103,8 @@ def report_rows(report: Mapping[str, Any], reasons: bool = True) -> Iterator[tup
         yield "", f"{entry['op']} ({', '.join(entry['origin'][:3]) or 'unnamed'}): {entry['reason']}"
     if reasons and len(fallback) > MAX_REASONS:
         yield "", f"and {len(fallback) - MAX_REASONS} more"
+    if "quantized" in report:
+        yield from quantized_rows(report["quantized"])
     yield "proof", proof_text(report["proof"])
     memory = report["memory"]
     arena = memory["arena_bytes"]
@@ -110,6 +112,16 @@ def report_rows(report: Mapping[str, Any], reasons: bool = True) -> Iterator[tup
     added = memory["transformed_bytes"]
     added_text = f" ({bytes_text(added)} of it because they are transformed, see --small)" if added else ""
     yield "memory", f"{bytes_text(memory['weights_bytes'])} weights{added_text}, {arena_text}"
+
+
+def quantized_rows(quantized: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """How many quantized layers are computed in integers, and why the others are not."""
+    floats = quantized["in_floats"]
+    yield "quantized", f"{quantized['layers']} layers, {quantized['layers'] - len(floats)} of them computed in integers"
+    for entry in floats[:MAX_REASONS]:
+        yield "in floats", f"{', '.join(entry['origin'][:1]) or 'unnamed'} ({entry['op']}): {entry['reason']}"
+    if len(floats) > MAX_REASONS:
+        yield "", f"and {len(floats) - MAX_REASONS} more"
 
 
 def coverage_text(coverage: Mapping[str, Any]) -> str:

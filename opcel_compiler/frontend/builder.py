@@ -36,6 +36,10 @@ _INTEGRAL = frozenset("cast add sub mul div floor ceil reshape".split())
 """Operators whose content is followed through floating-point tensors too, as long as it stays integral."""
 
 
+KEPT = frozenset({"constant", "dequantize"})
+"""Operators that are never folded: passes know which dequantized weights are to stay integers."""
+
+
 _CARRIES = frozenset({"concat", "reshape", "cast"})
 """Operators whose results hold the values of their operands, so that each of them can be read alone."""
 
@@ -217,7 +221,7 @@ class Builder:
             v is None or (c is not None and c.array.size <= 4 * MAX_CONTENT)
             for c, v in zip(data, operands, strict=True)
         )
-        if small and known and operands and d.evaluate is not None and op != "constant":
+        if small and known and operands and d.evaluate is not None and op not in KEPT:
             try:
                 with np.errstate(all="ignore"):
                     (array,) = d.evaluate([None if c is None else c.array for c in data], attrs)

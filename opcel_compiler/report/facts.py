@@ -16,6 +16,7 @@ from opcel_compiler.ir.dims import Dim, dim_min
 from opcel_compiler.ir.program import Kernel, Region, View
 from opcel_compiler.ir.types import TensorType, Type
 from opcel_compiler.proof import Bound, Proof
+from opcel_compiler.report.quantized import quantized_facts
 from opcel_compiler.report.sketch import program_sketch, whole_sketch
 from opcel_compiler.runtime.integrity import file_sha256, stamped
 from opcel_compiler.schedule.choice.strassen import combined_bytes
@@ -139,7 +140,8 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
             **coverage_facts(work.coverage),
             "native_flops": _dim(work.native_flops), "fallback_flops": _dim(work.fallback_flops),
         },
-        "fallback": fallback, "tuned_kernels": work.context.overridden,
+        "fallback": fallback, **({"quantized": quantized_facts(work)} if work.quantized_layers else {}),
+        "tuned_kernels": work.context.overridden,
         "memory": {
             "weights_bytes": module.weights.size, "weights_by_packing": dict(sorted(module.weights.packings.items())),
             "transformed_bytes": _transformed_bytes(module),

@@ -184,6 +184,8 @@ def _activations(anchor: Node, x: Node) -> str | None:
         return "its operand has several zero points"
     if not is_number(scale_of(x)) and not (anchor.op == "matmul" and _per_row(x, scale_of(x))):
         return "its operand has several scales"
+    if anchor.op == "conv" and (scale_number(x) is None or zero_number(x) is None):
+        return "the scale or zero point of its operand is computed as it runs"
     return None
 
 
