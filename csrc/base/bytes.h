@@ -7,6 +7,7 @@
 
 #include "base/int8.h"
 #include "base/narrow.h"
+#include "base/tiling.h"
 
 namespace opcel {
 
@@ -27,13 +28,14 @@ OPCEL_INLINE vi transposed_dwords(vi v, std::integer_sequence<int, I...>) {
 
 // The bytes of four vectors of integers plus `zero`, one vector after the other, those outside of T's range cut to it.
 template <class T>
-OPCEL_INLINE vi packed_bytes(vi a, vi b, vi c, vi d, int zero = 0) {
+OPCEL_INLINE vi packed_bytes(vi a, vi b, vi c, vi d, std::int64_t zero) {
 #if defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
   vi ab, cd, all;
   asm("vpackssdw %2, %1, %0" : "=v"(ab) : "v"(a), "v"(b));
   asm("vpackssdw %2, %1, %0" : "=v"(cd) : "v"(c), "v"(d));
-  if (zero != 0) {
-    const vi both = set_i(zero & 0xffff) | set_i(zero) << 16;
+  if (!__builtin_constant_p(zero) || zero != 0) {
+    const auto low = static_cast<std::uint32_t>(zero) & 0xffffu;
+    const vi both = set_i(static_cast<std::int32_t>(low | low << 16));
     asm("vpaddsw %1, %0, %0" : "+v"(ab) : "v"(both));
     asm("vpaddsw %1, %0, %0" : "+v"(cd) : "v"(both));
   }
@@ -48,7 +50,7 @@ OPCEL_INLINE vi packed_bytes(vi a, vi b, vi c, vi d, int zero = 0) {
     const std::int32_t four[] = {a[i], b[i], c[i], d[i]};
     for (int j = 0; j < 4; ++j) {
       constexpr std::int32_t low = std::is_signed_v<T> ? -128 : 0;
-      const std::int32_t v = (four[j] < -32768 ? -32768 : four[j]) + zero;
+      const std::int64_t v = (four[j] < -32768 ? -32768 : four[j]) + zero;
       bytes[j * W + i] = static_cast<T>(v < low ? low : v > low + 255 ? low + 255 : v);
     }
   }
@@ -87,12 +89,11 @@ OPCEL_INLINE void store_quarters(T* p, std::int64_t step, vi all) {
   if (Count == 4 && step == W) {
     *reinterpret_cast<vi_bytes*>(p) = all;
   } else {
-    OPCEL_UNROLL
-    for (int j = 0; j < Count; ++j) {
+    each<Count>([&](auto i) __attribute__((always_inline)) {
       quarter part;
-      __builtin_memcpy(&part, reinterpret_cast<const char*>(&all) + j * sizeof part, sizeof part);
-      *reinterpret_cast<quarter_memory*>(p + j * step) = part;
-    }
+      __builtin_memcpy(&part, reinterpret_cast<const char*>(&all) + decltype(i)::value * sizeof part, sizeof part);
+      *reinterpret_cast<quarter_memory*>(p + decltype(i)::value * step) = part;
+    });
   }
 }
 
@@ -111,7 +112,7 @@ OPCEL_INLINE quads load_across(const std::uint8_t* p) {
   return detail::transposed_bytes(lanes, std::make_integer_sequence<int, 4 * W>{});
 }
 
-// Whether an epilogue gives results in steps of their scale, to be rounded and moved by its zero point: Epi::zero.
+// Whether an epilogue gives results in steps of their scale, to be rounded and moved by its zero point, a member `zero`.
 template <class Epi, class = void>
 inline constexpr bool on_grid = false;
 template <class Epi>
@@ -120,30 +121,29 @@ inline constexpr bool on_grid<Epi, std::void_t<decltype(Epi::zero)>> = true;
 // N results of an epilogue, W elements each, to p, p + step, ... Bytes come from integers within T's range, or, on_grid, from
 // any numbers, to nearest even, plus the zero point, cut to the range, NaN to its lower end.
 template <class Epi, int N, class T>
-OPCEL_INLINE void store_results(T* p, std::int64_t step, const vf (&v)[N]) {
-  constexpr int packed = on_grid<Epi> ? (N + 3) / 4 * 4 : is_byte<T> ? N / 4 * 4 : 0;
+OPCEL_INLINE void store_results(const Epi& epi, T* p, std::int64_t step, const vf (&v)[N]) {
+  constexpr int packed = !is_byte<T> ? 0 : on_grid<Epi> ? (N + 3) / 4 * 4 : N / 4 * 4;
   if constexpr (is_byte<T>) {
-    OPCEL_UNROLL
-    for (int i = 0; i < packed; i += 4) {
+    detail::each<packed / 4>([&](auto group) __attribute__((always_inline)) {
+      constexpr int i = 4 * decltype(group)::value, count = N - i < 4 ? N - i : 4;
       vi four[4];
-      OPCEL_UNROLL
-      for (int j = 0; j < 4; ++j) {
+      detail::each<4>([&](auto part) __attribute__((always_inline)) {
+        constexpr int j = decltype(part)::value;
         if constexpr (on_grid<Epi>)
-          four[j] = i + j < N ? detail::nearest(v[i + j]) : four[0];
+          four[j] = detail::nearest(v[j < count ? i + j : i]);
         else
           four[j] = to_int(v[i + j]);
-      }
-      int zero = 0;
-      if constexpr (on_grid<Epi>) zero = Epi::zero;
-      const vi all = detail::packed_bytes<T>(four[0], four[1], four[2], four[3], zero);
-      if (N - i >= 4)
-        detail::store_quarters<4>(p + i * step, step, all);
-      else
-        detail::store_quarters<N % 4>(p + i * step, step, all);
-    }
+      });
+      std::int64_t zero = 0;
+      if constexpr (on_grid<Epi>) zero = epi.zero;
+      detail::store_quarters<count>(p + i * step, step,
+                                    detail::packed_bytes<T>(four[0], four[1], four[2], four[3], zero));
+    });
   }
-  OPCEL_UNROLL
-  for (int i = packed; i < N; ++i) store(p + i * step, v[i]);
+  (void)epi;
+  detail::each<(N > packed ? N - packed : 0)>([&](auto i) __attribute__((always_inline)) {
+    store(p + (packed + decltype(i)::value) * step, v[packed + decltype(i)::value]);
+  });
 }
 
 }  // namespace opcel

@@ -17,6 +17,16 @@ struct Int {
   static constexpr int value = N;
 };
 
+template <class F, int... I>
+OPCEL_INLINE void each(const F& f, std::integer_sequence<int, I...>) {
+  (f(Int<I>{}), ...);
+}
+// f(Int<0>) .. f(Int<N - 1>): straight-line code from the start, whatever g++ thinks of its size.
+template <int N, class F>
+OPCEL_INLINE void each(const F& f) {
+  each(f, std::make_integer_sequence<int, N>{});
+}
+
 // An epilogue that reads another tensor may have a const member `prefetch` that takes the coordinates `apply` takes before
 // `lanes`. A tile calls it for each of its vectors before it computes them, so that the reads hide behind the sums.
 template <class Epi, class... Coordinates>

@@ -28,9 +28,8 @@ struct Bytes {  // an eighth, to nearest, cut to a byte
     return min(set(255.0f), max(round_even(v * set(1.0f / 8.0f)) + set(100.0f), set(0.0f)));
   }
 };
-template <int Zero>
 struct Grid {  // the same, rounded and cut as it is stored
-  static constexpr int zero = Zero;
+  int64_t zero;
   template <bool Tail> vf apply(vf v, int64_t, int64_t, int64_t, int64_t, int) const { return v * set(1.0f / 8.0f); }
 };
 struct Half {
@@ -48,7 +47,7 @@ extern "C" void bytes_NAME(void* const* p, const int64_t* d, int64_t begin, int6
   ConvArgs<uint8_t, uint8_t> a{(uint8_t*)p[0], d[0], d[1], d[2], (int8_t*)p[1], (uint8_t*)p[2], d[3], d[4], d[5],
                                d[6], d[7], d[8], d[9], d[10], d[11], d[12], d[13], d[14], (int32_t*)p[3]};
   if (d[15])
-    conv_tasks<PARAMS>(a, Grid<100>{}, begin, end);
+    conv_tasks<PARAMS>(a, Grid{100}, begin, end);
   else
     conv_tasks<PARAMS>(a, Bytes{}, begin, end);
 }
@@ -90,7 +89,7 @@ RELAYOUT(floats_of_blocked, from_blocked, uint8_t, float)
   extern "C" void NAME(void* const* p, int64_t step) {            \\
     vf v[7];                                                      \\
     for (int i = 0; i < 7; ++i) v[i] = load((float*)p[0] + i * W); \\
-    store_results<Grid<ZERO>>((T*)p[1], step, v);                 \\
+    store_results(Grid{ZERO}, (T*)p[1], step, v);                 \\
   }
 GRID(unsigned_0, uint8_t, 0)
 GRID(unsigned_131, uint8_t, 131)

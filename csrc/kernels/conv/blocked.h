@@ -131,16 +131,13 @@ struct Conv {
       }
     }
     Sum acc[PH][PW][NV], total[PH][PW][NV];
-    OPCEL_UNROLL
-    for (int j = 0; j < NV; ++j) {
+    each<NV>([&](auto j) __attribute__((always_inline)) {
       Sum first{};
-      if constexpr (Integers) first = load_i(args.start + (at.cb + j) * W);
-      OPCEL_UNROLL
-      for (int p = 0; p < PH; ++p) {
-        OPCEL_UNROLL
-        for (int q = 0; q < PW; ++q) acc[p][q][j] = first;
-      }
-    }
+      if constexpr (Integers) first = load_i(args.start + (at.cb + decltype(j)::value) * W);
+      each<PH * PW>([&](auto i) __attribute__((always_inline)) {
+        acc[decltype(i)::value / PW][decltype(i)::value % PW][decltype(j)::value] = first;
+      });
+    });
     const std::int64_t x_row = args.x_row;
     bool carried = false;
     for (std::int64_t icb = args.icb;;) {
@@ -167,17 +164,15 @@ struct Conv {
     if constexpr (!Integers)
       if (carried) add_total(acc, total);
     U* y = args.y + at.n * args.y_n + at.cb * args.y_cb + at.y * args.y_row + at.x * args.y_pix;
-    OPCEL_UNROLL
-    for (int p = 0; p < PH; ++p) {
-      OPCEL_UNROLL
-      for (int j = 0; j < NV; ++j) {
-        vf pixels[PW];
-        OPCEL_UNROLL
-        for (int q = 0; q < PW; ++q)
-          pixels[q] = epi.template apply<false>(conv_sum(acc[p][q][j]), at.n, at.cb + j, at.y + p, at.x + q, W);
-        store_results<Epi>(y + j * args.y_cb + p * args.y_row, args.y_pix, pixels);
-      }
-    }
+    each<PH * NV>([&](auto i) __attribute__((always_inline)) {
+      constexpr int p = decltype(i)::value / NV, j = decltype(i)::value % NV;
+      vf pixels[PW];
+      each<PW>([&](auto q_) __attribute__((always_inline)) {
+        constexpr int q = decltype(q_)::value;
+        pixels[q] = epi.template apply<false>(conv_sum(acc[p][q][j]), at.n, at.cb + j, at.y + p, at.x + q, W);
+      });
+      store_results(epi, y + j * args.y_cb + p * args.y_row, args.y_pix, pixels);
+    });
   }
 
   template <bool Half, int PH, int... PW, class Epi>

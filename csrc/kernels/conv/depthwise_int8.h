@@ -73,12 +73,12 @@ struct DepthwiseInt8 {
       for (int q = 0; q < Width; ++q)
         pixels[q] = epi.template apply<false>(to_float(acc[r][q]), n, cb, row + r, col + q, W);
       if (columns == Width) {
-        store_results<Epi>(y, W, pixels);
+        store_results(epi, y, W, pixels);
       } else {
         OPCEL_UNROLL
         for (int q = 0; q < Width; ++q) {
           const vf pixel[] = {pixels[q]};
-          if (q < columns) store_results<Epi>(y + q * W, W, pixel);
+          if (q < columns) store_results(epi, y + q * W, W, pixel);
         }
       }
     }

@@ -96,7 +96,7 @@ inline void to_blocked_tasks(const RelayoutArgs<T, U>& args, std::int64_t begin,
                             }
                             transpose(t);
                             if (pixels == W) {
-                              store_results<AsIs>(y + i * W, W, t);
+                              store_results(map, y + i * W, W, t);
                             } else {
                               OPCEL_UNROLL
                               for (int l = 0; l < W; ++l)

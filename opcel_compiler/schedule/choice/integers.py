@@ -58,8 +58,8 @@ def quantized_conv(kernel: Kernel) -> Quantized | None:
         return None
     if {x.result.tensor.dtype, w.result.tensor.dtype} != {F32} or not filters.tensor.is_static:
         return None
-    weights, scale, scales = (_constant(kernel, v) for v in (filters, x.operand(1), w.operand(1)))
-    zero, filter_zero = (_constant(kernel, v) if v is not None else np.zeros(1, np.int8) for v in map(_zero, (x, w)))
+    weights, scale, scales = (constant_of(kernel, v) for v in (filters, x.operand(1), w.operand(1)))
+    zero, filter_zero = (constant_of(kernel, v) if v is not None else np.zeros(1, np.int8) for v in map(_zero, (x, w)))
     if weights is None or scale is None or scales is None or zero is None or filter_zero is None:
         return None
     count, *rest = filters.tensor.static_shape
@@ -91,7 +91,7 @@ def _zero(node: Node) -> Value | None:
     return node.operands[2] if len(node.operands) > 2 else None
 
 
-def _constant(kernel: Kernel, value: Value) -> np.ndarray | None:
+def constant_of(kernel: Kernel, value: Value) -> np.ndarray | None:
     """The elements of a constant of the body or of a weight that it reads whole."""
     if value.constant is not None:
         constant: np.ndarray = value.constant.array
@@ -140,14 +140,14 @@ class _Rewriting:
 
     def _grid(self, node: Node) -> Value | None:
         """A quantization by a positive constant, as one of the scaled operand by 1."""
-        scale, zero = _constant(self.old, node.operand(1)), _zero(node)
-        data = None if zero is None else _constant(self.old, zero)
+        scale, zero = constant_of(self.old, node.operand(1)), _zero(node)
+        data = None if zero is None else constant_of(self.old, zero)
         if scale is None or scale.size != 1 or (step := float(scale.reshape(-1)[0])) <= 0:
             return None
         if zero is not None and (data is None or data.size != 1):
             return None
         value = self._without_cuts(node.operand(0), step, data, node)
-        rest = [] if zero is None else [self._scaled(zero, 1.0)]
+        rest = [] if zero is None else [self._number(zero, 1.0)]
         made = self._scaled(value, 1 / step)
         return self.body.add("quantize", [made, self._literal(1.0), *rest], node.attrs, origin=node.origin).result
 
@@ -183,35 +183,45 @@ class _Rewriting:
             return self._real_sums(factor)
         if value.constant is not None:
             return self._scaled_constant(value.constant, factor)
-        data = _constant(self.old, value) if factor != 1 else None
+        data = constant_of(self.old, value) if factor != 1 else None
         if data is not None:
             return self._vector(np.asarray(data.astype(np.float64) * factor, np.float32))
         if node is None:
-            made = self._input(value)
-        elif node.op == "quantize" and factor == 1 and (grid := self._grid(node)) is not None:
-            made = grid
-        elif factor != 1 and node.op in HOMOGENEOUS:
-            operands = [None if v is None else self._scaled(v, factor) for v in node.operands]
-            return self.body.add(node.op, operands, node.attrs, origin=node.origin).result
-        elif factor != 1 and (at := self._constant_factor(node)) is not None:
-            operands = [
-                self._scaled(v, factor if i == at else 1.0) for i, v in enumerate(node.operands) if v is not None
+            return self._times(self._input(value), factor)
+        if node.op == "quantize" and factor == 1 and (grid := self._grid(node)) is not None:
+            return grid
+        operands = self._operands(node, factor)
+        taken = operands is not None
+        made = self.body.add(node.op, operands or self._operands(node, 1.0) or [], node.attrs, origin=node.origin)
+        return made.result if taken else self._times(made.result, factor)
+
+    def _times(self, value: Value, factor: float) -> Value:
+        return value if factor == 1 else self.body.add("mul", [value, self._literal(factor)]).result
+
+    def _operands(self, node: Node, factor: float) -> list[Value | None] | None:
+        """The operands that make a node's result `factor` times as large; None where none do."""
+        factors = [1.0] * len(node.operands)
+        if node.op == "dequantize" and constant_of(self.old, node.operand(1)) is not None:
+            grid = [
+                None if v is None else self._number(v, f)
+                for v, f in zip(node.operands[1:], (factor, 1.0), strict=False)
             ]
-            return self.body.add(node.op, operands, node.attrs, origin=node.origin).result
-        else:
-            operands = [None if v is None else self._scaled(v, 1.0) for v in node.operands]
-            made = self.body.add(node.op, operands, node.attrs, origin=node.origin).result
-        return made if factor == 1 else self.body.add("mul", [made, self._literal(factor)]).result
+            return [self._scaled(node.operand(0), 1.0), *grid]
+        if factor != 1 and node.op in HOMOGENEOUS:
+            factors = [factor] * len(factors)
+        elif factor != 1 and (at := self._constant_factor(node)) is not None:
+            factors[at] = factor
+        elif factor != 1:
+            return None
+        return [None if v is None else self._scaled(v, f) for v, f in zip(node.operands, factors, strict=True)]
 
     def _constant_factor(self, node: Node) -> int | None:
         """The operand of a product that can take in a factor: a constant, else any of the two."""
-        if node.op == "dequantize":
-            return 1 if _constant(self.old, node.operand(1)) is not None else None
         if node.op == "div":
             return 0
         if node.op != "mul":
             return None
-        return next((i for i in (1, 0) if _constant(self.old, node.operand(i)) is not None), 0)
+        return next((i for i in (1, 0) if constant_of(self.old, node.operand(i)) is not None), 0)
 
     def _real_sums(self, factor: float) -> Value:
         q = self.quantized
@@ -221,7 +231,7 @@ class _Rewriting:
         bias = self.anchor.operands[2] if len(self.anchor.operands) > 2 else None
         if bias is None:
             return real
-        data = _constant(self.old, bias)
+        data = constant_of(self.old, bias)
         assert data is not None
         made = (data.astype(np.float64) * factor).astype(np.float32).reshape(-1, *[1] * rank)
         return self.body.add("add", [real, self._vector(made)]).result
@@ -238,6 +248,13 @@ class _Rewriting:
         base = self.old.outputs[0].buffer.name
         self.views.append(whole(Buffer(self.name(f"{base}.factor"), made.type, "weight", data=made)))
         return value
+
+    def _number(self, value: Value, factor: float) -> Value:
+        """A constant of one element times a factor, as a weight: so kernels of other scales have the same code."""
+        data = constant_of(self.old, value)
+        if data is None or data.size != 1:
+            return self._scaled(value, factor)
+        return self._vector(data if factor == 1 else np.asarray(data.astype(np.float64) * factor, np.float32))
 
     def _literal(self, value: float) -> Value:
         return self.body.constant(Constant(np.array(value, np.float32)))

@@ -12,7 +12,7 @@ from opcel_compiler.ir.graph import Node, Value
 from opcel_compiler.ir.program import Kernel, View
 from opcel_compiler.ir.program_split import source
 from opcel_compiler.ir.types import I8, U8
-from opcel_compiler.schedule.choice.integers import is_integer
+from opcel_compiler.schedule.choice.integers import constant_of, is_integer
 from opcel_compiler.targets.schema import Target
 
 Spatial = tuple[Dim, Dim, Dim, Dim]
@@ -70,7 +70,8 @@ def epilogue(unit: KernelUnit, kernel: Kernel, anchor: Node, row: Dim | None = N
     result = kernel.body.outputs[0]
     if (grid := _grid(kernel)) is not None:
         result, zero = grid
-        functor.fields.append(f"static constexpr int zero = {zero};")
+        functor.fields.append("int64_t zero;")
+        functor.values.append(unit.integer(zero))
     nodes = between(kernel.body, [result], anchor.result)
     struct = functor.struct_with_bias(extra, nodes, known, result)
     return struct, f"  const Epilogue epilogue{functor.instance};\n"
@@ -81,11 +82,10 @@ def _grid(kernel: Kernel) -> tuple[Value, int] | None:
     last = kernel.body.outputs[0].producer
     if not is_integer(kernel) or last is None or last.op != "quantize" or last.attrs["dtype"] not in (U8, I8):
         return None
-    scale, *zero = (v.constant for v in last.operands[1:] if v is not None)
-    if scale is None or scale.array.size != 1 or scale.array.reshape(-1)[0] != 1 or None in zero:
+    scale, *zero = (constant_of(kernel, v) for v in last.operands[1:] if v is not None)
+    if scale is None or any(data is None or data.size != 1 for data in (scale, *zero)) or scale.reshape(-1)[0] != 1:
         return None
-    points = [z.array.reshape(-1)[0] for z in zero if z is not None]
-    return last.operand(0), int(points[0]) if points else 0
+    return last.operand(0), int(zero[0].reshape(-1)[0]) if zero and zero[0] is not None else 0
 
 
 def emit_conv(kernel: Kernel, target: Target) -> KernelUnit:
@@ -141,7 +141,7 @@ def _sums_and_filters(unit: KernelUnit, w: View, count: int) -> tuple[str, str]:
     """The addresses of the `count` first sums and of the filters that lie behind them."""
     whole = unit.pointer(w, "int8_t")
     at = whole.removeprefix("static_cast<const int8_t*>")
-    return f"static_cast<const int32_t*>{at}", f"{whole} + {4 * count}"
+    return f"static_cast<const int32_t*>{at}", f"{whole} + {unit.integer(4 * count)}"
 
 
 def _emit_depthwise_integers(kernel: Kernel) -> KernelUnit:
