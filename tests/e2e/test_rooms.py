@@ -13,7 +13,19 @@ else:
     tomllib = pytest.importorskip("tomli")
 
 ROOT = Path(__file__).resolve().parents[2]
-ABOVE_ALL = {"backend", "regions", "report", "proof", "references", "locate", "compilation", "driver", "check", "cli"}
+ABOVE_ALL = {
+    "backend",
+    "regions",
+    "report",
+    "proof",
+    "references",
+    "locate",
+    "compilation",
+    "calibration",
+    "driver",
+    "check",
+    "cli",
+}
 IMPORTED_BY_ALL = {"errors", "version"}
 
 
