@@ -101,6 +101,12 @@ def grid(low: np.ndarray, high: np.ndarray, bits: int, symmetric: bool) -> tuple
     return scale.astype(np.float32), zero.astype(np.float32)
 
 
+def best_grid(w: np.ndarray, bits: int, symmetric: bool, clip: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(scale, zero point) for each column of one group, w [rows, columns]."""
+    scale, zero = _best(w[None], bits, symmetric, clip)
+    return scale[0], zero[0]
+
+
 def _best(w: np.ndarray, bits: int, symmetric: bool, clip: bool) -> tuple[np.ndarray, np.ndarray]:
     """(scale, zero point) of each group and column of w [groups, rows, columns]."""
     low, high = np.minimum(w.min(1), 0), np.maximum(w.max(1), 0)

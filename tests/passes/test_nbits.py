@@ -109,7 +109,7 @@ def test_the_kernel_keeps_what_follows_and_the_program_computes_the_same() -> No
         PassManager.run(program, Pipeline.parse("choose-kernels"), PassContext(target=target, precision=precision))
         (kernel,) = program.kernels
         assert kernel.family == "gemm.nbits" and kernel.params["rows"] == (3,)
-        assert (kernel.params.get("precision") == "int8") == rounds
+        assert (kernel.params.get("precision") == "rounded") == rounds
         feeds = {"x": RNG.normal(size=(3, 64)).astype(np.float32)}
         got = run_program(program, feeds, target)["y"]
         np.testing.assert_allclose(got, run(graph, feeds)["y"], rtol=2e-5, atol=1e-4)

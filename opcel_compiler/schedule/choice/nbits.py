@@ -45,7 +45,7 @@ def choose_nbits(kernel: Kernel, choosing: Choosing) -> list[Step]:
         "group": group, "shared": shared,
     }  # fmt: skip
     if rounded:
-        kernel.params["precision"] = "int8"
+        kernel.params["precision"] = "rounded"
     return [kernel]
 
 

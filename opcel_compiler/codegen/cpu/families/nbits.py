@@ -11,7 +11,7 @@ from opcel_compiler.targets.schema import Target
 
 
 def emit_nbits(kernel: Kernel, target: Target) -> KernelUnit:
-    """C = epilogue(X·W), W in panels of `params["panel"]` columns; X is rounded where `precision` is int8."""
+    """C = epilogue(X·W), W in panels of `params["panel"]` columns; X is rounded where `precision` says so."""
     assert kernel.anchor is not None
     unit = KernelUnit()
     inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
@@ -31,7 +31,7 @@ def emit_nbits(kernel: Kernel, target: Target) -> KernelUnit:
         unit.integer(row_step(c)), unit.integer(1),
         *map(unit.integer, (m, n, k, params["group"], params["shared"], middle, rows_per_task, panels_per_task)),
     ]  # fmt: skip
-    rows = "RoundedRows" if params.get("precision") == "int8" else "PlainRows"
+    rows = "RoundedRows" if params.get("precision") == "rounded" else "PlainRows"
     heights = ", ".join(map(str, params["rows"]))
     return unit.finish(
         ["kernels/gemm/nbits.h", "base/vmath.h"], struct,
