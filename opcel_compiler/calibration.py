@@ -218,7 +218,7 @@ def observing(
         output_names=(*work.imported.output_names, COUNTS, SEEN, CHANNELS),
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="opcel-") as name:
-        _write(work, Path(name), progress)
+        write_unproved(work, Path(name), progress)
         observed = tuple(_observed(graph, v) for v in values)
         inputs = inputs_of(graph, names)
         del work
@@ -226,7 +226,7 @@ def observing(
             yield Observing(opened, graph, inputs, observed, hash_)
 
 
-def _write(work: Compilation, folder: Path, progress: Progress | None) -> None:
+def write_unproved(work: Compilation, folder: Path, progress: Progress | None) -> None:
     assert work.program is not None
     for i, region in enumerate(region_models(work)):
         (folder / f"region_{i}.onnx").write_bytes(region)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from opcel_compiler.calibrate.errors import CalibrationWarning
 from opcel_compiler.calibration import with_statistics
 from opcel_compiler.codegen.artifact import BUILD, MANIFEST, PAGE, REPORT, staged, update_json, write_json, write_page
 from opcel_compiler.codegen.cpu.build import Module, build
@@ -51,6 +52,7 @@ from opcel_compiler.search.lock import StaleWarning, machine_text, read_lock, so
 from opcel_compiler.targets import load_target
 from opcel_compiler.targets.host import missing_features
 from opcel_compiler.targets.schema import Target
+from opcel_compiler.weights import with_weights
 
 FALLBACK_MODES = ("allow", "warn", "error")
 
@@ -109,6 +111,11 @@ def compile(
 
     if precision == "int8":
         recipe = with_statistics(recipe or Recipe(), model, target, pipeline, dims, threads, report)
+    if precision == "int4":
+        recipe = with_weights(
+            recipe or Recipe(), model, target, pipeline, dims, threads, report,
+            lambda text: warnings.warn(text, CalibrationWarning, stacklevel=2),
+        )  # fmt: skip
     work = prepare(
         model, target, pipeline=pipeline, progress=report, dims=dims, placed=placed, precision=precision,
         tuned=_tuned(tune, target, threads), small=small, state=state, recipe=recipe,
