@@ -108,5 +108,5 @@ def improved(
         if error <= least:
             best, least = made, error
         else:
-            log(f"{name}: {what} is dropped, as it raises the error on held-out data {error / least:.3g} times")
+            log(f"{name}: {what} is dropped, as it raises the error on held-out data {error / least:.5g} times")
     return best

@@ -12,7 +12,7 @@ from opcel_compiler.codegen.artifact import FORMAT
 from opcel_compiler.codegen.cpu.build import Module
 from opcel_compiler.compilation import Compilation
 from opcel_compiler.ir.analysis import flops
-from opcel_compiler.ir.dims import Dim, dim_min
+from opcel_compiler.ir.dims import Dim, dim_min, floordiv
 from opcel_compiler.ir.program import Kernel, Region, View
 from opcel_compiler.ir.types import TensorType, Type
 from opcel_compiler.proof import Bound, Proof
@@ -212,6 +212,8 @@ def _view_bytes(view: View) -> Dim:
     size: Dim = 1
     for extent, stride in zip(view.shape, view.strides, strict=True):
         size = size * (extent if stride != 0 else 1)
+    if view.buffer.packing.startswith("nbits:"):
+        return floordiv(size * view.dtype.bits, 8)
     return size * view.buffer.element_bytes
 
 

@@ -11,6 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import opcel_compiler as oc
+from opcel_compiler.calibrate.errors import CalibrationError
+from opcel_compiler.quantization.recipe import Recipe
 from opcel_compiler.targets import load_target
 from opcel_compiler.targets.host import missing_features
 
@@ -86,3 +88,28 @@ def test_precision_int4_keeps_weights_in_4_bits(tmp_path: Path) -> None:
         whole = compiled.run({"x": x})["y"]
         for rows in (1, 2, 5, 17):
             np.testing.assert_allclose(compiled.run({"x": x[:rows]})["y"], whole[:rows], rtol=1e-6, atol=1e-7)
+
+
+def test_samples_make_weights_of_4_bits_better(tmp_path: Path) -> None:
+    """GPTQ on inputs of few factors; too few samples are refused."""
+    k, n = 300, 256
+    tensors = {"w": RNG.normal(size=(k, n)).astype(np.float32) / 16}
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "layer")], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 16, k])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 16, n])],
+        [numpy_helper.from_array(v, name) for name, v in tensors.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    factors = RNG.normal(size=(32, k))
+    samples = [{"x": (RNG.normal(size=(1, 16, 32)) @ factors).astype(np.float32)} for _ in range(40)]
+    test = samples.pop()["x"]
+    off = []
+    for data in (None, samples):
+        with oc.compile(model, precision="int4", recipe=Recipe(calibrate=data), inputs={"x": test}) as compiled:
+            difference = compiled.run({"x": test})["y"] - test @ tensors["w"]
+            off.append(float(np.linalg.norm(difference) / np.linalg.norm(test @ tensors["w"])))
+    assert 0.01 < off[0] < 0.2 and off[1] < 0.4 * off[0]
+    with pytest.raises(CalibrationError, match="needs 8 samples or more, and the calibration data hold 3"):
+        oc.compile(model, precision="int4", recipe=Recipe(calibrate=samples[:3]), output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
