@@ -230,10 +230,10 @@ def _grow_down(group: list[Node], taken: set[Node], limit: int) -> list[Node]:
 
 def _also_quantized(group: Sequence[Node], anchor: Node) -> list[Node]:
     """The node that alone quantizes the f32 result of a norm's group, by a constant scale and zero point, or none."""
-    (value,) = _live_out(group)
-    if anchor.op not in NORMS or value.tensor.dtype != F32 or not _short(value):
+    alive = _live_out(group)
+    if anchor.op not in NORMS or len(alive) != 1 or alive[0].tensor.dtype != F32 or not _short(alive[0]):
         return []
-    found = {u for u, i in value.uses if isinstance(u, Node) and u.op == "quantize" and i == 0}
+    found = {u for u, i in alive[0].uses if isinstance(u, Node) and u.op == "quantize" and i == 0}
     if len(found) != 1 or (node := found.pop()).result.tensor.dtype not in BYTES or node.graph is not anchor.graph:
         return []
     return [node] if all(v.constant is not None and v.tensor.size == 1 for v in _operands(node)[1:]) else []
