@@ -62,6 +62,9 @@ class Fuse(Pass):
             if anchor.op in ROW_ANCHORS and _f32(anchor) and _last_axis(anchor):
                 group = _grow_down(_grow_up(anchor, taken), taken, self.max_nodes)
                 keep(group, _also_quantized(group, anchor))
+        for anchor in nodes:
+            if anchor.op == "attention" and _f32_result(anchor) and _whole_lanes(anchor):
+                keep([anchor, *_quantizing(anchor.result, alone=True)], [])
         for node in nodes:
             if node not in taken and _elementwise(node):
                 keep(_grow_down([node], taken, self.max_nodes), [])
@@ -233,8 +236,23 @@ def _also_quantized(group: Sequence[Node], anchor: Node) -> list[Node]:
     alive = _live_out(group)
     if anchor.op not in NORMS or len(alive) != 1 or alive[0].tensor.dtype != F32 or not _short(alive[0]):
         return []
-    found = {u for u, i in alive[0].uses if isinstance(u, Node) and u.op == "quantize" and i == 0}
-    if len(found) != 1 or (node := found.pop()).result.tensor.dtype not in BYTES or node.graph is not anchor.graph:
+    return _quantizing(alive[0])
+
+
+def _whole_lanes(attention: Node) -> bool:
+    """Whether kernels take the heads as they are, without zeros behind them."""
+    sizes = (attention.operand(i).tensor.dims[-1] for i in (0, 2))
+    return all(isinstance(size, int) and size % 4 == 0 for size in sizes)
+
+
+def _quantizing(value: Value, alone: bool = False) -> list[Node]:
+    """The only node that quantizes `value`, by a constant scale and zero point, to bytes; with `alone` nothing else may
+    read it. Else none."""
+    found = {u for u, i in value.uses if isinstance(u, Node) and u.op == "quantize" and i == 0}
+    graph = value.producer.graph if value.producer is not None else None
+    if len(found) != 1 or (node := found.pop()).result.tensor.dtype not in BYTES or node.graph is not graph:
+        return []
+    if alone and len(value.uses) != 1:
         return []
     return [node] if all(v.constant is not None and v.tensor.size == 1 for v in _operands(node)[1:]) else []
 

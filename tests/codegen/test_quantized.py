@@ -145,6 +145,20 @@ def test_products_that_integers_cannot_compute(c: Cases) -> None:
     c.check(*outputs, integers=0)
 
 
+def test_attention(c: Cases) -> None:
+    """Results as bytes: heads apart and side by side, more keys than a block holds, rows that see no key."""
+    outputs = []
+    for queries, keys, size, causal in ((9, 33, 64, False), (5, 700, 12, False), (40, 420, 64, True), (7, 4, 8, True)):
+        q, k, v = c.floats(1, 3, queries, size), c.floats(1, 3, keys, size), c.floats(1, 3, keys, size)
+        y = c.quantized(c.add("attention", q, k, v, None, scale=0.2, causal=causal), 0.01, 100)
+        outputs.append(y)
+        masked = c.add("attention", q, k, v, c.floats(1, 1, queries, keys), scale=0.2)
+        y = c.quantized(masked, 0.01, 7, I8)
+        turned = c.add("transpose", y, perm=(0, 2, 1, 3))
+        outputs.append(c.add("reshape", turned, shape=(1, queries, 3 * size)))
+    c.check(*outputs)
+
+
 def test_convolutions(c: Cases) -> None:
     x = c.bytes(1, 16, 9, 9)
     window = {"strides": (1, 1), "pads": (1, 1, 1, 1), "dilations": (1, 1)}

@@ -135,3 +135,10 @@ def test_elementwise_work_takes_in_both_dequantizations(apply) -> None:
         f"{QC}|{DX}|%dr = dequantize(%r, %s, %z){{dtype=f32}}|%a = add(%dx, %dr)|%y = quantize(%a, %s, %z){{dtype=u8}}"
     )
     assert fused(apply, body, Q) == [["dequantize", "dequantize", "add", "quantize"]]
+
+
+def test_attention_ends_in_bytes(apply) -> None:
+    body = f"{QC}|%a = attention(%h, %h, %h){{scale=0.5}}|%y = quantize(%a, %s, %z){{dtype=u8}}"
+    assert fused(apply, body, "%h: f32[1, 2, 3, 8]") == [["attention", "quantize"]]
+    assert fused(apply, body, "%h: f32[1, 2, 3, 8]", "%a, %y") == [["attention"], ["quantize"]]
+    assert fused(apply, body, "%h: f32[1, 2, 3, 6]") == [["attention"], ["quantize"]]

@@ -36,7 +36,7 @@ OPCEL_INLINE void attention_dots(vf (&acc)[R][NV], const bf16* a, const bf16* b,
   }
 }
 
-template <int D, int DV, class In, class Out>
+template <int D, int DV, class In, class Out, class Last>
 struct AttentionBlockBf16 {
   static_assert(D % 4 == 0 && D >= 4 && D <= 256 && DV % 4 == 0 && DV >= 4 && DV <= 256, "head size");
   static constexpr int NV = 2;                             // vectors per tile
@@ -55,6 +55,7 @@ struct AttentionBlockBf16 {
   alignas(64) bf16 q[R * D];
   alignas(64) float sums[Rows * VRow];
   float top[Rows + W], sum[Rows + W], decay[W];
+  Last finish;
 
   // Panels of NV vectors of keys (the last may have fewer), each [D / 2][vectors * W] pairs; keys past `keys` are zero.
   OPCEL_INLINE void pack(const In* k, std::int64_t k_s, const In* v, std::int64_t v_s, std::int64_t keys, std::int64_t) {
@@ -120,10 +121,8 @@ struct AttentionBlockBf16 {
         for (int j = 0; j < Vectors; ++j) {
           if (!at.last)
             store(before + r * VRow + j * W, acc[r][j]);
-          else if (lanes == W)
-            store(y + r * y_s + col + j * W, acc[r][j] * part);
           else
-            store_n(y + r * y_s + col + j * W, acc[r][j] * part, lanes);
+            attention_store(y + r * y_s + col + j * W, acc[r][j] * part, finish, lanes);
         }
       }
     }
@@ -157,9 +156,9 @@ struct AttentionBlockBf16 {
 }  // namespace detail
 
 // As attention_tasks. Scratch is on the stack, < 240 KB.
-template <int D, int DV = D, class In, class Out>
-void attention_bf16_tasks(const AttentionArgs<In, Out>& args, std::int64_t begin, std::int64_t end) {
-  detail::attention_blocks<detail::AttentionBlockBf16<D, DV, In, Out>, DV>(args, begin, end);
+template <int D, int DV = D, class In, class Out, class Last>
+void attention_bf16_tasks(const AttentionArgs<In, Out, Last>& args, std::int64_t begin, std::int64_t end) {
+  detail::attention_blocks<detail::AttentionBlockBf16<D, DV, In, Out, Last>, DV>(args, begin, end);
 }
 
 }  // namespace opcel

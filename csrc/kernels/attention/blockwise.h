@@ -5,17 +5,26 @@
 // the order of summation depend on the shape alone, so results don't depend on how query rows are spread over tasks.
 //
 // A row whose keys are all masked by -inf (or hidden by causality) is NaN, as in softmax. Scratch is on the stack, <
-// 128 KB.
+// 256 KB. Results that are no f32 are what `Last` makes of them.
 #pragma once
 
+#include "base/narrow.h"
 #include "base/tiling.h"
 #include "base/transpose.h"
 #include "base/vmath.h"
 
 namespace opcel {
 
+// Results as they are. Another `Last` has such an `apply`, which is given the first `lanes` lanes.
+struct AsTheyAre {
+  template <bool Tail>
+  OPCEL_INLINE vf apply(vf v, int) const {
+    return v;
+  }
+};
+
 // Strides in elements; the last axis (head size) of q, k, v and y is contiguous.
-template <class In = float, class Out = float>
+template <class In = float, class Out = float, class Last = AsTheyAre>
 struct AttentionArgs {
   const In *q, *k, *v;
   const float* mask;  // added to the scores, [batch][head][query][key]; null: none
@@ -31,10 +40,11 @@ struct AttentionArgs {
   bool causal;        // query i sees keys 0 .. past + i
   std::int64_t past;  // read if causal
   std::int64_t q_per_task;
+  Last last = {};
 };
 
-template <class In, class Out>
-OPCEL_INLINE std::int64_t attention_task_count(const AttentionArgs<In, Out>& args) {
+template <class In, class Out, class Last>
+OPCEL_INLINE std::int64_t attention_task_count(const AttentionArgs<In, Out, Last>& args) {
   return args.batch * args.heads * detail::ceil_div(args.sq, args.q_per_task);
 }
 
@@ -53,14 +63,25 @@ struct AttentionTile {
   bool first, last;
 };
 
-template <int D, int DV>
+// The first lanes (<= W) of a result, to y.
+template <class Out, class Last>
+OPCEL_INLINE void attention_store(Out* y, vf v, const Last& last, int lanes) {
+  if (lanes == W)
+    store(y, last.template apply<false>(v, W));
+  else
+    store_t<true>(y, last.template apply<true>(v, lanes), lanes);
+}
+
+template <int D, int DV, class Out, class Last>
 struct AttentionBlock {
   static_assert(D % 4 == 0 && D >= 4 && D <= 256 && DV % 4 == 0 && DV >= 4 && DV <= 256, "head size");
   static constexpr int NV = 2;                             // vectors per tile
   static constexpr int R = W == 16 ? 12 : W == 8 ? 6 : 4;  // rows of a full tile
   static constexpr int Low = W == 16 ? 4 : 2;              // rows of a low tile
-  static constexpr int Rows = 480;                         // query rows that share a packing of k^T
   static constexpr int VRow = round_up_to(DV, W);
+  static constexpr bool Direct = std::is_same_v<Out, float>;  // sums over some keys lie where the result will
+  // Query rows that share a packing of k^T: where the sums lie here, 96 KB of them.
+  static constexpr int Rows = Direct || VRow < 64 ? 480 : 24576 / VRow / R * R;
   static constexpr int Fit = 24576 / (D + VRow);  // keys: k^T and the copy of v in 96 KB
   static constexpr int Keys = (Fit > 384 ? 384 : Fit) / (NV * W) * (NV * W);
   static constexpr int SRow = Keys + W;
@@ -69,9 +90,11 @@ struct AttentionBlock {
   alignas(64) float vt[Keys * VRow];
   alignas(64) float s[R * SRow];
   alignas(64) float q[R * D];
+  alignas(64) float sums[Direct ? 1 : Rows * VRow];
   float top[Rows + W], sum[Rows + W], decay[W];
   const float* v;
   std::int64_t v_row;
+  Last finish;
 
   // Keys and values of a block. `rows` is how many query rows will use it.
   OPCEL_INLINE void pack(const float* k, std::int64_t k_s, const float* from_v, std::int64_t v_s, std::int64_t keys,
@@ -80,7 +103,7 @@ struct AttentionBlock {
   // One tile of query rows times the keys of the block. state: the first row's index in top and sum.
   template <int Height>
   __attribute__((noinline)) void tile(const AttentionTile& tile, const float* from, std::int64_t q_s, float q_scale,
-                                      float* y, std::int64_t y_s, std::int64_t state);
+                                      Out* y, std::int64_t y_s, std::int64_t state);
 };
 
 // acc += a b over k rows of b.
@@ -227,9 +250,11 @@ OPCEL_INLINE void attention_exponentials(const AttentionTile& tile, float* score
     attention_exponentials_of<R, SRow, PRow, 2>(tile, scores, weights, top, sum, decay);
 }
 
-template <int R, int NV, int SRow>
+// part: the sums over the keys before, rows p_s apart.
+template <int R, int NV, int SRow, class Out, class Last>
 OPCEL_INLINE void attention_values(const AttentionTile& tile, const float* s, const float* v, std::int64_t v_row,
-                                   const float* decay, const float* sum, float* out, std::int64_t y_s, int lanes) {
+                                   const float* decay, const float* sum, float* part, std::int64_t p_s, Out* out,
+                                   std::int64_t y_s, const Last& last, int lanes) {
   vf acc[R][NV] = {};
   if (!tile.first) {
     OPCEL_UNROLL
@@ -237,7 +262,7 @@ OPCEL_INLINE void attention_values(const AttentionTile& tile, const float* s, co
       if (r < tile.rows) {
         OPCEL_UNROLL
         for (int j = 0; j < NV; ++j) {
-          const float* y = out + r * y_s + j * W;
+          const float* y = part + r * p_s + j * W;
           acc[r][j] = (lanes == W ? load(y) : load_n(y, lanes)) * decay[r];
         }
       }
@@ -250,20 +275,19 @@ OPCEL_INLINE void attention_values(const AttentionTile& tile, const float* s, co
       const float scale = tile.last ? 1.0f / sum[r] : 1.0f;
       OPCEL_UNROLL
       for (int j = 0; j < NV; ++j) {
-        float* y = out + r * y_s + j * W;
         const vf value = acc[r][j] * scale;
-        if (lanes == W)
-          store(y, value);
+        if (tile.last)
+          attention_store(out + r * y_s + j * W, value, last, lanes);
         else
-          store_n(y, value, lanes);
+          attention_store(part + r * p_s + j * W, value, AsTheyAre{}, lanes);
       }
     }
   }
 }
 
-template <int D, int DV>
-OPCEL_INLINE void AttentionBlock<D, DV>::pack(const float* k, std::int64_t k_s, const float* from_v, std::int64_t v_s,
-                                              std::int64_t keys, std::int64_t rows) {
+template <int D, int DV, class Out, class Last>
+OPCEL_INLINE void AttentionBlock<D, DV, Out, Last>::pack(const float* k, std::int64_t k_s, const float* from_v,
+                                                         std::int64_t v_s, std::int64_t keys, std::int64_t rows) {
   attention_pack_k<D, NV>(k, k_s, keys, kt);
   // A copy of v for its padding, and so that its rows, often pages apart, are read from there once.
   const bool copied = DV % W != 0 || rows > R;
@@ -279,10 +303,10 @@ OPCEL_INLINE void AttentionBlock<D, DV>::pack(const float* k, std::int64_t k_s, 
   }
 }
 
-template <int D, int DV>
+template <int D, int DV, class Out, class Last>
 template <int Height>
-void AttentionBlock<D, DV>::tile(const AttentionTile& at, const float* from, std::int64_t q_s, float q_scale, float* y,
-                                 std::int64_t y_s, std::int64_t state) {
+void AttentionBlock<D, DV, Out, Last>::tile(const AttentionTile& at, const float* from, std::int64_t q_s, float q_scale,
+                                            Out* y, std::int64_t y_s, std::int64_t state) {
   if (at.mask_kind == 0) q_scale *= kLog2E;  // a mask's lowest numbers bear no factor
   for (int r = 0; r < Height; ++r) {
     const float* row = from + least(r, at.rows - 1) * q_s;
@@ -299,8 +323,13 @@ void AttentionBlock<D, DV>::tile(const AttentionTile& at, const float* from, std
   }
   attention_exponentials<Height, SRow, SRow>(at, s, s, top + state, sum + state, decay);
   const auto values = [&](auto vectors, int col, int lanes) __attribute__((always_inline)) {
-    attention_values<Height, decltype(vectors)::value, SRow>(at, s, v + col, v_row, decay, sum + state, y + col, y_s,
-                                                             lanes);
+    float* part;
+    if constexpr (Direct)
+      part = y;
+    else
+      part = sums + state * VRow;
+    attention_values<Height, decltype(vectors)::value, SRow>(at, s, v + col, v_row, decay, sum + state, part + col,
+                                                             Direct ? y_s : VRow, y + col, y_s, finish, lanes);
   };
   int col = 0;
   for (; col + NV * W <= DV; col += NV * W) values(Int<NV>{}, col, W);
@@ -312,9 +341,10 @@ void AttentionBlock<D, DV>::tile(const AttentionTile& at, const float* from, std
 }
 
 // Tasks [begin, end) of attention_task_count(args), each with the scratch and the arithmetic of Block.
-template <class Block, int DV, class In, class Out>
-OPCEL_INLINE void attention_blocks(const AttentionArgs<In, Out>& args, std::int64_t begin, std::int64_t end) {
+template <class Block, int DV, class In, class Out, class Last>
+OPCEL_INLINE void attention_blocks(const AttentionArgs<In, Out, Last>& args, std::int64_t begin, std::int64_t end) {
   Block block;
+  block.finish = args.last;
   const std::int64_t groups = ceil_div(args.sq, args.q_per_task);
   for (std::int64_t task = begin; task < end; ++task) {
     const std::int64_t head = task / groups % args.heads, batch = task / groups / args.heads;
@@ -334,8 +364,8 @@ OPCEL_INLINE void attention_blocks(const AttentionArgs<In, Out>& args, std::int6
         block.sum[i] = 0.0f;
         if (visible(first + i + 1) <= 0)
           for (int d = 0; d < DV; d += W)
-            store_n(y + (first + i) * args.y_s + d, set(args.sk > 0 ? __builtin_nanf("") : 0.0f),
-                    static_cast<int>(least(W, DV - d)));
+            attention_store(y + (first + i) * args.y_s + d, set(args.sk > 0 ? __builtin_nanf("") : 0.0f), args.last,
+                            static_cast<int>(least(W, DV - d)));
       }
       const std::int64_t keys = visible(last);
       for (std::int64_t key0 = 0; key0 < keys; key0 += Block::Keys) {
@@ -379,9 +409,9 @@ OPCEL_INLINE void attention_blocks(const AttentionArgs<In, Out>& args, std::int6
 
 // Tasks [begin, end) of attention_task_count(args): batch, head, then groups of q_per_task query rows, the last
 // fastest. D: head size of q and k, DV: of v and y; multiples of 4 up to 256.
-template <int D, int DV = D>
-void attention_tasks(const AttentionArgs<>& args, std::int64_t begin, std::int64_t end) {
-  detail::attention_blocks<detail::AttentionBlock<D, DV>, DV>(args, begin, end);
+template <int D, int DV = D, class Out, class Last>
+void attention_tasks(const AttentionArgs<float, Out, Last>& args, std::int64_t begin, std::int64_t end) {
+  detail::attention_blocks<detail::AttentionBlock<D, DV, Out, Last>, DV>(args, begin, end);
 }
 
 }  // namespace opcel

@@ -65,11 +65,13 @@ class KernelUnit:
         """The kernel's symbol, named by its content."""
         return "k_" + hashlib.sha256(self.source.encode()).hexdigest()[:16]
 
-    def over_tasks(self, headers: list[str], args: str, fields: Sequence[str], kernel: str) -> KernelUnit:
+    def over_tasks(
+        self, headers: list[str], args: str, fields: Sequence[str], kernel: str, declarations: str = ""
+    ) -> KernelUnit:
         """`finish` with the statements that most kernels have: the C++ struct `args` of `fields`, and `kernel`, a
         function of `kernels/`, on the tasks from begin to end."""
         made = f"  const {args} args{{{', '.join(fields)}}};\n  {kernel}(args, begin, end);\n"
-        return self.finish(headers, "", made)
+        return self.finish(headers, declarations, made)
 
     def finish(self, headers: list[str], declarations: str, statements: str) -> KernelUnit:
         """Set `source` from the headers it needs, declarations before the kernel, and the kernel's statements."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from opcel_compiler.codegen.cpu.expressions import literal
+from opcel_compiler.codegen.cpu.expressions import literal, stored_type
+from opcel_compiler.codegen.cpu.families.functors import Functor, after
 from opcel_compiler.codegen.cpu.unit import KernelUnit
 from opcel_compiler.ir.dims import Dim, ceildiv
 from opcel_compiler.ir.program import Kernel
@@ -16,7 +17,8 @@ TILE_ROWS = 12
 
 
 def emit_attention(kernel: Kernel, target: Target) -> KernelUnit:
-    """softmax(scale · q kᵀ + mask) v over [batch, heads, sequence, size] operands of any strides, in f32 or bf16."""
+    """softmax(scale · q kᵀ + mask) v over [batch, heads, sequence, size] operands of any strides, in f32 or bf16; the
+    result may be quantized."""
     anchor = kernel.anchor
     assert anchor is not None
     unit = KernelUnit()
@@ -25,7 +27,7 @@ def emit_attention(kernel: Kernel, target: Target) -> KernelUnit:
     y = kernel.outputs[0]
     mask = anchor.operands[3] if len(anchor.operands) > 3 else None
     batch, heads, sq, d = q.shape
-    operand, result = (view.buffer.layout.storage or "float" for view in (q, y))
+    operand, result = stored_type(q), stored_type(y)
     fields = [unit.pointer(view, operand) for view in (q, k, v)]
     if mask is None:
         fields.append("nullptr")
@@ -42,11 +44,16 @@ def emit_attention(kernel: Kernel, target: Target) -> KernelUnit:
     per_task = rows_per_task(sq)
     fields += map(unit.integer, (k.shape[2] - sq, per_task))
     unit.tasks = batch * heads * ceildiv(sq, per_task)
-    bf16 = kernel.params.get("precision") == "bf16"
+    bf16, last, struct = kernel.params.get("precision") == "bf16", "AsTheyAre", ""
+    if nodes := after(kernel.body, anchor):
+        last, signature = "Last", "apply(vf v, int lanes)"
+        functor = Functor(unit, kernel, (), lambda view: ())
+        struct = functor.struct(last, signature, nodes, {anchor.result: "v"}, kernel.body.outputs[0])
     header, tasks = ("bf16", "attention_bf16_tasks") if bf16 else ("blockwise", "attention_tasks")
     return unit.over_tasks(
-        [f"kernels/attention/{header}.h"], f"AttentionArgs<{operand}, {result}>", fields, f"{tasks}<{d}, {v.shape[3]}>"
-    )
+        [f"kernels/attention/{header}.h"], f"AttentionArgs<{operand}, {result}, {last}>", fields,
+        f"{tasks}<{d}, {v.shape[3]}>", struct,
+    )  # fmt: skip
 
 
 def rows_per_task(sq: Dim) -> Dim:
