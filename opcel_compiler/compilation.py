@@ -85,6 +85,8 @@ class Compilation:
     """The products of the model, as it was imported, that read quantized numbers."""
     planner: Planner | None = None
     """What planned the quantization, for precision int8."""
+    accuracy: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """How far the artifact is from the float model (`quantization.metrics.accuracy`)."""
     qdq: ModelProto | None = None
     """The model as it is quantized, in ONNX, where that was asked for."""
 

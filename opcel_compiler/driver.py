@@ -36,6 +36,7 @@ from opcel_compiler.proof import (
     outside,
     prove,
 )
+from opcel_compiler.quantization.metrics import accuracy
 from opcel_compiler.quantization.recipe import Recipe
 from opcel_compiler.references import reference_outputs, sampled_reference
 from opcel_compiler.regions import region_models
@@ -215,10 +216,25 @@ def _prove(work: Compilation, model: Any, folder: Path, inputs: Any, bound: Boun
     want = [value for _, value in pairs]
     with load(folder) as compiled:
         stamp = prove(lambda f: run_whole(compiled, f), pairs, feeds, engine, bound)
+        work.accuracy = _accuracy(work, compiled)
     if stamp.status != "proved":
         where = f". {first_wrong_node(work, feeds, want, engine, bound)}" if len(pairs) == len(outputs) else ""
         raise ProofError(outside(stamp) + where)
     return stamp
+
+
+def _accuracy(work: Compilation, compiled: CompiledModel) -> dict[str, Any]:
+    """How far a model that was quantized is from the float one, on the samples that its layers were measured on."""
+    planner = work.planner
+    if planner is None or not planner.references:
+        return {}
+    order = work.graph.output_names
+    gots = []
+    for feeds in planner.samples:
+        given = {n: feeds[v.name] for n, v in zip(work.imported.input_names, work.graph.inputs, strict=True)}
+        results = run_whole(compiled, given)
+        gots.append({name: np.asarray(results[n]) for name, n in zip(order, work.imported.output_names, strict=True)})
+    return accuracy(planner.references, gots)
 
 
 def _sample(work: Compilation) -> dict[str, np.ndarray] | None:

@@ -9,6 +9,7 @@ import opcel_compiler.cli.bench as bench_command
 import opcel_compiler.cli.calibrate as calibrate_command
 import opcel_compiler.cli.check as check_command
 import opcel_compiler.cli.compile as compile_command
+import opcel_compiler.cli.explain as explain_command
 import opcel_compiler.cli.info as info_command
 import opcel_compiler.cli.opt as opt_command
 import opcel_compiler.cli.run as run_command
@@ -21,7 +22,7 @@ __all__ = ["main", "main_compile"]
 
 COMMANDS = (
     compile_command, check_command, run_command, bench_command, calibrate_command, tune_command, opt_command,
-    info_command,
+    explain_command, info_command,
 )  # fmt: skip
 EXIT_CODES = """\
 exit status: 0 done, 1 error, 2 wrong usage, 3 refused fallback, 4 output not writable, 5 no working C++ compiler,

@@ -19,6 +19,7 @@ from opcel_compiler.ir.quantization import Plan
 from opcel_compiler.ir.statistics import Statistics, TensorStatistics
 from opcel_compiler.ir.thresholds import THRESHOLDS
 from opcel_compiler.quantization.divide import divisions
+from opcel_compiler.quantization.explain import layer_facts
 from opcel_compiler.quantization.layers import candidates
 from opcel_compiler.quantization.observe import Feeds, interpreted
 from opcel_compiler.quantization.plan import Range, make_plan, observed_values
@@ -27,19 +28,22 @@ from opcel_compiler.quantization.recipe import Recipe
 from opcel_compiler.schedule.cost import nominal
 from opcel_compiler.targets.schema import Target
 
-PROBE_FLOPS = 2e11
-LEAST_PROBED, MOST_PROBED = 4, 16
+PROBE_FLOPS = 1e11
+LEAST_PROBED, MOST_PROBED = 4, 12
 """On how many samples layers are measured: as many as take so many operations, within these limits."""
 
 
 class Planner:
-    """Plans for `graph`, whose inputs are called `names` in the model. `measured` holds, by layer, what the probe saw;
-    `seen` the statistics."""
+    """Plans for `graph`, whose inputs are called `names` in the model. `samples` are those that layers are
+    measured on, `references` the float graph's outputs for them; `measured` holds, by layer, what was seen there, and
+    `layers` what is told of them."""
 
     def __init__(self, recipe: Recipe, graph: Graph, names: Sequence[str], target: Target, model_hash: str) -> None:
         self.recipe, self.graph, self.names, self.target = recipe, graph, list(names), target
         self.model_hash = model_hash
         self.measured: dict[str, Measured] = {}
+        self.references: list[dict[str, np.ndarray]] = []
+        self.layers: list[dict[str, Any]] = []
         self.statistics: Statistics | None = None
         self.seen: dict[str, TensorStatistics] = {}
         self.divided: Mapping[str, np.ndarray] = {}
@@ -84,11 +88,16 @@ class Planner:
 
     def before_quantize(self) -> Plan:
         """What the pass `quantize` is to do, of the graph that stands before it."""
+        plan = self._measured_plan()
+        self.layers = layer_facts(self.graph, plan, self.measured, self.target)
+        return plan
+
+    def _measured_plan(self) -> Plan:
         ranges = self._ranges()
         plan = self._plan(ranges, dict(self.recipe.kept))
         if not self.samples:
             return plan
-        self.measured = measure(self.graph, plan, self.samples)
+        self.measured, self.references = measure(self.graph, plan, self.samples)
         corrections, poor = {}, dict(self.recipe.kept)
         for name, m in self.measured.items():
             correction = m.correction if self.recipe.correct else None

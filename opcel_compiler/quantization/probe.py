@@ -22,12 +22,13 @@ KL_MOST = 1 << 16
 """The elements of a result, evenly spread, whose distribution is compared."""
 
 
-def visit(graph: Graph, samples: Iterable[Feeds], nodes: Iterable[Node], see: See) -> None:
-    """Run `graph` on samples by the interpreter and show `see` the operand 0 and the result of each of `nodes`.
+def visit(graph: Graph, samples: Iterable[Feeds], nodes: Iterable[Node], see: See) -> list[dict[str, np.ndarray]]:
+    """Run `graph` on samples by the interpreter and show `see` the operand 0 and the result of each of `nodes`; gives
+    the outputs, sample by sample.
 
     An operand is held from when it is made to the last of these nodes that reads it.
     """
-    wanted = list(nodes)
+    wanted, outputs = list(nodes), []
     for index, feeds in enumerate(samples):
         waiting: dict[Value, int] = {}
         for node in wanted:
@@ -46,7 +47,8 @@ def visit(graph: Graph, samples: Iterable[Feeds], nodes: Iterable[Node], see: Se
                 if waiting.get(value):  # noqa: B023
                     held[value] = np.asarray(array)  # noqa: B023
 
-        run(graph, feeds, observe=observe)
+        outputs.append(run(graph, feeds, observe=observe))
+    return outputs
 
 
 class QuantizedLayer:
@@ -103,7 +105,7 @@ class Measured:
         """The relative entropy of the quantized result's distribution to the float one's, in nats, over 256 bins."""
         if self.float_counts is None or self.codes_counts is None:
             return 0.0
-        p, q = self.float_counts + 1e-6, self.codes_counts + 1e-6
+        p, q = self.float_counts + 0.5, self.codes_counts + 0.5
         p, q = p / p.sum(), q / q.sum()
         return float(max(0.0, np.sum(p * np.log(p / q))))
 
@@ -137,8 +139,11 @@ def decibels(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
-def measure(graph: Graph, plan: Plan, samples: Iterable[Feeds]) -> dict[str, Measured]:
-    """Each layer that `plan` quantizes, measured with the operands that the float graph gives it."""
+def measure(
+    graph: Graph, plan: Plan, samples: Iterable[Feeds]
+) -> tuple[dict[str, Measured], list[dict[str, np.ndarray]]]:
+    """(each layer that `plan` quantizes, measured with the operands that the float graph gives it; the float graph's
+    outputs, sample by sample)."""
     nodes = [n for n in graph.nodes if n.results and plan.quantized(n.results[0].name)]
     layers = {node: QuantizedLayer(node) for node in nodes}
     out = {n.results[0].name: Measured() for n in nodes}
@@ -151,8 +156,7 @@ def measure(graph: Graph, plan: Plan, samples: Iterable[Feeds]) -> dict[str, Mea
             near = rounded(x, plan.grids[root(node.operand(0)).name])
         out[name].add(index, y, layers[node](near), y.ndim - 1 if node.op == "matmul" else 1)
 
-    visit(graph, samples, nodes, see)
-    return out
+    return out, visit(graph, samples, nodes, see)
 
 
 def _counts(x: np.ndarray, span: tuple[float, float]) -> np.ndarray:

@@ -16,7 +16,8 @@ from opcel_compiler.ir.dims import Dim, dim_min, floordiv
 from opcel_compiler.ir.program import Kernel, Region, View
 from opcel_compiler.ir.types import TensorType, Type
 from opcel_compiler.proof import Bound, Proof
-from opcel_compiler.report.quantized import quantized_facts
+from opcel_compiler.quantization.explain import summary
+from opcel_compiler.report.quantized import multiplies_integers, quantized_facts
 from opcel_compiler.report.sketch import program_sketch, whole_sketch
 from opcel_compiler.runtime.integrity import file_sha256, stamped
 from opcel_compiler.schedule.choice.strassen import combined_bytes
@@ -26,6 +27,9 @@ from opcel_compiler.schedule.coverage import Coverage
 from opcel_compiler.schedule.placement import Fallback
 from opcel_compiler.targets.schema import Target
 from opcel_compiler.version import VERSION
+
+MULTIPLYING = ("gemm", "conv", "vector", "matmul", "attention", "linear_attention", "lstm", "gru", "rnn", "recurrent")
+"""How the names of the families begin that compute contractions."""
 
 
 def manifest(work: Compilation, module: Module | None, folder: Path, stamp: Proof, bound: Bound) -> dict[str, Any]:
@@ -108,6 +112,7 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
             kernels.append({
                 "step": i,
                 "name": step.outputs[0].buffer.name, "family": step.family, "origin": list(step.origin),
+                "integers": multiplies_integers(step),
                 "flops": _dim(_flops(step)), "bytes": _dim(_bytes(step, range(len(step.views)))),
                 "weight_bytes": _dim(
                     _bytes(step, [j for j, v in enumerate(step.inputs) if v.buffer.kind == "weight"])
@@ -140,6 +145,7 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
             **coverage_facts(work.coverage),
             "native_flops": _dim(work.native_flops), "fallback_flops": _dim(work.fallback_flops),
         },
+        **({"quantization": _quantization(work, kernels)} if work.planner is not None else {}),
         "fallback": fallback, **({"quantized": quantized_facts(work)} if work.quantized_layers else {}),
         "tuned_kernels": work.context.overridden,
         "memory": {
@@ -154,6 +160,26 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
         },
         "artifact": {"bytes": sum(p.stat().st_size for p in folder.iterdir())},
     }  # fmt: skip
+
+
+def _quantization(work: Compilation, kernels: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was quantized, layer by layer, with the kernel that each became, and what that costs in accuracy."""
+    planner = work.planner
+    assert planner is not None
+    rows = []
+    for row in planner.layers:
+        made = layer_kernel(kernels, row["origin"])
+        rows.append(
+            {**row, "kernel": made["family"] if made else "", "integers": made is not None and made["integers"]}
+        )
+    told = planner.statistics.warnings if planner.statistics is not None else ()
+    return {**summary(planner.layers), "accuracy": work.accuracy, "warnings": list(told), "rows": rows}
+
+
+def layer_kernel(kernels: Iterable[Mapping[str, Any]], origin: Iterable[str]) -> Mapping[str, Any] | None:
+    """The kernel of a report that multiplies for the ONNX nodes `origin` of a layer."""
+    own = set(origin)
+    return next((k for k in kernels if own and own <= set(k["origin"]) and k["family"].startswith(MULTIPLYING)), None)
 
 
 def _transformed_bytes(module: Module) -> int:

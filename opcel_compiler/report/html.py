@@ -31,6 +31,7 @@ def page(report: Mapping[str, Any], manifest: Mapping[str, Any], steps: Sequence
         _summary(report),
         _fallback(report),
         _interface(report, manifest),
+        _quantization(report),
         _pictures(report),
         _kernels(report, steps),
         _passes(report),
@@ -121,6 +122,33 @@ def _interface(report: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     rows = [[side[:-1], text] for side, text in rows]
     table = _table("Inputs and outputs", ("", "Name, type and shape"), rows)
     return _section("Inputs and outputs", f'<div class="few">{table}</div>')
+
+
+def _quantization(report: Mapping[str, Any]) -> str:
+    found = report.get("quantization")
+    if not found:
+        return ""
+    rows = [
+        [
+            _origin(r["origin"]), escaped(r["scheme"]), escaped(r["kernel"] + (", integers" if r["integers"] else "")),
+            _number(f"{r['low']:.4g} to {r['high']:.4g}" if "low" in r else ""),
+            _number(f"{r['sqnr_db']:.1f}" if r.get("sqnr_db") is not None else ""),
+            _number(f"{r['kl']:.2g}" if "kl" in r else ""),
+            _number(seconds_text(r["seconds_float_modelled"])), _number(seconds_text(r["seconds_modelled"])),
+            escaped(r["reason"]),
+        ]
+        for r in found["rows"]
+    ]  # fmt: skip
+    got = found["accuracy"]
+    text = f"<p>{found['quantized']} of {found['layers']} layers, {found['macs_share']:.1%} of the multiply-adds."
+    if got:
+        text += (
+            f" On {got['samples']} samples: {got['sqnr_db']:.1f} dB of signal to noise, relative L2 "
+            f"{got['relative_l2']:.2g}, KL {got['kl']:.2g}, {got['top1_agreement']:.1%} the same first choice."
+        )
+    text += "</p>" + "".join(f"<p>{escaped(w)}</p>" for w in found["warnings"])
+    heads = ("Nodes", "Scheme", "Kernel", "#Range read", "#SQNR, dB", "#KL", "#In f32", "#As it is", "Why it is float")
+    return _section("Quantization", text + _table("Quantized layers", heads, rows))
 
 
 def _pictures(report: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import opcel_compiler as oc
+from opcel_compiler.cli import main
 from opcel_compiler.compilation import prepare
 from opcel_compiler.frontend.importer import import_model
 from opcel_compiler.ir.graph import Graph
@@ -151,6 +152,19 @@ def test_trained_digits_keep_their_accuracy(made: tuple[Path, Recipe]) -> None:
     assert np.mean(got == labels) >= 0.99
     assert manifest["precision"] == "int8" and manifest["quantization"]["samples"] == 64
     assert "random" not in manifest["quantization"]
+
+
+def test_the_report_tells_of_every_layer(made: tuple[Path, Recipe], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = made[0] / "a.opcel"
+    told = json.loads((folder / "report.json").read_text())["quantization"]
+    assert told["accuracy"]["sqnr_db"] > 30 and told["accuracy"]["top1_agreement"] == 1
+    assert told["macs_share"] == 1 and told["quantized"] == told["layers"] == len(told["rows"])
+    for row in told["rows"]:
+        assert row["sqnr_db"] > 30 and row["low"] <= 0 < row["high"] and row["kernel"] and not row["reason"]
+    assert "<h2>Quantization</h2>" in (folder / "report.html").read_text()
+    assert main(["explain", "--quant", str(folder), "--measure"]) == 0
+    text = capsys.readouterr().out
+    assert f"{told['quantized']} of {told['layers']} layers" in text and "gemm" in text
 
 
 def test_the_same_statistics_and_data_give_the_same_bytes(made: tuple[Path, Recipe], tmp_path: Path) -> None:
