@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opcel_compiler.ir.dims import Dim, product
+from opcel_compiler.ir.dims import Dim, dim_max, product
 from opcel_compiler.ir.layout import Layout
 from opcel_compiler.ir.program import Buffer, Kernel, Step, View, whole
 from opcel_compiler.schedule.choice.context import TASKS, Choosing, heights
@@ -11,6 +11,8 @@ from opcel_compiler.schedule.choice.vector import FEW_ROWS
 
 LARGEST_GROUP = 128
 """Rows are rounded by groups of at most so many elements, where scales allow it."""
+LEAST_COLUMNS = 128
+"""Columns of a task: each task prepares the rows that it reads, which takes as long as some 20 columns."""
 STACK = 192 << 10
 """Bytes of a task's rows, which lie on its stack."""
 ROUNDED = ("int4", "int8")
@@ -41,7 +43,8 @@ def choose_nbits(kernel: Kernel, choosing: Choosing) -> list[Step]:
     kernel.family = "gemm.nbits"
     kernel.params = {
         "panel": panel, "rows": heights(m, tallest, rows, pref.rows if pref else (tallest, 4, 2, 1)),
-        "rows_per_task": rows, "panels_per_task": panels_per_task(1, m, n, panel, rows),
+        "rows_per_task": rows,
+        "panels_per_task": dim_max(panels_per_task(1, m, n, panel, rows), -(-LEAST_COLUMNS // panel)),
         "group": group, "shared": shared,
     }  # fmt: skip
     if rounded:
@@ -65,6 +68,8 @@ def _rows_per_task(m: Dim, k: int, group: int, element: int, tallest: int) -> Di
     rows = max(1, STACK // row)
     rows = rows // tallest * tallest or rows
     rows = min(rows, 8 * tallest)
+    if isinstance(m, int):
+        rows = min(rows, max(tallest, -(-m // 4 // tallest) * tallest))
     if isinstance(m, int) and m > 0:
         tasks = -(-m // rows)
         rows = min(rows, -(-m // tasks // tallest) * tallest) if m > tallest else m
