@@ -37,7 +37,7 @@ def test_a_target_without_bf16_refuses_and_names_one_that_has_it(target: str, tm
 
 
 def test_an_unknown_precision_or_a_limit_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(OpcelError, match="precision is one of f32, bf16, int8, not 'f16'"):
+    with pytest.raises(OpcelError, match="precision is one of f32, bf16, int8, int4, not 'f16'"):
         oc.compile(mlp(), output=tmp_path / "out", precision="f16")
     for wrong in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(OpcelError, match="the largest error is a positive number"):
