@@ -7,12 +7,13 @@ NAME.onnx; NAME.npz, the feeds of one call; NAME.calibrate.npz and NAME.evaluate
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 Samples = Mapping[str, np.ndarray]
 """By input name; the first axis counts samples."""
@@ -62,7 +63,8 @@ def write(
     folder: Path, name: str, calibrate: Samples, evaluate: Samples, *, metric: str, about: str,
     labels: np.ndarray | None = None,
 ) -> Case:  # fmt: skip
-    """The data beside NAME.onnx. Raises ValueError when samples of one set differ in number."""
+    """The data beside NAME.onnx, whose inputs get the samples' shapes. Raises ValueError when samples of one set differ
+    in number."""
     for samples in (calibrate, evaluate):
         if len({len(values) for values in samples.values()}) != 1:
             raise ValueError(f"{name}: { ({key: len(values) for key, values in samples.items()}) } samples")
@@ -73,7 +75,25 @@ def write(
     (folder / f"{name}.json").write_text(json.dumps({"metric": metric, "about": about}, indent=1) + "\n")
     if labels is not None:
         np.save(folder / f"{name}.labels.npy", labels)
-    return Case(folder, name)
+    case = Case(folder, name)
+    if case.model.exists() and not case.model.is_symlink():
+        fix_shapes(case.model, {key: values.shape[1:] for key, values in evaluate.items()})
+    return case
+
+
+def fix_shapes(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Give inputs of open sizes the `shapes`, for all engines alike."""
+    model = onnx.load(path)
+    opened = False
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        for dim, size in zip(dims, shapes.get(value.name, ()), strict=False):
+            opened |= not dim.HasField("dim_value")
+            dim.dim_value = size
+    if opened:
+        for value in (*model.graph.output, *model.graph.value_info):
+            value.type.tensor_type.ClearField("shape")
+        onnx.save(onnx.shape_inference.infer_shapes(model), path)
 
 
 def cases_in(folder: Path) -> list[Case]:
