@@ -83,7 +83,7 @@ def test_one_network_through_both_tables(
     assert {e["engine"] for e in row["engines"] if "p50_s" in e} >= {"opcel", "opcel-f32", "ort-int8"}
     assert all(o["relative_l2"] < 0.1 for e in row["engines"] for o in e.get("outputs", ()))
     (row,) = json.loads((tmp_path / "accuracy.json").read_text())["rows"]
-    assert row["figure"] == "accuracy" and row["samples"] == 16
+    assert row["figure"] == "accuracy" and row["samples"] == 16 and row["integer_share"] > 0.9
     assert row["engines"]["opcel"]["figures"]["sqnr_db"] > 20 and row["engines"]["opcel"]["p50_s"] > 0
     assert row["engines"]["ort-minmax"]["figures"]["agreement"] >= 0.8
     text = (tmp_path / "page.md").read_text()
