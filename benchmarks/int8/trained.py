@@ -76,12 +76,12 @@ class Block(nn.Module):
 
 
 class Vit(nn.Module):
-    """Patches of 4x4 of one channel of 32x32; ten classes."""
+    """Patches of 8x8 of one channel of 32x32; ten classes."""
 
-    def __init__(self, width: int = 128, heads: int = 4, depth: int = 3) -> None:
+    def __init__(self, width: int = 128, heads: int = 4, depth: int = 4) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(1, width, 4, 4)
-        self.place = nn.Parameter(0.02 * torch.randn(1, 64, width))
+        self.patches = nn.Conv2d(1, width, 8, 8)
+        self.place = nn.Parameter(0.02 * torch.randn(1, 16, width))
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
 

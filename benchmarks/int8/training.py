@@ -18,7 +18,7 @@ from benchmarks.int8 import data, trained
 from benchmarks.int8.cases import write
 
 CONTEXT = 128
-EPOCHS = {"digits_cnn": 14, "digits_depthwise": 18, "digits_vit": 20}
+EPOCHS = {"digits_cnn": 14, "digits_depthwise": 18, "digits_vit": 80}
 LM_STEPS, LM_WARMUP, LM_BATCH, LM_RATE = 450, 40, 32, 2e-3
 Made = Callable[[Path], None]
 
