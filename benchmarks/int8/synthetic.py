@@ -15,7 +15,7 @@ from benchmarks.int8.cases import Case, arrays, write
 from benchmarks.networks import feeds_of
 
 NAMES = ("resnet50", "mobilenet_v2", "vit_b16", "bert_base", "minilm", "unet", "whisper_tiny_encoder")
-SAMPLES = 32
+SAMPLES = 8
 
 
 def like(value: np.ndarray, rng: np.random.Generator) -> np.ndarray:
