@@ -74,6 +74,9 @@ def _choose(step: Step, choosing: Choosing, ctx: PassContext) -> list[Step]:
         choose_attention_bf16(step, choosing)
     elif step.family == "conv":
         return choosing.reference(step, "conv.reference")
+    elif step.family == "conv_transpose":
+        parts = split_quantized(step, choosing.name)
+        return [s for k in parts for s in (choosing.reference(k, k.family) if k.anchor is not None else [k])]
     elif step.family in ("max_pool", "avg_pool"):
         step.family = "pool.reference"
     elif step.family.startswith("reduce_") and _row_reduction(step):

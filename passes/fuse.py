@@ -54,6 +54,7 @@ class Fuse(Pass):
 
         nodes = list(graph.nodes)
         contractions = [n for n in nodes if n.op in EPILOGUE_ANCHORS and _f32(n)]
+        contractions += [n for n in nodes if n.op == "conv_transpose" and _f32(n) and _of_integers(n)]
         prologues = [_dequantized(anchor) for anchor in contractions]
         taken.update(node for prologue in prologues for node in prologue)
         for anchor, prologue in zip(contractions, prologues, strict=True):
@@ -119,9 +120,9 @@ def _extra_fits(value: Value, anchor: Node) -> bool:
     if value.type.dtype != F32 and anchor.op not in ROW_ANCHORS and value.type.dtype not in BYTES:
         return False
     like = anchor.result.tensor
-    if same_shape(value.type, like) or value.type.size == 1:
+    if value.type.size == 1 or (same_shape(value.type, like) and anchor.op != "conv_transpose"):
         return True
-    if anchor.op == "conv":
+    if anchor.op in ("conv", "conv_transpose"):
         return value.constant is not None and _is_vector(value.type, like, 1 - len(like.dims))
     return _is_vector(value.type, like, -1)
 
@@ -142,6 +143,12 @@ def _dequantized(anchor: Node) -> list[Node]:
             anchor.set_operand(i, node.result)
         out.append(node)
     return out
+
+
+def _of_integers(anchor: Node) -> bool:
+    """Whether both factors of a contraction are dequantized, the second of a constant."""
+    makers = [anchor.operand(i).producer for i in (0, 1)]
+    return all(map(_of_bytes, makers)) and makers[1] is not None and makers[1].operand(0).constant is not None
 
 
 def _of_bytes(node: Node | None) -> TypeGuard[Node]:

@@ -96,7 +96,7 @@ def _signed_weights(anchor: Node, w: Node) -> Value | None:
         return None
     emit, rank = Emit(anchor), len(w.result.tensor.dims)
     wide: tuple[int, ...] = (1,) * (rank - scale.array.ndim) + scale.array.shape
-    shape = () if scale.array.size == 1 else wide if anchor.op == "conv" else wide[-1:]
+    shape = () if scale.array.size == 1 else wide[-1:] if anchor.op == "matmul" else wide
     if int(np.prod(shape)) != scale.array.size:
         return None
     if data.dtype == I8 and zero_of(w) is None and scale.array.shape == shape:

@@ -2,7 +2,8 @@
 
 The canonical form of a contraction of integers, which integer kernels take: operand 0 is `dequantize` of u8, with one
 zero point and one scale (of a matmul also one for each row, [..., m, 1]); operand 1 is `dequantize` of an s8 constant
-without a zero point, with one scale or one for each output channel ([n] of a matmul, [o, 1, ...] of a conv).
+without a zero point, with one scale or one for each output channel ([n] of a matmul, [o, 1, ...] of a conv, and
+[1, o, 1, ...] of a conv_transpose).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from opcel_compiler.ir.ops.quant import integer_range
 from opcel_compiler.ir.types import F32, I8, U8, DType
 from opcel_compiler.rewrite.facts import dtype_of, shape_of
 
-INTEGER_ANCHORS: frozenset[str] = frozenset({"matmul", "conv"})
+INTEGER_ANCHORS: frozenset[str] = frozenset({"matmul", "conv", "conv_transpose"})
 """The contractions that have kernels of integers; others are computed in floats, their weights made floats when
 compiling."""
 
@@ -172,7 +173,7 @@ def integer_operands(anchor: Node) -> tuple[Node, Node] | str:
 def _depth(anchor: Node) -> int | None:
     """How many products each sum has."""
     shape = anchor.operand(1).tensor.dims
-    sizes = shape[1:] if anchor.op == "conv" else shape[-2:-1]
+    sizes = {"conv": shape[1:], "conv_transpose": (*shape[:1], *shape[2:])}.get(anchor.op, shape[-2:-1])
     return math.prod(d for d in sizes if isinstance(d, int)) if all(isinstance(d, int) for d in sizes) else None
 
 
@@ -209,7 +210,7 @@ def _weights(anchor: Node, w: Node) -> str | None:
         return "its operands are not matrices"
     if is_number(scale_of(w)):
         return None
-    axis = 0 if anchor.op == "conv" else len(shape) - 1
+    axis = {"conv": 0, "conv_transpose": 1}.get(anchor.op, len(shape) - 1)
     wide = (1,) * (len(shape) - len(given)) + tuple(given)
     if any(d != 1 for i, d in enumerate(wide) if i != axis) or equal(wide[axis], shape[axis]) is not True:
         return "the scales of its weights are not one for each output channel"

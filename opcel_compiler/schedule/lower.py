@@ -25,7 +25,7 @@ from opcel_compiler.schedule.control import lower_if, lower_loop
 from opcel_compiler.schedule.domain import set_domains
 from opcel_compiler.schedule.normalized import lower_layer_norm, lower_softmax
 from opcel_compiler.schedule.recurrent import lower_recurrent
-from opcel_compiler.schedule.transposed import lower_conv_transpose
+from opcel_compiler.schedule.transposed import lower_conv_transpose, lower_fused_transpose
 
 VIEWS = frozenset({"reshape", "transpose", "expand", "slice"})
 
@@ -278,6 +278,11 @@ class Lowering:
 
     def _lower_conv_transpose(self, node: Node) -> None:
         lower_conv_transpose(self, node)
+
+    def _lower_fused(self, node: Node) -> None:
+        anchor = anchor_of(node.regions[0])
+        if anchor is None or anchor.op != "conv_transpose" or not lower_fused_transpose(self, node, anchor):
+            self.whole_kernel(node)
 
     def _lower_attention(self, node: Node) -> None:
         lower_attention(self, node)

@@ -121,3 +121,50 @@ def lower_conv_transpose(lowering: Lowering, node: Node) -> None:
         place = out.slice((0, 0, *part.starts), shape, (1, 1, *node.attrs["strides"]))
         lowering.emit("conv", body, [source, taps, *extra], [place], anchor)
     lowering.views[node.result] = out
+
+
+def lower_fused_transpose(lowering: Lowering, node: Node, anchor: Node) -> bool:
+    """One of dequantized operands, with what follows: a convolution for each phase, as above, with the same prologue
+    and epilogue. False, and nothing is done, where it does not divide."""
+    region = node.regions[0]
+    source, factors = anchor.operand(0).producer, anchor.operand(1).producer
+    assert source is not None and factors is not None
+    outside = dict(zip(region.inputs, (v for v in node.operands if v is not None), strict=True))
+    x, w = outside.get(source.operand(0)), outside.get(factors.operand(0))
+    out_type = lowering.type_of(node.result)
+    if x is None or w is None or w.constant is None or len(out_type.dims) > 4:
+        return False
+    if any(v in outside and outside[v].constant is None for v in factors.operands if v is not None):
+        return False
+    parts = phases(x.tensor.dims[2:], out_type.dims[2:], w.constant.array, anchor.attrs)
+    if not parts:
+        return False
+    out, views = lowering.result(node.result, None), {}
+    for inner, value in outside.items():
+        if inner in factors.operands and inner is not factors.operand(0) and value.constant is not None:
+            scales = _for_filters(value.constant.array, anchor.attrs["groups"], len(out_type.dims))
+            views[inner] = whole(lowering.weight(Constant(scales, value.constant.dtype), value.name))
+        else:
+            views[inner] = lowering.contiguous(lowering.view(value))
+    for part in parts:
+        body = Graph("body")
+        views[factors.operand(0)] = whole(lowering.weight(Constant(part.weights, w.constant.dtype), w.name))
+        known = {inner: body.add_input(inner.name, TensorType(v.dtype, v.shape)) for inner, v in views.items()}
+        for each in region.nodes:
+            operands = [None if v is None else known[v] for v in each.operands]
+            op, attrs = ("conv", part.attrs) if each is anchor else (each.op, each.attrs)
+            made = body.add(op, operands, attrs, origin=each.origin)
+            known.update(zip(each.results, made.results, strict=True))
+        body.add_output(known[region.outputs[0]])
+        shape = (*out.shape[:2], *part.sizes)
+        place = out.slice((0, 0, *part.starts), shape, (1, 1, *anchor.attrs["strides"]))
+        lowering.emit("conv", body, [*views.values()], [place], known[anchor.result].producer)
+    lowering.views[node.result] = out
+    return True
+
+
+def _for_filters(values: np.ndarray, groups: int, rank: int) -> np.ndarray:
+    """Scales or zero points along the second axis of [channels, filters / groups, ...], for the filters of `phases`."""
+    if values.size == 1:
+        return values
+    return np.tile(values.reshape(-1), groups).reshape(-1, *[1] * (rank - 1))
