@@ -9,13 +9,16 @@ from opcel_compiler.ir.program import Kernel
 from opcel_compiler.schedule.choice.integers import is_integer
 
 PASS = "integer-operands"
+IN_FLOATS = "it is computed in floats: "
+"""How that pass begins its reason."""
 
 
 def quantized_facts(work: Compilation) -> dict[str, Any]:
     """How many products read quantized numbers, and of those that are computed in floats the nodes and the reason."""
     kernels = work.program.kernels if work.program is not None else []
     done = {name for kernel in kernels if multiplies_integers(kernel) for name in kernel.origin}
-    refused = {name: r.reason for r in work.context.report.refusals() if r.pass_name == PASS for name in r.origin}
+    told = (r for r in work.context.report.refusals() if r.pass_name == PASS)
+    refused = {name: r.reason.removeprefix(IN_FLOATS) for r in told for name in r.origin}
     known = work.imported.operators
     floats = [
         {

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from opcel_compiler.ir.graph import Graph, Node, Value
-from opcel_compiler.ir.types import I8, U8, DType
+from opcel_compiler.ir.types import I8, I32, U8, DType
 from opcel_compiler.rewrite.driver import optimizable
 from opcel_compiler.rewrite.quantized import KEEPS_GRID, computes_integers
 
 ANCHORS = frozenset({"matmul", "conv", "conv_transpose"})
+PASSED = KEEPS_GRID | {"relu"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class QuantizedLayer:
     @property
     def reason(self) -> str:
         """Why no kernel of integers computes it, as far as the types of its operands tell."""
-        types = [d for d in (self.activations, self.weights) if d is not None and d not in (I8, U8)]
+        types = [d for d in (self.activations, self.weights) if d is not None and d not in (I8, U8, I32)]
         if types:
             names = " and ".join(dict.fromkeys(d.name for d in types))
             return f"operands of {names} are multiplied as floats"
@@ -54,20 +55,27 @@ def _layers(nodes: Iterable[Node]) -> Iterable[QuantizedLayer]:
     for node in nodes:
         if node.op not in ANCHORS:
             continue
-        x, w = _source(node.operand(0)), _source(node.operand(1))
+        x, w = _integers(node.operand(0)), _integers(node.operand(1))
         if x is None and w is None:
             continue
-        types = [None if s is None else s.operand(0).tensor.dtype for s in (x, w)]
-        constant = w is not None and _is_constant(w.operand(0))
+        types = [None if v is None else v.tensor.dtype for v in (x, w)]
+        constant = w is not None and _is_constant(w)
         yield QuantizedLayer(node.op, node.origin, types[0], types[1], constant, computes_integers(node))
 
 
-def _source(v: Value) -> Node | None:
-    """The dequantization that `v` is moved from."""
+def _integers(v: Value) -> Value | None:
+    """The integers of at most 16 bits that `v` is dequantized, or cast to i32, and moved from."""
     node = v.producer
-    while node is not None and (node.op in KEEPS_GRID or node.op == "relu"):
-        node = node.operand(0).producer
-    return node if node is not None and node.op == "dequantize" else None
+    while node is not None and node.op in PASSED:
+        v, node = node.operand(0), node.operand(0).producer
+    if node is None or (node.op != "dequantize" and v.tensor.dtype != I32):
+        return None
+    if node.op == "sub":
+        v, node = node.operand(0), node.operand(0).producer
+    if node is None or node.op not in ("cast", "dequantize"):
+        return v if v.constant is not None and v.tensor.dtype == I32 else None
+    found = node.operand(0)
+    return found if node.op == "dequantize" or found.tensor.dtype.bits <= 16 else None
 
 
 def _is_constant(v: Value) -> bool:

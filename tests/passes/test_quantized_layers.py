@@ -66,6 +66,20 @@ def test_reasons(case: dict[str, Any], reason: str | None) -> None:
         assert entry["origin"] == ["layer"] and reason in entry["reason"]
 
 
+@pytest.mark.parametrize("wide, layers", [(False, 1), (True, 0)])
+def test_sums_of_integers_are_quantized_layers(wide: bool, layers: int) -> None:
+    """MatMulInteger is one, a MatMul of integers of 32 bits is none."""
+    b = RNG.integers(-9, 9, (24, 70)).astype(np.int32 if wide else np.int8)
+    node = helper.make_node("MatMul" if wide else "MatMulInteger", ["x", "b"], ["y"], name="layer")
+    kind = TensorProto.INT32 if wide else TensorProto.UINT8
+    graph = helper.make_graph(
+        [node], "g", [helper.make_tensor_value_info("x", kind, [4, 24])], [helper.make_empty_tensor_value_info("y")],
+        [numpy_helper.from_array(b, "b")],
+    )  # fmt: skip
+    found = check(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), "x86-64-avx2")
+    assert found.quantized.get("layers", 0) == layers
+
+
 def test_a_float_model_has_none() -> None:
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "x"], ["y"])], "g",
