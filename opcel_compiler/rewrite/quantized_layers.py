@@ -56,7 +56,7 @@ def _layers(nodes: Iterable[Node]) -> Iterable[QuantizedLayer]:
         if node.op not in ANCHORS:
             continue
         x, w = _integers(node.operand(0)), _integers(node.operand(1))
-        if x is None and w is None:
+        if x is None and (w is None or w.tensor.dtype == I32):
             continue
         types = [None if v is None else v.tensor.dtype for v in (x, w)]
         constant = w is not None and _is_constant(w)
