@@ -48,7 +48,8 @@ OPCEL_INLINE vi multiply_add(v_shorts a, v_shorts b) {
 #elif defined(__AVX2__)
   asm("vpmaddwd %2, %1, %0" : "=x"(sum) : "x"(a), "x"(b));
 #else
-  asm("pmaddwd %2, %0" : "=x"(sum) : "0"(a), "x"(b));
+  asm("pmaddwd %1, %0" : "+x"(a) : "x"(b));
+  sum = (vi)a;
 #endif
   return sum;
 }

@@ -24,6 +24,7 @@ from ..codegen import test_sequence as sequence
 from ..codegen import test_vision as vision
 from ..codegen.test_operators import CASES
 from . import test_ml as classical
+from . import test_nbits as nbits
 from . import test_random as random
 from . import test_sizes as sizes
 from . import test_strassen as strassen
@@ -78,7 +79,14 @@ def all_units(target_name: str) -> tuple[str, set[str]]:
     """The source of every distinct kernel of the twins and of the operators' cases, in one file; their families."""
     target, units, families = load_target(target_name), {}, set()
     precision = "bf16" if target_name == BF16_TARGET else "f32"
-    own = (others(), winograd.network(), strassen.network(), sizes.operators().model(), random.model())
+    own = (
+        others(),
+        nbits.products(),
+        winograd.network(),
+        strassen.network(),
+        sizes.operators().model(),
+        random.model(),
+    )
     more = (classical.model(), *map(trees.joined, trees.GROUPS.values()))
     areas = (*dtypes.models(), *sequence.models(), *vision.models())
     for model in (*own, *more, *areas, *(t.build() for t in TWINS.values()), *(c.model() for c in CASES.values())):

@@ -204,25 +204,25 @@ void nbits_tasks(const NbitsArgs& args, const Epi& epi, std::int64_t begin, std:
   const detail::Tiles<Rows> tiles(memory, cut, most);
   std::int64_t held = -1;  // the first of the rows that `tiles` hold
   for (std::int64_t task = begin; task < end; ++task) {
-    const auto [batch, first_row, last_row, first_panel, last_panel, is_last_group] = detail::gemm_task<NV>(args, task);
+    const detail::GemmTask part = detail::gemm_task<NV>(args, task);
     const auto each = [&](auto&& tile) __attribute__((always_inline)) {
-      for (std::int64_t row = first_row; row < last_row;) {
-        const std::int64_t height = Cut::next(last_row - row);
+      for (std::int64_t row = part.first_row; row < part.last_row;) {
+        const std::int64_t height = Cut::next(part.last_row - row);
         if (height == 0) break;
         tile(row, height);
         row += height;
       }
     };
-    if (held != first_row) {
+    if (held != part.first_row) {
       each([&](std::int64_t row, std::int64_t height) {
-        tiles.fill(cut, row - first_row, height, args.x + row * args.x_row, args.x_row);
+        tiles.fill(cut, row - part.first_row, height, args.x + row * args.x_row, args.x_row);
       });
-      held = first_row;
+      held = part.first_row;
     }
-    for (std::int64_t panel = first_panel; panel < last_panel; ++panel) {
+    for (std::int64_t panel = part.first_panel; panel < part.last_panel; ++panel) {
       each([&](std::int64_t row, std::int64_t height) {
         ((height == Heights
-              ? detail::nbits_tile<Bits, NV, Heights>(args, tiles, row - first_row, row, panel, epi)
+              ? detail::nbits_tile<Bits, NV, Heights>(args, tiles, row - part.first_row, row, panel, epi)
               : void()),
          ...);
       });
