@@ -12,6 +12,7 @@ from opcel_compiler.ir.program_interpret import run_program
 from opcel_compiler.ir.types import DTYPES, F32, TensorType
 from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.pipeline import PassManager, Pipeline
+from opcel_compiler.schedule.choice.candidates import settable
 from opcel_compiler.schedule.choice.nbits import groups
 from opcel_compiler.schedule.lower import lower
 from opcel_compiler.targets import load_target
@@ -110,6 +111,7 @@ def test_the_kernel_keeps_what_follows_and_the_program_computes_the_same() -> No
         (kernel,) = program.kernels
         assert kernel.family == "gemm.nbits" and kernel.params["rows"] == (3,)
         assert (kernel.params.get("precision") == "rounded") == rounds
+        assert settable(kernel) == ("panels_per_task",), "tiles cover the rows of the tasks that were chosen"
         feeds = {"x": RNG.normal(size=(3, 64)).astype(np.float32)}
         got = run_program(program, feeds, target)["y"]
         np.testing.assert_allclose(got, run(graph, feeds)["y"], rtol=2e-5, atol=1e-4)

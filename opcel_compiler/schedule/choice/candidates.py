@@ -64,6 +64,8 @@ def settable(kernel: Kernel) -> tuple[str, ...]:
         return ("tile",)
     if kernel.family == "gemm.strassen":
         return ()
+    if kernel.family == "gemm.nbits":
+        return ("panels_per_task",) if isinstance(kernel.params["panels_per_task"], int) else ()
     return tuple(key for key, value in kernel.params.items() if key.endswith("_per_task") and isinstance(value, int))
 
 
