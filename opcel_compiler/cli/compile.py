@@ -8,10 +8,22 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opcel_compiler.cli import options
-from opcel_compiler.cli.console import Progress, bytes_text, count_text, note, seconds_text, value_text, write_rows
+from opcel_compiler.cli.console import (
+    Progress,
+    UsageError,
+    bytes_text,
+    count_text,
+    note,
+    seconds_text,
+    value_text,
+    write_rows,
+)
+
+if TYPE_CHECKING:
+    from opcel_compiler.runtime.model import CompiledModel
 
 NAME = "compile"
 SUMMARY = "compile an ONNX model into an artifact"
@@ -34,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     options.add_precision(parser)
     options.add_quantization(parser)
+    options.add_budget(parser)
     options.add_weights(parser)
     parser.add_argument(
         "--export-qdq", type=Path, metavar="FILE", help="write the quantized model, as ONNX of opset 21"
@@ -71,13 +84,18 @@ def execute(args: argparse.Namespace) -> int:
         warnings.simplefilter("ignore", driver.FallbackWarning)  # the summary tells the same
         warnings.simplefilter("always", StaleWarning)
         warnings.showwarning = lambda message, *_: note(str(message))
-        with driver.compile(
-            args.model, args.target, output, args.threads, pipeline=args.pipeline, fallback=args.fallback,
+        common: dict[str, Any] = dict(
+            pipeline=args.pipeline, fallback=args.fallback,
             inputs=read_arrays(args.inputs) if args.inputs else None, proof=not args.no_proof, dims=dict(args.dim),
-            min_coverage=args.min_coverage, precision=args.precision, max_error=args.max_error, tune=args.tune,
-            state=args.state, small=args.small, progress=progress, recipe=options.recipe_of(args),
-            export_qdq=args.export_qdq,
-        ) as model:  # fmt: skip
+            min_coverage=args.min_coverage, max_error=args.max_error, tune=args.tune, state=args.state,
+            small=args.small, progress=progress, recipe=options.recipe_of(args), export_qdq=args.export_qdq,
+        )  # fmt: skip
+        made = (args.model, args.target, output, args.threads)
+        if args.max_drop is None:
+            opened = driver.compile(*made, precision=args.precision, **common)
+        else:
+            opened = _within_budget(args, made, common)
+        with opened as model:
             report = model.report
             signature = [(label, model.manifest[label]) for label in ("inputs", "outputs")]
     if args.json:
@@ -92,12 +110,39 @@ def execute(args: argparse.Namespace) -> int:
     return 0
 
 
+def _within_budget(args: argparse.Namespace, made: tuple[Any, ...], common: dict[str, Any]) -> CompiledModel:
+    from opcel_compiler.budget import Budget, compile_within
+
+    if args.precision != "int8":
+        raise UsageError("--max-drop is a budget of --precision int8")
+    budget = Budget(args.max_drop, args.metric, args.max_latency, args.sensitivity, args.search_seconds)
+    model, target, output, threads = made
+    return compile_within(model, budget, target, output, threads, **common)
+
+
+def budget_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a report says of the search for a plan within a budget."""
+    drop = "not measured" if found["drop"] is None else f"{found['drop']:.3g}"
+    ended = f"; {found['ended']}, this is the best so far" if found["ended"] else ""
+    met = "met" if found["met"] else "NOT met"
+    yield (
+        "budget",
+        f"{found['metric']} {drop} of {found['max_drop']:g}, {met}; {len(found['reverted'])} layers reverted{ended}",
+    )
+    for row in found["reverted"]:
+        yield "", f"{row['name']}: loses {row['loss']:.3g} alone, saves {row['seconds_saved'] * 1e6:.1f} µs"
+    if "max_latency" in found:
+        yield "", f"a run in {seconds_text(found['max_latency'])}: {'met' if found['latency_met'] else 'NOT met'}"
+
+
 def report_rows(report: Mapping[str, Any], reasons: bool = True) -> Iterator[tuple[str, str]]:
     """What a report says of coverage, proof and memory; with `reasons` also why each node is not native."""
     coverage, fallback = report["coverage"], report["fallback"]
     if report["precision"] != "f32":
         sums = "f32" if report["precision"] == "bf16" else "s32"
         yield "precision", f"products in {report['precision']}, sums in {sums}"
+    if budget := report.get("quantization", {}).get("budget"):
+        yield from budget_rows(budget)
     yield "nodes", coverage_text(coverage)
     for entry in fallback[:MAX_REASONS] if reasons else ():
         yield "", f"{entry['op']} ({', '.join(entry['origin'][:3]) or 'unnamed'}): {entry['reason']}"

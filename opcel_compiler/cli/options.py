@@ -120,6 +120,21 @@ def add_data(parser: argparse._ActionsContainer) -> None:
     )  # fmt: skip
 
 
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("precision int8 within a budget")
+    group.add_argument(
+        "--max-drop", type=share, metavar="DROP",
+        help="give layers back to f32 until the metric, measured on the samples, is at most this (0.5%% or 0.005)",
+    )  # fmt: skip
+    group.add_argument(
+        "--metric", default="kl", metavar="METRIC",
+        help="kl, top1 (the share of changed first choices), sqnr (as relative L2), module.py:function (default: kl)",
+    )  # fmt: skip
+    group.add_argument("--max-latency", type=limit, metavar="SECONDS", help="what a run should take; the report tells")
+    group.add_argument("--sensitivity", type=Path, metavar="FILE", help="keep what is measured of layers in this file")
+    group.add_argument("--search-seconds", type=limit, metavar="S", help="end the search with the best so far")
+
+
 def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--group", type=positive, default=128, metavar="K",

@@ -47,14 +47,15 @@ def staged(output: Path) -> Iterator[Path]:
     try:
         work.mkdir(mode=0o755)
         yield work
-        _swap(work, final)
+        put_in_place(work, final)
     except OSError as error:
         raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _swap(work: Path, final: Path) -> None:
+def put_in_place(work: Path, final: Path) -> None:
+    """Move the folder `work` to `final`, in the place of what is there."""
     if not final.exists():
         os.rename(work, final)
         return

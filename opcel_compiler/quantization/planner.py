@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -44,6 +44,8 @@ class Planner:
         self.measured: dict[str, Measured] = {}
         self.references: list[dict[str, np.ndarray]] = []
         self.layers: list[dict[str, Any]] = []
+        self.plan = Plan()
+        self.planned: Callable[[Planner], None] | None = recipe.planned
         self.statistics: Statistics | None = None
         self.seen: dict[str, TensorStatistics] = {}
         self.divided: Mapping[str, np.ndarray] = {}
@@ -88,7 +90,9 @@ class Planner:
 
     def before_quantize(self) -> Plan:
         """What the pass `quantize` is to do, of the graph that stands before it."""
-        plan = self._measured_plan()
+        plan = self.plan = self._measured_plan()
+        if self.planned is not None:
+            self.planned(self)
         self.layers = layer_facts(self.graph, plan, self.measured, self.target)
         return plan
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,8 @@ class Recipe:
     grids or, for matrix products, "dynamic" ones, a scale for each row, computed as the model runs. `equalize` and
     `correct` allow channels to be divided between layers and biases to be corrected where that is measured to help. A
     layer whose own result has a signal-to-noise ratio below `least_sqnr` decibels stays float, and so do those `kept`,
-    by the names of their results, with reasons. `weights` is what becomes of weights with precision "int4", for which
+    by the names of their results, with reasons. `planned` is shown the planner once the plan is made and the graph not
+    yet quantized. `weights` is what becomes of weights with precision "int4", for which
     data are no must.
     """
 
@@ -45,6 +46,7 @@ class Recipe:
     correct: bool = True
     least_sqnr: float = LEAST_SQNR
     kept: Mapping[str, str] = field(default_factory=dict)
+    planned: Callable[[Any], None] | None = None
     weights: WeightScheme = field(default_factory=WeightScheme)
 
     def check(self) -> None:

@@ -1,0 +1,250 @@
+"""Precision int8 within a budget: layers go back to float until the outputs are near enough, and no more than that."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import tempfile
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opcel_compiler.calibrate.readers import read_samples
+from opcel_compiler.calibrate.samples import Input
+from opcel_compiler.calibration import with_statistics
+from opcel_compiler.codegen.artifact import PAGE, REPORT, put_in_place, update_json, write_page
+from opcel_compiler.compilation import Progress, prepare
+from opcel_compiler.driver import compile
+from opcel_compiler.quantization.budget import Found, Priced, search, slower
+from opcel_compiler.quantization.metrics import metric_of
+from opcel_compiler.quantization.planner import Planner
+from opcel_compiler.quantization.recipe import QuantizationError, Recipe
+from opcel_compiler.quantization.sensitivity import Sensitivity, key_of, sensitivities
+from opcel_compiler.report.facts import layer_kernel
+from opcel_compiler.report.html import page
+from opcel_compiler.runtime.decoding import load, run_whole
+from opcel_compiler.runtime.model import CompiledModel
+
+MOST_VALIDATED = 512
+"""The most samples on which a whole network is checked."""
+BLOCKS, BLOCK_S = 5, 0.05
+SLOWER = 1.05
+"""A layer goes back to float where 8 bits take so many times as long, as measured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """`max_drop` is the most that `metric` may be (see `quantization.metrics`); `max_latency` the seconds that a run
+    should take; `sensitivity` a file in which what is measured is kept; `seconds` ends the search with the best so far.
+    """
+
+    max_drop: float
+    metric: str = "kl"
+    max_latency: float | None = None
+    sensitivity: str | os.PathLike[str] | None = None
+    seconds: float | None = None
+
+
+class _Ended(Exception):
+    """The time for the search is over."""
+
+
+def compile_within(
+    model: Any, budget: Budget, target: str = "host", output: str | os.PathLike[str] | None = None,
+    threads: int | None = None, *, recipe: Recipe | None = None, progress: Progress | None = None, **options: Any,
+) -> CompiledModel:  # fmt: skip
+    """What `compile` does with precision "int8" and `options`, within a budget.
+
+    The default recipe's artifact is put at `output` first, and each better one in its place, so that there is the best
+    so far whenever the search is ended, also by KeyboardInterrupt, which ends it early without an error. The report
+    tells of the search. Raises what `compile` raises, and QuantizationError for a metric that fails or without data.
+    """
+    recipe = recipe or Recipe()
+    if recipe.calibrate is None:
+        raise QuantizationError("a budget is kept on data: give samples with --calibrate DATA (`calibrate` in Python)")
+    keep = tempfile.TemporaryDirectory(prefix="opcel-") if output is None else None
+    place = Path(output) if output is not None else Path(keep.name if keep is not None else "") / "model.opcel"
+    same = {n: options[n] for n in ("pipeline", "dims") if n in options}
+    recipe = with_statistics(recipe, model, target, same.get("pipeline"), same.get("dims"), threads, progress)
+    compile(model, target, place, threads, precision="int8", recipe=recipe, progress=progress, **options).close()
+    job = _Search(model, budget, target, place, threads, recipe, progress, options)
+    with tempfile.TemporaryDirectory(prefix="opcel-", dir=place.resolve().parent) as folder:
+        try:
+            job.run(Path(folder))
+        except (KeyboardInterrupt, _Ended) as error:
+            job.ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "out of time"
+    job.tell()
+    opened = load(place, threads=threads)
+    if keep is not None:
+        weakref.finalize(opened, keep.cleanup)
+    return opened
+
+
+class _Search:
+    def __init__(
+        self, model: Any, budget: Budget, target: str, place: Path, threads: int | None, recipe: Recipe,
+        progress: Progress | None, options: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        self.model, self.budget, self.target, self.place = model, budget, target, place
+        self.threads, self.recipe, self.options = threads, recipe, dict(options)
+        self.report = progress or (lambda what, done, of: None)
+        self.metric = metric_of(budget.metric)
+        self.best: Found | None = None
+        self.times: Mapping[str, tuple[float, float]] = {}
+        self.made: Mapping[str, str] = {}
+        self.layers: list[Priced] = []
+        self.validations, self.ended, self.latency = 0, "", 0.0
+        self.end = float("inf") if budget.seconds is None else time.monotonic() + budget.seconds
+
+    def run(self, folder: Path) -> None:
+        self.candidate = folder / "candidate.opcel"
+        plain = {n: v for n, v in self.options.items() if n in ("pipeline", "dims", "tune", "small")}
+        self.report("compiling in f32", 0, 0)
+        floats = folder / "float.opcel"
+        compile(self.model, self.target, floats, self.threads, proof=False, fallback="allow", **plain).close()
+        self._check_time()
+        with load(floats, threads=self.threads) as model:
+            self.inputs = self._inputs(model)
+            self.wants = self._outputs(model)
+        base = Found({}, self._drop(self.place))
+        self.best = base
+        if base.drop <= self.budget.max_drop:
+            self._measure_latency()
+            return
+        self._price(floats)
+        slow = slower([p for p in self.layers if p.saved < 0 and self._much(p)])
+        base.saved, base.reverted = sum(p.saved for p in self.layers if p.name not in slow), slow
+        self.best = search(
+            self.layers, base, self.budget.max_drop, self.budget.metric, self._validate, self._put_in_place
+        )
+        self._measure_latency()
+
+    def _inputs(self, model: CompiledModel) -> list[dict[str, np.ndarray]]:
+        """The data that validate, by the names of the model's inputs."""
+        work = prepare(self.model, self.target, pipeline="dead-code", dims=self.options.get("dims"))
+        pairs = zip(work.imported.input_names, work.graph.inputs, strict=True)
+        inputs = [Input(n, v.tensor) for n, v in pairs]
+        samples = read_samples(self.recipe.calibrate, inputs, self.recipe.preprocess)
+        return [dict(s.feeds) for s in islice(samples, MOST_VALIDATED)]
+
+    def _outputs(self, model: CompiledModel) -> list[dict[str, np.ndarray]]:
+        out = []
+        for feeds in self.inputs:
+            self._check_time()
+            out.append({n: np.array(v) for n, v in run_whole(model, feeds).items()})
+        return out
+
+    def _drop(self, artifact: Path) -> float:
+        """One full validation."""
+        self.validations += 1
+        with load(artifact, threads=self.threads) as model:
+            return self.metric(self.wants, self._outputs(model))
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self.end:
+            raise _Ended
+
+    # -- what layers lose and save -------------------------------------------------------------------------------------
+
+    def _price(self, floats: Path) -> None:
+        statistics_, recipe = self.recipe.statistics, self.recipe
+        assert statistics_ is not None
+        found: list[Priced] = []
+
+        def planned(planner: Planner) -> None:
+            data = planner.statistics.data_hash if planner.statistics is not None else ""
+            scheme = (recipe.threshold, recipe.activations, recipe.equalize, self.target)
+            path = None if self.budget.sensitivity is None else Path(self.budget.sensitivity)
+            known = Sensitivity(path, key_of(planner.model_hash, data, *scheme))
+            if not known.seconds:
+                origins = {n.results[0].name: n.origin for n in planner.graph.nodes if n.results}
+                known.add_seconds(self._seconds(floats, {n: origins[n] for n in planner.plan.layers if n in origins}))
+
+            self.times = known.seconds
+
+            def tick(done: int, of: int) -> None:
+                self.report("measuring layers", done, of)
+                self._check_time()
+
+            for name, loss in sensitivities(planner.graph, planner.plan, planner.samples, known, tick):
+                before, after = known.seconds.get(name, (0.0, 0.0))
+                found.append(Priced(name, loss, before - after))
+
+        plain = {n: v for n, v in self.options.items() if n in ("pipeline", "dims")}
+        prepare(self.model, self.target, precision="int8", recipe=dataclasses.replace(recipe, planned=planned), **plain)
+        self.layers = found
+
+    def _much(self, p: Priced) -> bool:
+        before, after = self.times.get(p.name, (0.0, 0.0))
+        return after > SLOWER * before
+
+    def _seconds(self, floats: Path, origins: Mapping[str, Sequence[str]]) -> dict[str, tuple[float, float]]:
+        before, after = (self._profile(a, origins) for a in (floats, self.place))
+        return {n: (before[n], after[n]) for n in origins if n in before and n in after}
+
+    def _profile(self, artifact: Path, origins: Mapping[str, Sequence[str]]) -> dict[str, float]:
+        with load(artifact, threads=self.threads) as model:
+            feeds = self.inputs[0]
+            once = sum(model.profile(feeds))
+            runs = max(1, int(BLOCK_S / max(once, 1e-6)))
+            blocks = [model.profile(feeds, runs) for _ in range(BLOCKS)]
+            seconds = [statistics.median(steps) / runs for steps in zip(*blocks, strict=True)]
+            found = {n: layer_kernel(model.report["kernels"], origin) for n, origin in origins.items()}
+        return {n: seconds[kernel["step"]] for n, kernel in found.items() if kernel is not None}
+
+    # -- candidates ----------------------------------------------------------------------------------------------------
+
+    def _validate(self, reverted: Mapping[str, str]) -> float:
+        self._check_time()
+        self._compile(reverted)
+        return self._drop(self.candidate)
+
+    def _compile(self, reverted: Mapping[str, str]) -> None:
+        recipe = dataclasses.replace(self.recipe, kept={**self.recipe.kept, **reverted})
+        compile(
+            self.model, self.target, self.candidate, self.threads, precision="int8", recipe=recipe,
+            progress=self.report, **self.options,
+        ).close()  # fmt: skip
+        self.made = dict(reverted)
+
+    def _put_in_place(self, found: Found) -> None:
+        if found.reverted != self.made:
+            self._compile(found.reverted)
+        put_in_place(self.candidate.resolve(), self.place.resolve())
+        self.made, self.best = {}, found
+
+    def _measure_latency(self) -> None:
+        with ExitStack() as stack:
+            model = stack.enter_context(load(self.place, threads=self.threads))
+            seconds = []
+            for _ in range(15):
+                start = time.perf_counter()
+                run_whole(model, self.inputs[0])
+                seconds.append(time.perf_counter() - start)
+        self.latency = statistics.median(seconds)
+
+    def tell(self) -> None:
+        """Add to the report of the artifact in place what was searched for and found."""
+        with load(self.place, threads=1) as model:
+            told, manifest = dict(model.report), dict(model.manifest)
+        best = self.best
+        asked = self.budget.max_latency
+        told["quantization"] = {**told["quantization"], "budget": {
+            "metric": self.budget.metric, "max_drop": self.budget.max_drop, "validations": self.validations,
+            "drop": best.drop if best is not None and best.drop < float("inf") else None, "ended": self.ended,
+            "met": best is not None and best.drop <= self.budget.max_drop,
+            "reverted": [
+                {"name": p.name, "loss": p.loss, "seconds_saved": p.saved}
+                for p in self.layers if best is not None and p.name in best.reverted
+            ],
+            **({"max_latency": asked, "latency_met": 0 < self.latency <= asked} if asked is not None else {}),
+        }}  # fmt: skip
+        update_json(self.place / REPORT, told)
+        write_page(self.place / PAGE, page(told, manifest))

@@ -1,0 +1,110 @@
+"""The search for a plan within a budget: what goes back to float, how often it is checked, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import opcel_compiler as oc
+from opcel_compiler.budget import Budget, compile_within
+from opcel_compiler.quantization.budget import Found, Priced, search, slower, to_revert
+from opcel_compiler.quantization.recipe import QuantizationError, Recipe
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+LAYERS = [Priced("cheap", 0.1, 1e-3), Priced("dear", 0.8, 1e-6), Priced("fine", 0.0, 5e-4), Priced("slow", 0.1, -1e-6)]
+
+
+def test_what_loses_most_for_its_time_goes_first() -> None:
+    assert [p.name for p in to_revert(LAYERS, 1.0, 0.15)] == ["slow", "dear"]
+    assert [p.name for p in to_revert(LAYERS, 1.0, 0.05)] == ["slow", "dear", "cheap"]
+    assert to_revert(LAYERS, 0.1, 0.1) == []
+    assert list(slower(LAYERS)) == ["slow"]
+
+
+@pytest.mark.parametrize(
+    ("drops", "reverted", "validations"),
+    [([0.05], {"slow", "dear"}, 1), ([0.2, 0.05], {"slow", "dear", "cheap"}, 2),
+     ([0.5, 0.4], {"slow", "dear", "cheap", "fine"}, 2)],
+)  # fmt: skip
+def test_a_plan_is_checked_as_a_whole_and_float_is_the_last_resort(drops, reverted, validations) -> None:
+    asked: list[set[str]] = []
+    better: list[Found] = []
+
+    def validate(kept) -> float:
+        asked.append(set(kept))
+        return drops[len(asked) - 1]
+
+    found = search(LAYERS, Found({}, 1.0), 0.1875, "kl", validate, better.append)
+    assert set(found.reverted) == reverted and len(asked) == validations
+    assert found.drop <= 0.1875 and better[-1] is found
+    assert all("saves" in why for why in found.reverted.values())
+
+
+def test_what_is_good_enough_is_not_searched() -> None:
+    found = search(LAYERS, Found({}, 0.1), 0.2, "kl", lambda _: pytest.fail("it validates"), lambda _: None)
+    assert not found.reverted
+
+
+# -- compiled ----------------------------------------------------------------------------------------------------------
+
+
+def samples() -> list[dict[str, np.ndarray]]:
+    with np.load(DIGITS / "digits.npz") as file:
+        return [{"image": file["image"][i : i + 1]} for i in range(16)]
+
+
+RECIPE = Recipe(calibrate=samples())
+
+
+@pytest.fixture(scope="module")
+def tight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The digits network within half of what it loses in 8 bits, measured as its relative error."""
+    folder = tmp_path_factory.mktemp("budget")
+    with oc.compile(DIGITS / "digits.onnx", output=folder / "a.opcel", precision="int8", recipe=RECIPE) as model:
+        full = model.report["quantization"]["accuracy"]["relative_l2"]
+    budget = Budget(full / 2, "sqnr", max_latency=1e-9, sensitivity=folder / "digits.sensitivity")
+    compile_within(DIGITS / "digits.onnx", budget, output=folder / "a.opcel", recipe=RECIPE).close()
+    return folder, folder / "a.opcel"
+
+
+def test_layers_go_back_until_the_drop_is_met(tight: tuple[Path, Path]) -> None:
+    told = json.loads((tight[1] / "report.json").read_text())["quantization"]
+    budget = told["budget"]
+    assert budget["met"] and budget["validations"] <= 3 and not budget["ended"] and budget["latency_met"] is False
+    names = {row["name"] for row in budget["reverted"]}
+    kept = {row["name"]: row["reason"] for row in told["rows"] if row["scheme"] == "float"}
+    assert names and names <= set(kept) and all("saves" in kept[n] or "slower" in kept[n] for n in names)
+    known = json.loads((tight[0] / "digits.sensitivity").read_text())
+    assert set(known["layers"]) == set(known["seconds"]) == {row["name"] for row in told["rows"]}
+
+
+def test_what_was_measured_before_gives_the_same_artifact(tight: tuple[Path, Path], tmp_path: Path) -> None:
+    before = (tight[0] / "digits.sensitivity").read_bytes()
+    told = json.loads((tight[1] / "report.json").read_text())["quantization"]["budget"]
+    budget = Budget(told["max_drop"], "sqnr", max_latency=1e-9, sensitivity=tight[0] / "digits.sensitivity")
+    compile_within(DIGITS / "digits.onnx", budget, output=tmp_path / "b.opcel", recipe=RECIPE).close()
+    assert (tight[0] / "digits.sensitivity").read_bytes() == before
+    for name in ("model.so", "weights.bin", "manifest.json", "report.json"):
+        assert (tmp_path / "b.opcel" / name).read_bytes() == (tight[1] / name).read_bytes()
+
+
+@pytest.mark.parametrize("how", ["interrupted", "out of time"])
+def test_a_search_that_is_ended_leaves_the_best_so_far(how: str, tmp_path: Path) -> None:
+    metric = "sqnr"
+    if how == "interrupted":
+        (tmp_path / "stop.py").write_text("def stop(wants, gots):\n    raise KeyboardInterrupt\n")
+        metric = f"{tmp_path / 'stop.py'}:stop"
+    budget = Budget(1e-9, metric, seconds=1e-9 if how == "out of time" else None)
+    with compile_within(DIGITS / "digits.onnx", budget, output=tmp_path / "c.opcel", recipe=RECIPE) as model:
+        told = model.report["quantization"]["budget"]
+        assert told["ended"] == how and told["drop"] is None and not told["met"]
+        assert next(iter(model.run(samples()[0]).values())).shape == (1, 10)
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".opcel" or p.is_dir()] == ["c.opcel"]
+
+
+def test_a_budget_needs_data(tmp_path: Path) -> None:
+    with pytest.raises(QuantizationError, match="a budget is kept on data"):
+        compile_within(DIGITS / "digits.onnx", Budget(0.1), output=tmp_path / "d.opcel")
