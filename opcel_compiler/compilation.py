@@ -9,7 +9,7 @@ from typing import Any
 from onnx import ModelProto
 
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.frontend.exporter import export_model
+from opcel_compiler.frontend.exporter import QDQ_OPSET, QUANTIZED, export_model
 from opcel_compiler.frontend.importer import Imported, import_model
 from opcel_compiler.frontend.limits import ExportError, ModelError
 from opcel_compiler.frontend.maps import Labels, without_maps
@@ -45,8 +45,6 @@ Progress = Callable[[str, int, int], None]
 PRECISIONS = ("f32", "bf16", "int8", "int4")
 """What products can be computed in. All other arithmetic is in f32, and so are sums, but for those of int8, which are
 exact; int4 is weights of 4 bits times rows that are rounded to 8."""
-QDQ_OPSET = 21
-"""The first opset whose QuantizeLinear and DequantizeLinear have all of our types and scales of blocks."""
 KERNELS_BEGIN = "fit-dtypes"
 """The first pass that sees to kernels: the graph before it is the model, quantized and simplified."""
 PLANNED = frozenset({"equalize", "quantize"})
@@ -211,7 +209,7 @@ def _optimize(
 
 
 def _as_qdq(work: Compilation) -> ModelProto:
-    if not any(n.op in ("quantize", "dequantize", "matmul_nbits") for n in optimizable(work.graph)):
+    if not any(n.op in QUANTIZED for n in optimizable(work.graph)):
         raise ExportError("nothing in the model is quantized, so there is no QDQ form of it; see --precision int8")
     return export_model(work.graph, opset=QDQ_OPSET, names=work.imported)
 

@@ -30,6 +30,9 @@ MESSAGE = (1 << 31) - (1 << 20)
 """Bytes that a protobuf message must stay below, names and all."""
 DEFAULT_OPSET = 20
 """The opset of the default domain for graphs without opaque nodes."""
+QDQ_OPSET = 21
+"""That for graphs with quantized values: the first that has all of our types and scales of blocks for them."""
+QUANTIZED = frozenset({"quantize", "dequantize", "matmul_nbits"})
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class Region:
 def export_model(graph: Graph, *, opset: int | None = None, names: Imported | None = None) -> ModelProto:
     """`graph` as an ONNX model. `names`: the import it comes from, whose tensor and dimension names are then used.
 
-    The opset is that of the opaque nodes where there are any, else `opset`, else DEFAULT_OPSET. Raises ExportError for
-    what that opset cannot express.
+    The opset is that of the opaque nodes where there are any, else `opset`, else DEFAULT_OPSET or QDQ_OPSET. Raises
+    ExportError for what that opset cannot express.
     """
     inputs = names.input_names if names else tuple(v.name for v in graph.inputs)
     symbols = dict(names.symbols) if names else {}
@@ -113,18 +116,19 @@ def write_model(model: ModelProto, path: Path) -> None:
 def _opsets(nodes: Iterable[Node], wanted: int | None) -> dict[str, int]:
     """The opset of each domain in use."""
     out: dict[str, int] = {}
-    stack = list(nodes)
+    stack, quantized = list(nodes), False
     while stack:
         node = stack.pop()
         for region in node.regions:
             stack.extend(region.nodes)
+        quantized |= node.op in QUANTIZED
         if node.op != "foreign":
             continue
         for domain, version in [(node.attrs["domain"], node.attrs["opset"]), *_inner_opsets(node)]:
             if out.setdefault(domain, version) != version:
                 both = f"opsets {out[domain]} and {version} of domain {domain or 'ai.onnx'!r}"
                 raise ExportError(f"opaque nodes of {both} cannot share a model")
-    out.setdefault("", wanted or DEFAULT_OPSET)
+    out.setdefault("", wanted or (QDQ_OPSET if quantized else DEFAULT_OPSET))
     return out
 
 

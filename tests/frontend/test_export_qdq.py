@@ -121,6 +121,34 @@ def test_weights_of_a_few_bits(name: str, block: int) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+def test_weights_of_four_bits_stay_so(tmp_path: Path) -> None:
+    """A MatMul with blocked int4 weights, compiled, comes back as one that ONNX Runtime runs."""
+    w = RNG.integers(-8, 8, (2, 16, 6)).astype(DTYPES["i4"].numpy)
+    scale = Constant(RNG.uniform(0.01, 0.1, (2, 1, 6)).astype(np.float32))
+    graph = parse_graph(
+        f"""graph main(%x: f32[2, 32]) {{
+          %w = i4[2, 16, 6] #{(held := Constant(w, DTYPES["i4"])).digest}
+          %s = f32[2, 1, 6] #{scale.digest}
+          %f = dequantize(%w, %s){{dtype=f32}}
+          %r = reshape(%f){{shape=[32, 6]}}
+          %y = matmul(%x, %r)
+          return %y
+        }}""",
+        {held.digest: held, scale.digest: scale},
+    )
+    path, feeds = tmp_path / "m.onnx", {"x": RNG.standard_normal((2, 32)).astype(np.float32)}
+    first = export_model(graph)
+    assert first.opset_import[0].version == 21
+    onnx.save(first, path)
+    work = prepare(path, "x86-64-avx2", export_qdq=True)
+    assert work.qdq is not None
+    kinds = {t.data_type for t in work.qdq.graph.initializer}
+    assert kinds & {onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
+    (want,) = in_onnxruntime(first, feeds, optimized=False)
+    (got,) = in_onnxruntime(work.qdq, feeds, optimized=False)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
 def test_a_model_too_large_for_one_message_has_its_tensors_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
