@@ -22,7 +22,7 @@ from opcel_compiler.frontend.proto_types import DimValue
 from opcel_compiler.ir.clone import clone
 from opcel_compiler.ir.dims import product
 from opcel_compiler.ir.graph import Graph, Node
-from opcel_compiler.ir.nbits import Grouped
+from opcel_compiler.ir.nbits import GroupedWeights
 from opcel_compiler.passes.quantize_weights import is_head, why_float
 from opcel_compiler.quantization.recipe import Recipe
 from opcel_compiler.rewrite.context import PassContext
@@ -58,7 +58,7 @@ def with_weights(
     report, tell = progress or (lambda what, done, of: None), log or (lambda text: None)
     work = _before_weights(model, target, pipeline, dims)
     layers = [n for n in work.graph.nodes if n.op == "matmul" and not why_float(n, recipe.weights) and not is_head(n)]
-    found: dict[str, Grouped] = {}
+    found: dict[str, GroupedWeights] = {}
     groups = list(_groups(layers))
     for i, group in enumerate(groups):
         report("collecting", i, len(groups))

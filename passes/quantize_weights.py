@@ -12,7 +12,7 @@ import numpy as np
 
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
-from opcel_compiler.ir.nbits import Grouped, WeightScheme, grouped
+from opcel_compiler.ir.nbits import GroupedWeights, WeightScheme, grouped
 from opcel_compiler.ir.types import F32, I8, TensorType
 from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.driver import erase_unused, optimizable
@@ -76,7 +76,7 @@ def is_head(node: Node) -> bool:
     return True
 
 
-def weights_of(node: Node, scheme: WeightScheme) -> Grouped:
+def weights_of(node: Node, scheme: WeightScheme) -> GroupedWeights:
     """The integers of a product's weights, without data."""
     data = node.operand(1).constant
     assert data is not None

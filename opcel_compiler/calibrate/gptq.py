@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from opcel_compiler.ir.nbits import Grouped, WeightScheme, best_grid, grouped, rounded
+from opcel_compiler.ir.nbits import GroupedWeights, WeightScheme, best_grid, grouped, rounded
 
 BLOCK = 128
 DAMPING = 0.01
@@ -41,7 +41,9 @@ def inverse_factor(h: np.ndarray, damping: float) -> np.ndarray | None:
     return np.ascontiguousarray(np.triu(upper).astype(np.float32))
 
 
-def gptq(w: np.ndarray, h: np.ndarray, bits: int, scheme: WeightScheme, log: Log, name: str = "") -> Grouped | None:
+def gptq(
+    w: np.ndarray, h: np.ndarray, bits: int, scheme: WeightScheme, log: Log, name: str = ""
+) -> GroupedWeights | None:
     """Weights [k, n] of f32 for rows of x with H = XᵀX [k, k]; None, after a log, where H does not allow it.
 
     Rows of W whose column of X is zero in all samples become zero.
@@ -80,11 +82,11 @@ def gptq(w: np.ndarray, h: np.ndarray, bits: int, scheme: WeightScheme, log: Log
             w[i + 1 : stop] -= factor[i, i + 1 : stop, None] * errors[i - start]
         w[stop:] -= factor[start:stop, stop:].T @ errors
     if scheme.symmetric:
-        return Grouped(codes.astype(np.int8), scale, None, bits, group)
-    return Grouped(codes.astype(np.uint8), scale, zero.astype(np.uint8), bits, group)
+        return GroupedWeights(codes.astype(np.int8), scale, None, bits, group)
+    return GroupedWeights(codes.astype(np.uint8), scale, zero.astype(np.uint8), bits, group)
 
 
-def output_error(w: np.ndarray, made: Grouped, h: np.ndarray) -> float:
+def output_error(w: np.ndarray, made: GroupedWeights, h: np.ndarray) -> float:
     """‖X (W - W')‖² for H = XᵀX."""
     difference = w.astype(np.float32) - made.floats()
     return float(np.einsum("kn,kn->", h.astype(np.float32) @ difference, difference, dtype=np.float64))
@@ -92,12 +94,12 @@ def output_error(w: np.ndarray, made: Grouped, h: np.ndarray) -> float:
 
 def improved(
     w: np.ndarray, seen: np.ndarray, held_out: np.ndarray, bits: int, scheme: WeightScheme, log: Log, name: str = "",
-) -> Grouped:  # fmt: skip
+) -> GroupedWeights:  # fmt: skip
     """The best of rounding to nearest, of clipped ranges and of GPTQ, of which `seen` is H. What raises the error of
     the layer's output on data that was held out, whose H is `held_out`, is dropped, and that is logged."""
     best = grouped(w, bits, scheme.group, scheme.symmetric, False)
     least = output_error(w, best, held_out)
-    tried: list[tuple[str, Grouped | None]] = []
+    tried: list[tuple[str, GroupedWeights | None]] = []
     if scheme.clip:
         tried.append(("clipping", grouped(w, bits, scheme.group, scheme.symmetric, True)))
     tried.append(("GPTQ", gptq(w, seen, bits, scheme, log, name)))

@@ -16,7 +16,7 @@ AT_ONCE = 1 << 21
 """Elements that are worked on together, so that temporaries stay small."""
 
 
-class Grouped(NamedTuple):
+class GroupedWeights(NamedTuple):
     """`codes` [k, n], `scale` f32 and `zero` [ceil(k / group), n]: w is about (codes - zero) scale. Without zero points
     codes are signed."""
 
@@ -55,10 +55,10 @@ class WeightScheme:
     symmetric: bool = False
     clip: bool = True
     least: int = 1 << 16
-    found: Mapping[str, Grouped] = field(default_factory=dict)
+    found: Mapping[str, GroupedWeights] = field(default_factory=dict)
 
 
-def grouped(w: np.ndarray, bits: int, group: int, symmetric: bool, clip: bool) -> Grouped:
+def grouped(w: np.ndarray, bits: int, group: int, symmetric: bool, clip: bool) -> GroupedWeights:
     """Weights [k, n] of f32 rounded to `bits` bits, symmetric on -2^(bits-1) + 1 .. 2^(bits-1) - 1."""
     k, n = w.shape
     group = min(group, k)
@@ -76,7 +76,7 @@ def grouped(w: np.ndarray, bits: int, group: int, symmetric: bool, clip: bool) -
         step, point = found[0][:, None], found[1][:, None].astype(np.float32)
         made = rounded(split, step, point, bits, symmetric).reshape(-1, n)[: len(part)]
         codes[first * group : first * group + len(part)] = made
-    return Grouped(codes, scale, None if symmetric else zero, bits, group)
+    return GroupedWeights(codes, scale, None if symmetric else zero, bits, group)
 
 
 def rounded(w: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: int, symmetric: bool) -> np.ndarray:
