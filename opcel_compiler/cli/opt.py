@@ -69,6 +69,7 @@ def execute(args: argparse.Namespace) -> int:
     from opcel_compiler.cli.source import lowered, read_source
     from opcel_compiler.compilation import check_precision
     from opcel_compiler.ir.graph import Graph
+    from opcel_compiler.ir.nbits import WeightScheme
     from opcel_compiler.rewrite.context import PassContext
     from opcel_compiler.rewrite.instruments import Counters, Timing
     from opcel_compiler.rewrite.pipeline import Pipeline
@@ -86,7 +87,9 @@ def execute(args: argparse.Namespace) -> int:
     pipeline = given
     if target is not None:
         check_precision(target, args.precision)
-    ctx, timing, counters = PassContext(target=target, precision=args.precision), Timing(), Counters()
+    weights = WeightScheme() if args.precision == "int4" else None
+    ctx = PassContext(target=target, precision=args.precision, weights=weights)
+    timing, counters = Timing(), Counters()
     subject = source.subject
     if args.bisect:
         return _bisect(source, pipeline, ctx, args)
