@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 
+from benchmarks.random_graphs import contractions, quantized  # noqa: F401 (they register samplers)
 from benchmarks.random_graphs.samplers import SAMPLERS, elementwise, generic
 from benchmarks.random_graphs.values import Sample
 from opcel_compiler.errors import OpcelError
@@ -14,7 +15,7 @@ from opcel_compiler.ir.graph import Graph
 from opcel_compiler.ir.opdef import all_ops
 
 _OTHER = {"constant", "matmul_nbits"}
-_HEAVY = {"matmul": 6, "conv": 4, "reshape": 4, "transpose": 4, "slice": 4, "concat": 3, "expand": 2}
+_HEAVY = {"quantize": 8, "matmul": 6, "conv": 4, "reshape": 4, "transpose": 4, "slice": 4, "concat": 3, "expand": 2}
 
 
 @cache

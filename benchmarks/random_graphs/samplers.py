@@ -11,7 +11,7 @@ from benchmarks.random_graphs.values import Sample
 from opcel_compiler.ir.dims import Dim, Expr, product
 from opcel_compiler.ir.graph import Value
 from opcel_compiler.ir.opdef import OpDef, op_def
-from opcel_compiler.ir.types import DTYPES, F32, I32, I64, DType
+from opcel_compiler.ir.types import DTYPES, I32, I64, DType
 
 Sampler = Callable[[Sample], bool]
 SAMPLERS: dict[str, Sampler] = {}
@@ -22,7 +22,7 @@ JUMPS = frozenset("floor ceil round sign equal less less_equal mod arg_max arg_m
 EXACT = frozenset("neg abs relu floor ceil round sign min max where".split())
 """Operators that add no rounding."""
 
-_STRINGS = {"approximate": ("none", "tanh"), "mode": ("constant", "reflect", "edge", "wrap"),
+STRINGS = {"approximate": ("none", "tanh"), "mode": ("constant", "reflect", "edge", "wrap"),
             "direction": ("forward", "reverse", "bidirectional"), "activation": ("tanh", "relu")}  # fmt: skip
 
 
@@ -39,13 +39,13 @@ def _static(v: Value) -> bool:
     return v.tensor.is_static
 
 
-def _any(s: Sample, kinds: str = "fiub", least: int = 0, most: int = 5) -> Value | None:
+def any_value(s: Sample, kinds: str = "fiub", least: int = 0, most: int = 5) -> Value | None:
     return s.recent([v for v in s.values(kinds) if least <= len(v.tensor.dims) <= most])
 
 
 def elementwise(s: Sample, d: OpDef) -> bool:
     """Operands of one type that broadcast, or what the definition allows after some tries."""
-    x = _any(s)
+    x = any_value(s)
     if x is None:
         return False
     dtype = x.tensor.dtype
@@ -75,7 +75,7 @@ def elementwise(s: Sample, d: OpDef) -> bool:
 def _partner(s: Sample, x: Value, dtype: DType) -> Value:
     """A value that broadcasts with x: one that is there, or a new one."""
     dims = x.tensor.dims
-    fits = [v for v in s.values(dtype=dtype) if _fits(v.tensor.dims, dims)]
+    fits = [v for v in s.values(dtype=dtype) if fits_with(v.tensor.dims, dims)]
     if fits and s.chance(0.6):
         found = s.recent(fits)
         assert found is not None
@@ -87,7 +87,7 @@ def _partner(s: Sample, x: Value, dtype: DType) -> Value:
     return s.leaf(shape, dtype)
 
 
-def _fits(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> bool:
+def fits_with(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> bool:
     return all(p == q or p == 1 or q == 1 for p, q in zip(reversed(a), reversed(b), strict=False))
 
 
@@ -113,8 +113,8 @@ def attributes(s: Sample, d: OpDef, rank: int) -> dict[str, object]:
             out[name] = s.chance(0.5)
         elif a.kind == "int":
             out[name] = int(s.rng.integers(max(rank, 1)))
-        elif a.kind == "str" and name in _STRINGS:
-            out[name] = s.pick(_STRINGS[name])
+        elif a.kind == "str" and name in STRINGS:
+            out[name] = s.pick(STRINGS[name])
         elif a.kind == "dtype":
             out[name] = s.dtype()
         elif a.kind in ("ints", "dims"):
@@ -124,7 +124,7 @@ def attributes(s: Sample, d: OpDef, rank: int) -> dict[str, object]:
 
 def generic(s: Sample, d: OpDef) -> bool:
     """An operator without a sampler: values that are there, and what its definition lets pass."""
-    first = _any(s, "fiub", 1)
+    first = any_value(s, "fiub", 1)
     if first is None:
         return False
     operands: list[Value | None] = [first]
@@ -132,7 +132,7 @@ def generic(s: Sample, d: OpDef) -> bool:
         if name.endswith("?") and s.chance(0.5):
             operands.append(None)
         elif s.chance(0.5):
-            operands.append(_any(s))
+            operands.append(any_value(s))
         else:
             operands.append(_partner(s, first, first.tensor.dtype))
     while operands and operands[-1] is None:
@@ -145,7 +145,7 @@ def generic(s: Sample, d: OpDef) -> bool:
 
 @samples("reshape")
 def reshape(s: Sample) -> bool:
-    x = _any(s)
+    x = any_value(s)
     if x is None:
         return False
     dims, shape = list(x.tensor.dims), []
@@ -170,7 +170,7 @@ def reshape(s: Sample) -> bool:
 
 @samples("transpose")
 def transpose(s: Sample) -> bool:
-    x = _any(s, least=2)
+    x = any_value(s, least=2)
     if x is None:
         return False
     perm = tuple(int(i) for i in s.rng.permutation(len(x.tensor.dims)))
@@ -179,7 +179,7 @@ def transpose(s: Sample) -> bool:
 
 @samples("expand")
 def expand(s: Sample) -> bool:
-    x = _any(s, most=4)
+    x = any_value(s, most=4)
     if x is None:
         return False
     shape: list[Dim] = [int(s.size()) if d == 1 and s.chance(0.7) else d for d in x.tensor.dims]
@@ -190,7 +190,7 @@ def expand(s: Sample) -> bool:
 
 @samples("slice")
 def slice_(s: Sample) -> bool:
-    x = _any(s, least=1)
+    x = any_value(s, least=1)
     if x is None:
         return False
     starts: list[Dim] = []
@@ -214,7 +214,7 @@ def slice_(s: Sample) -> bool:
 
 @samples("concat")
 def concat(s: Sample) -> bool:
-    x = _any(s, least=1)
+    x = any_value(s, least=1)
     if x is None:
         return False
     dims, axis = x.tensor.dims, int(s.rng.integers(len(x.tensor.dims)))
@@ -233,18 +233,18 @@ def concat(s: Sample) -> bool:
 
 @samples("pad")
 def pad(s: Sample) -> bool:
-    x = _any(s, least=1)
+    x = any_value(s, least=1)
     if x is None:
         return False
     pads = tuple(int(s.rng.integers(3)) if s.chance(0.6) else 0 for _ in range(2 * len(x.tensor.dims)))
-    mode = s.pick(_STRINGS["mode"]) if s.chance(0.4) else "constant"
+    mode = s.pick(STRINGS["mode"]) if s.chance(0.4) else "constant"
     value = s.leaf((), x.tensor.dtype) if mode == "constant" and s.chance(0.5) else None
     return s.add("pad", [x] if value is None else [x, value], exact=x in s.exact, pads=pads, mode=mode)
 
 
 @samples("gather")
 def gather(s: Sample) -> bool:
-    x = _any(s, least=1)
+    x = any_value(s, least=1)
     if x is None:
         return False
     axis = int(s.rng.integers(len(x.tensor.dims)))
@@ -258,7 +258,7 @@ def gather(s: Sample) -> bool:
 
 @samples("gather_elements")
 def gather_elements(s: Sample) -> bool:
-    x = _any(s, least=1)
+    x = any_value(s, least=1)
     if x is None or not _static(x) or 0 in x.tensor.static_shape:
         return False
     axis = int(s.rng.integers(len(x.tensor.dims)))
@@ -269,7 +269,7 @@ def gather_elements(s: Sample) -> bool:
 
 @samples("gather_nd")
 def gather_nd(s: Sample) -> bool:
-    x = _any(s, least=1)
+    x = any_value(s, least=1)
     if x is None or not _static(x) or 0 in x.tensor.static_shape:
         return False
     shape = x.tensor.static_shape
@@ -286,7 +286,7 @@ def gather_nd(s: Sample) -> bool:
 
 @samples("softmax", "log_softmax")
 def softmax(s: Sample, name: str = "") -> bool:
-    x = _any(s, "f", 1)
+    x = any_value(s, "f", 1)
     return x is not None and s.add(
         str(s.pick(("softmax", "softmax", "log_softmax"))), [x], axis=int(s.rng.integers(len(x.tensor.dims)))
     )
@@ -294,7 +294,7 @@ def softmax(s: Sample, name: str = "") -> bool:
 
 @samples("layer_norm", "rms_norm")
 def norm(s: Sample) -> bool:
-    x = _any(s, "f", 1)
+    x = any_value(s, "f", 1)
     if x is None:
         return False
     axis = int(s.rng.integers(len(x.tensor.dims)))
@@ -310,7 +310,7 @@ def norm(s: Sample) -> bool:
 
 @samples("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod")
 def reduce(s: Sample) -> bool:
-    x = _any(s, "fiu")
+    x = any_value(s, "fiu")
     if x is None:
         return False
     rank = len(x.tensor.dims)
@@ -324,140 +324,12 @@ def reduce(s: Sample) -> bool:
 
 @samples("arg_max", "arg_min")
 def arg(s: Sample) -> bool:
-    x = _any(s, "fiu", 1)
+    x = any_value(s, "fiu", 1)
     if x is None or x not in s.exact:
         return False
     axis = int(s.rng.integers(len(x.tensor.dims)))
     name = str(s.pick(("arg_max", "arg_min")))
     return s.add(name, [x], axis=axis, keepdims=s.chance(0.5), last=s.chance(0.3))
-
-
-# -- contractions ----------------------------------------------------------------------------------------------------
-
-
-@samples("matmul")
-def matmul(s: Sample) -> bool:
-    a = _any(s, "fiu", 1, 4) if s.chance(0.8) else s.leaf(s.shape(2), F32)
-    if a is None or (a.tensor.dtype != F32 and s.chance(0.6)):
-        return False
-    dims = a.tensor.dims
-    fits = [
-        v
-        for v in s.values(dtype=a.tensor.dtype)
-        if len(v.tensor.dims) >= 2 and v.tensor.dims[-2] == dims[-1] and _fits(v.tensor.dims[:-2], dims[:-2])
-    ]
-    if fits and s.chance(0.4):
-        b = s.recent(fits)
-        assert b is not None
-    else:
-        batch = [1 if s.chance(0.4) else d for d in dims[:-2]] if s.chance(0.4) else []
-        tail: list[Dim] = [dims[-1]] if s.chance(0.1) else [dims[-1], s.size()]
-        b = s.leaf([*batch, *tail] if len(tail) == 2 else tail, a.tensor.dtype)
-    if len(b.tensor.dims) >= 2 and len(dims) >= 2 and s.chance(0.2) and s.add("transpose", [a], perm=_swap(len(dims))):
-        turned = list(s.arrays)[-1]
-        return s.add("matmul", [turned, a]) if len(dims) == 2 else False
-    return s.add("matmul", [a, b])
-
-
-def _swap(rank: int) -> tuple[int, ...]:
-    return (*range(rank - 2), rank - 1, rank - 2)
-
-
-def _image(s: Sample) -> Value | None:
-    found = s.recent([v for v in s.values("f") if 3 <= len(v.tensor.dims) <= 5])
-    if found is not None and s.chance(0.6):
-        return found
-    channels = int(s.pick((1, 2, 3, 4, 8, 12, 16, 17, 24, 32)))  # type: ignore[call-overload]
-    spatial = int(s.pick((1, 2, 2, 2, 2, 3)))  # type: ignore[call-overload]
-    sizes = [int(s.pick((1, 2, 3, 4, 5, 7, 8, 9))) for _ in range(spatial)]  # type: ignore[call-overload]
-    while channels * math.prod(sizes) > 2048:
-        channels = max(1, channels // 2)
-    return s.leaf((int(s.pick((1, 1, 2))), channels, *sizes), F32)  # type: ignore[call-overload]
-
-
-def _window(s: Sample, rank: int) -> dict[str, tuple[int, ...]]:
-    pads = tuple(int(s.rng.integers(3)) if s.chance(0.6) else 0 for _ in range(2 * rank))
-    return {
-        "strides": tuple(int(s.pick((1, 1, 2, 3))) for _ in range(rank)),  # type: ignore[call-overload]
-        "pads": pads[:rank] * 2 if s.chance(0.6) else pads,
-        "dilations": tuple(int(s.pick((1, 1, 1, 2))) for _ in range(rank)),  # type: ignore[call-overload]
-    }
-
-
-def _divisor(s: Sample, n: int) -> int:
-    return int(s.pick([k for k in range(1, n + 1) if n % k == 0]))  # type: ignore[call-overload]
-
-
-@samples("conv", "conv_transpose")
-def conv(s: Sample) -> bool:
-    x = _image(s)
-    if x is None or not isinstance(x.tensor.dims[1], int) or x.tensor.dims[1] == 0:
-        return False
-    channels, rank = x.tensor.dims[1], len(x.tensor.dims) - 2
-    groups = int(s.pick((1, 1, 1, channels, _divisor(s, channels))))  # type: ignore[call-overload]
-    kernel = tuple(int(s.pick((1, 1, 2, 3, 3, 5))) for _ in range(rank))  # type: ignore[call-overload]
-    kernel = kernel[:1] * rank if s.chance(0.6) else kernel
-    out = int(s.pick((1, 2, 3, 4, 8, 16, 17)))  # type: ignore[call-overload]
-    attrs: dict[str, object] = {**_window(s, rank), "groups": groups}
-    if s.chance(0.75):
-        out = out if groups == 1 else groups * int(s.pick((1, 1, 2, 3)))  # type: ignore[call-overload]
-        name, shape = "conv", (out, channels // groups, *kernel)
-    else:
-        attrs["output_padding"] = (0,) * rank
-        name, shape, out = "conv_transpose", (channels, out, *kernel), out * groups
-    dtype = x.tensor.dtype
-    w = s.leaf(shape, dtype) if s.chance(0.3) else s.constant(s.data(shape, dtype), dtype)
-    operands = [x, w]
-    if s.chance(0.5):
-        operands.append(s.leaf((out,), dtype))
-    return s.add(name, operands, **attrs)
-
-
-@samples("max_pool", "avg_pool")
-def pool(s: Sample) -> bool:
-    x = _image(s)
-    if x is None:
-        return False
-    rank = len(x.tensor.dims) - 2
-    attrs: dict[str, object] = {**_window(s, rank), "ceil_mode": s.chance(0.3)}
-    attrs["kernel"] = tuple(int(s.pick((1, 2, 2, 3, 4))) for _ in range(rank))  # type: ignore[call-overload]
-    name = str(s.pick(("max_pool", "avg_pool")))
-    if name == "avg_pool":
-        attrs["count_include_pad"] = s.chance(0.5)
-    return s.add(name, [x], exact=name == "max_pool" and x in s.exact, **attrs)
-
-
-@samples("attention")
-def attention(s: Sample) -> bool:
-    b, g, t, d = int(s.rng.integers(1, 3)), int(s.rng.integers(1, 3)), s.size() or 1, int(s.pick((1, 4, 8, 16, 17)))  # type: ignore[call-overload]
-    h, length = g * int(s.pick((1, 1, 2))), s.size() or 1  # type: ignore[call-overload]
-    shapes = [(b, h, length, d), (b, g, t, d), (b, g, t, int(s.pick((d, d, 5))))]  # type: ignore[call-overload]
-    operands = [s.leaf(shape, F32) for shape in shapes]
-    if s.chance(0.3):
-        operands.append(s.leaf(tuple(1 if s.chance(0.3) else n for n in (b, h, length, t)), F32))
-    causal = s.chance(0.3) and t >= length
-    return s.add("attention", operands, scale=float(s.pick((0.25, 1.0, 0.125))), causal=causal)  # type: ignore[arg-type]
-
-
-@samples("lstm", "gru", "rnn")
-def recurrent(s: Sample) -> bool:
-    name = str(s.pick(("lstm", "gru", "rnn")))
-    gates = {"lstm": 4, "gru": 3, "rnn": 1}[name]
-    t, b, i, n = (int(s.pick(c)) for c in ((1, 2, 5), (1, 2, 3), (1, 4, 7), (1, 4, 8, 9)))  # type: ignore[call-overload]
-    direction = str(s.pick(_STRINGS["direction"]))
-    d = 2 if direction == "bidirectional" else 1
-    shapes = [(t, b, i), (d, gates * n, n), (d, gates * n, i), (d, 2 * gates * n), (d, b, n), (d, b, n)]
-    shapes = shapes[: len(op_def(name).operands)]
-    operands: list[Value | None] = [s.leaf(shape, F32) for shape in shapes[:3]]
-    operands += [s.leaf(shape, F32) if s.chance(0.6) else None for shape in shapes[3:]]
-    while operands[-1] is None:
-        operands.pop()
-    attrs: dict[str, object] = {"direction": direction}
-    if name == "gru":
-        attrs["reset_after"] = s.chance(0.5)
-    if name == "rnn":
-        attrs["activation"] = s.pick(_STRINGS["activation"])
-    return s.add(name, operands, **attrs)
 
 
 # -- values from nothing ---------------------------------------------------------------------------------------------

@@ -111,6 +111,9 @@ class Typing:
         version = self._opsets.get(node.domain)
         if version is None or not onnx.defs.has(node.op_type, node.domain):
             return {}
+        for a in node.attribute:
+            if a.i < _LEAST.get((node.op_type, a.name), a.i):
+                raise ModelError(f"node {origin!r} ({node.op_type}): {a.name}={a.i} must not be negative")
         types: dict[str, TypeProto] = {}
         data: dict[str, TensorProto] = {}
         for name, value in zip(node.input, operands, strict=False):
@@ -183,6 +186,9 @@ class Typing:
             return OptionalType(self._closed(t.element))
         return MapType(t.key, self._closed(t.value)) if isinstance(t, MapType) else t
 
+
+_LEAST = {("GatherND", "batch_dims"): 0}
+"""The least values of attributes with which the inference of `onnx` ends: it does not look at them itself."""
 
 _OPEN: Dim = parse_dim("opcel_open_dim")
 

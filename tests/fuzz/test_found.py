@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import tracemalloc
 from resource import RUSAGE_SELF, getrusage
 
@@ -157,3 +159,25 @@ def test_a_tensor_that_is_too_large_ends_a_lowering_that_made_other_nodes() -> N
     """The lowering is undone before the error is given."""
     with pytest.raises(ModelError, match="elements, and a tensor may take"):
         import_model(model("Gelu", [5, 33, (1 << 63) - 1]).SerializeToString())
+
+
+def test_attributes_that_the_inference_of_onnx_does_not_survive() -> None:
+    """In a process of its own a broken check would show as a signal."""
+    found = model("GatherND", [2, 3, 4])
+    found.graph.node[0].input.append("s")
+    found.graph.node[0].attribute.add(name="batch_dims", type=AttributeProto.INT, i=-128)
+    found.graph.initializer.append(helper.make_tensor("s", TensorProto.INT64, [2, 2], [0] * 4))
+    code = (
+        "import sys; from opcel_compiler.frontend.importer import import_model; import_model(sys.stdin.buffer.read())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=found.SerializeToString(), capture_output=True)
+    assert done.returncode == 1
+    assert b"ModelError: node 'GatherND_0' (GatherND): batch_dims=-128 must not be negative" in done.stderr
+
+
+def test_as_many_factors_as_no_tensor_has_axes() -> None:
+    found = model("Resize", [2, 2])
+    found.graph.node[0].input.extend(["", "s"])
+    found.graph.input.append(helper.make_tensor_value_info("s", TensorProto.FLOAT, [1 << 32]))
+    with pytest.raises(ModelError, match="4294967296 factors"):
+        import_model(found.SerializeToString())

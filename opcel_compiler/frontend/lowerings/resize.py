@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from opcel_compiler.frontend.limits import ModelError
+from opcel_compiler.frontend.limits import MAX_RANK, ModelError
 from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers
 from opcel_compiler.frontend.lowerings.resample import (
     Axis,
@@ -54,6 +54,8 @@ def _elements(c: Lowering, k: Numbers, value: Value) -> list[Any]:
     (n,) = c.shape(value)
     if not isinstance(n, int):
         raise Unsupported(f"how many factors there are, {n}, is known at run time only")
+    if n > 2 * MAX_RANK:
+        raise ModelError(f"node {c.origin!r} ({c.op_type}): {n} factors, more than any tensor has axes")
     value = c.cast(value, F32)
     return [c.reshape(c.slice(value, 0, i, 1), ()) for i in range(n)]
 
