@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from opcel_compiler.ir.program import Kernel, Program, Step
-from opcel_compiler.ir.program_split import split_quantized
+from opcel_compiler.ir.program_split import separate_operands, split_quantized
 from opcel_compiler.ir.types import F32
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
 from opcel_compiler.rewrite.rule import Numerics
@@ -54,6 +54,7 @@ class ChooseKernels(Pass):
 def _choose(step: Step, choosing: Choosing, ctx: PassContext) -> list[Step]:
     if not isinstance(step, Kernel):
         return [step]
+    separate_operands(step)
     if step.family == "matmul":
         integers = choose_matmul_int8(step, choosing)
         if integers is not None:

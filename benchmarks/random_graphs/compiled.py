@@ -44,7 +44,7 @@ def _add_prefix(model: onnx.ModelProto, prefix: str) -> None:
     for t in graph.initializer:
         t.name = prefix + t.name
     for node in graph.node:
-        node.name = prefix + node.name
+        node.name = node.name and prefix + node.name
         node.input[:] = [name and prefix + name for name in node.input]
         node.output[:] = [name and prefix + name for name in node.output]
 

@@ -90,7 +90,7 @@ class Layout:
         if self.halo:
             parts.append("halo=" + ".".join(f"{a}-{b}" for a, b in self.halo))
         if self.pad_value:
-            parts.append(f"pad={self.pad_value!r}")
+            parts.append(f"pad={float(self.pad_value)!r}")
         if self.storage:
             parts.append(f"storage={self.storage}")
         if self.room:

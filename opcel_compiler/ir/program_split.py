@@ -38,6 +38,26 @@ def split_epilogue(kernel: Kernel, name: str) -> list[Kernel]:
     ]
 
 
+def separate_operands(kernel: Kernel) -> None:
+    """Give a contraction, or the dequantization of its operand, a view of its own of what other nodes of the body read
+    too: what is packed for the one must not be read by the others."""
+    anchor, body = kernel.anchor, kernel.body
+    if anchor is None or "contraction" not in anchor.definition.traits:
+        return
+    for i, operand in enumerate(anchor.operands):
+        maker = None if operand is None else operand.producer
+        reader, slot = (maker, 0) if maker is not None and maker.op == "dequantize" else (anchor, i)
+        value = reader.operands[slot]
+        if value is None or value not in body.inputs or len(value.uses) < 2:
+            continue
+        at = body.inputs.index(value)
+        reader.set_operand(slot, body.add_input(value.name, value.type))
+        if kernel.maps:
+            count = len(kernel.inputs)
+            kernel.maps = (*kernel.maps[:count], kernel.maps[at], *kernel.maps[count:])
+        kernel.inputs.append(kernel.inputs[at])
+
+
 def dequantizations(anchor: Node) -> list[Node]:
     """The nodes of the kernel's body that give a contraction's first two operands from integers."""
     makers = (v.producer for v in anchor.operands[:2] if v is not None)
@@ -94,15 +114,16 @@ def _alone(
     """A kernel for the elementwise node; none where all that it reads is constant. `views` gains its result."""
     operands = [v for v in node.operands if v is not None]
     inputs = [views[v] for v in outside_values([node])]
-    if outputs is None and inputs and all(v.buffer.kind == "weight" and v.is_whole for v in inputs):
+    base = f"{inputs[0].buffer.name if inputs else node.result.name}.real"
+    if outputs is None and all(v.buffer.kind == "weight" and v.is_whole for v in inputs):
         data = [v.constant or views[v].buffer.data for v in operands]
         arrays = [d.array.reshape(v.tensor.static_shape) for d, v in zip(data, operands, strict=True) if d is not None]
         evaluate = node.definition.evaluate
         assert evaluate is not None and len(arrays) == len(operands)
         made = Constant(evaluate(arrays, node.attrs)[0], node.result.tensor.dtype)
-        weight = Buffer(name(f"{inputs[0].buffer.name}.real"), node.result.tensor, "weight", data=made)
+        weight = Buffer(name(base), node.result.tensor, "weight", data=made)
         views[node.result] = whole(weight)
         return []
-    out = outputs or [whole(Buffer(name(f"{inputs[0].buffer.name}.real"), node.result.tensor))]
+    out = outputs or [whole(Buffer(name(base), node.result.tensor))]
     views[node.result] = out[0]
     return [Kernel("elementwise", outline([node], node.results), inputs, list(out), None, origin=origin)]
