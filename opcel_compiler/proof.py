@@ -17,6 +17,7 @@ from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.dims import Dim, evaluate, symbols_of
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.types import DType, TensorType, dtype_of
+from opcel_compiler.schedule.assumed import assumed
 
 Feeds = Mapping[str, np.ndarray]
 SIZES = ((3, 7, 5, 2, 11, 13), (2, 64, 96, 32, 128), (64,))
@@ -171,10 +172,11 @@ def candidates(
     values for integers that become sizes, axes and the like, then zeros and ones for all integers."""
     tables = [_bind(graph, extents, sizes or {}) for extents in SIZES]
     distinct = [t for i, t in enumerate(tables) if t not in tables[:i]]
+    distinct.sort(key=lambda t: not _possible(graph, t))
     limits, read = index_limits(graph), read_inputs(graph)
     for limit in (limits, {}) if limits else ({},):
         for fills in _fills([v for v in graph.inputs if v in read and v not in limit]):
-            for chosen in sorted(distinct, key=lambda t: not _possible(graph, t)):
+            for chosen in distinct:
                 rng = np.random.default_rng(seed)
                 feeds = {v: _sample(v, rng, chosen, limit.get(v)) for v in graph.inputs}
                 for v, fill in fills.items():
@@ -244,7 +246,14 @@ def _bind(graph: Graph, extents: Sequence[int], sizes: Mapping[str, int]) -> dic
 
 
 def _possible(graph: Graph, sizes: Mapping[str, int]) -> bool:
-    """Whether every size in the graph that these symbols decide is at least 1."""
+    """Whether every size in the graph that these symbols decide is at least 1, and what nodes take for granted of such
+    sizes holds."""
+    for node in graph.nodes if sizes else ():
+        for a in assumed(node):
+            if all(s.name in sizes for d in (a.left, a.right) for s in symbols_of(d)):
+                left, right = evaluate(a.left, sizes), evaluate(a.right, sizes)
+                if not (left == right if a.exact else left >= right):
+                    return False
     for value in graph.values():
         if isinstance(value.type, TensorType) and value.type.shape is not None:
             for dim in value.type.shape:

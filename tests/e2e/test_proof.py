@@ -13,6 +13,7 @@ import opcel_compiler as oc
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.frontend.importer import import_model
 from opcel_compiler.ir.graph import Graph, Node
+from opcel_compiler.ir.parse import parse_graph
 from opcel_compiler.passes.dead_code import DeadCode
 from opcel_compiler.proof import Bound, ProofError, candidates, compare, sample_inputs
 from opcel_compiler.targets.kernels import ElementwiseRow, kernel_table
@@ -169,3 +170,16 @@ def test_numbers_that_become_sizes_are_sampled_as_such() -> None:
     assert not np.array_equal(samples[0]["few"], np.ones(3)), "what is only counted is data"
     with oc.compile(net.model(), fallback="error") as model:
         assert model.report["proof"]["status"] == "proved"
+
+
+def test_sizes_are_such_as_the_nodes_take_for_granted() -> None:
+    """A convolution that halves an odd size, and its transposed twin that doubles it, do not give the size back."""
+    graph = parse_graph(
+        "symbol n in 1..\ngraph g(%x: f32[1, 4, n, n], %w: f32[4, 4, 3, 3]) {\n"
+        "  %a = conv(%x, %w){strides=[2, 2], pads=[1, 1, 1, 1], dilations=[1, 1], groups=1}\n"
+        "  %b = conv_transpose(%a, %w){strides=[2, 2], pads=[1, 1, 1, 1], dilations=[1, 1], groups=1, "
+        "output_padding=[1, 1]}\n  %y = add(%x, %b)\n  return %y\n}\n"
+    )
+    assert sample_inputs(graph, ["x", "w"])["x"].shape[2] % 2 == 0
+    (free,) = parse_graph("symbol n in 1..\ngraph g(%x: f32[n]) {\n  %y = neg(%x)\n  return %y\n}\n").inputs
+    assert sample_inputs(free.graph, ["x"])["x"].shape == (3,)
