@@ -208,6 +208,8 @@ def _prove(work: Compilation, model: Any, folder: Path, inputs: Any, bound: Boun
     write_json(folder / MANIFEST, facts.manifest(work, None, folder, Proof("unproved"), bound))
     if missing := _cannot_run_here(work.target):
         return Proof("unproved", reason=f"this CPU lacks {missing}; run `opcel run --prove MODEL` on one that has it")
+    if inputs is None and work.planner is not None and not work.planner.samples:
+        return Proof("unproved", reason="there are statistics of the data alone; give a sample with --inputs")
     names, outputs = work.imported.input_names, work.imported.output_names
     feeds, engine, want = _reference(model, work.graph, names, outputs, _sample(work) if inputs is None else inputs)
     pairs = _comparable(work.graph, outputs, want, work.maps)

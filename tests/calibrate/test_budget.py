@@ -53,7 +53,7 @@ def test_what_is_good_enough_is_not_searched() -> None:
 
 def samples() -> list[dict[str, np.ndarray]]:
     with np.load(DIGITS / "digits.npz") as file:
-        return [{"image": file["image"][i : i + 1]} for i in range(16)]
+        return [{"image": file["image"][i : i + 1]} for i in range(32)]
 
 
 RECIPE = Recipe(calibrate=samples())
