@@ -199,7 +199,7 @@ class Statistics:
             return parse_statistics(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise StatisticsError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, StatisticsError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise StatisticsError(
                 f"{os.fspath(path)} is not a statistics file of `opcel calibrate` ({error}); make it again"
             ) from error
@@ -256,10 +256,15 @@ def _parse_tensor(row: Mapping[str, Any]) -> TensorStatistics:
         raise ValueError(f"the counts of {row['name']} do not go into {BINS} bins")
     counts = np.zeros(BINS, np.int64)
     counts[first : first + found.size] = found
+    exponent, start = int(row["exponent"]), int(row["start"])
+    if not (LEAST_EXPONENT <= exponent <= 128 and -BINS <= start <= 0):
+        raise ValueError(f"the bins of {row['name']} lie nowhere")
+    low, high, low_mean, high_mean = (float(row[k]) for k in ("minimum", "maximum", "mean_minimum", "mean_maximum"))
+    if not all(map(math.isfinite, (low, high, low_mean, high_mean))):
+        raise ValueError(f"an extreme of {row['name']} is not finite")
     channels = [None if row[k] is None else _frozen(np.array(row[k], np.float32)) for k in ("absmax", "mean")]
     return TensorStatistics(
-        str(row["name"]), Histogram(int(row["exponent"]), int(row["start"]), _frozen(counts)),
-        float(row["minimum"]), float(row["maximum"]), int(row["samples"]), int(row["nonfinite"]),
-        float(row["mean_minimum"]), float(row["mean_maximum"]),
+        str(row["name"]), Histogram(exponent, start, _frozen(counts)),
+        low, high, int(row["samples"]), int(row["nonfinite"]), low_mean, high_mean,
         None if row["axis"] is None else int(row["axis"]), *channels,
     )  # fmt: skip

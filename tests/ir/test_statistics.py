@@ -270,3 +270,18 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
         Statistics.read(tmp_path / "s.json")
     with pytest.raises(StatisticsError, match="cannot read"):
         Statistics.read(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"exponent":', '"exponent":9'), ('"start":', '"start":1'), X, '"minimum":NaN,"m":'),
+        ('"first":', '"first":2047'), ('"counts":[', '"counts":[99999999999999999999,'),
+    ],
+)  # fmt: skip
+def test_a_file_with_impossible_numbers_is_refused(tmp_path: Path, old: str, new: str) -> None:
+    sample().write(tmp_path / "s.json")
+    text = (tmp_path / "s.json").read_text()
+    (tmp_path / "s.json").write_text(text.replace(old, new, 1))
+    with pytest.raises(StatisticsError, match=r"s\.json is not a statistics file"):
+        Statistics.read(tmp_path / "s.json")

@@ -16,6 +16,7 @@ constexpr int kBins = 2048;
 constexpr int kPartCounts = kBins + 16;  // the bins, elements that are not finite, lanes of no element, the bins' place
 constexpr int kNotFinite = kBins, kNothing = kBins + 1, kExponent = kBins + 2, kStart = kBins + 3;
 constexpr int kTables = 4;  // so that increments of one bin follow each other less closely
+constexpr int kRun = 16;    // vectors whose bins are found before they are counted: stores are slow to read back at once
 
 /// What the elements of a row of contiguous elements are: of all channels, of one, or of a block of W.
 enum class Channels { along, one, block };
@@ -75,10 +76,15 @@ struct Bins {
 
 OPCEL_INLINE std::int64_t channel_room(const ObserveArgs& args) { return (args.count + 15) / 16 * 16; }
 
+/// What is kept of a row in registers: the extremes, and the largest magnitude and the sum by lanes.
+struct Running {
+  vf least, most, peak, sum;
+};
+
 /// The counters of one part, on the stack of its task.
 struct Counter {
   alignas(64) std::uint32_t tables[kTables][kPartCounts];
-  alignas(64) std::int32_t bins[W];
+  alignas(64) std::int32_t bins[kRun * W];  // of vectors whose elements are not counted yet
   vf scale, start, least, most;
 
   explicit Counter(Bins b)
@@ -87,9 +93,9 @@ struct Counter {
     std::memset(tables, 0, sizeof tables);
   }
 
-  /// Count the first `lanes` of v, or all; gives v with zeros in place of what is not counted in a bin.
+  /// Note the bins of the first `lanes` of v, or of all, as vector `slot`; gives v with zeros in place of what has none.
   template <bool Tail>
-  OPCEL_INLINE vf add(vf v, int lanes) {
+  OPCEL_INLINE vf place(vf v, int lanes, int slot, vf width, vf first, Running& r) {
     vi counted = abs(v) < set(__builtin_inff());
     vi bin = select_i(counted, vi{}, set_i(kNotFinite));
     if constexpr (Tail) {
@@ -98,15 +104,21 @@ struct Counter {
       counted &= given;
     }
     v = select(counted, v, vf{});
-    least = select(counted & (v < least), v, least);
-    most = select(counted & (v > most), v, most);
-    const vf exact = v * scale;
-    const vf place = select((v < vf{}) & (exact == vf{}), set(-1.0f), floor(exact)) - start;
-    bin = select_i(counted, to_int(max(min(place, set(kBins - 1.0f)), vf{})), bin);
-    store_i(bins, bin);
-    OPCEL_UNROLL
-    for (int i = 0; i < W; ++i) ++tables[i % kTables][bins[i]];
+    r.least = select(counted & (v < r.least), v, r.least);
+    r.most = select(counted & (v > r.most), v, r.most);
+    const vf exact = v * width;
+    const vf at = select((v < vf{}) & (exact == vf{}), set(-1.0f), floor(exact)) - first;
+    bin = select_i(counted, to_int(max(min(at, set(kBins - 1.0f)), vf{})), bin);
+    store_i(bins + slot * W, bin);
     return v;
+  }
+
+  /// Count what was noted in the first `vectors` slots.
+  OPCEL_INLINE void count(int vectors) {
+    for (int slot = 0; slot < vectors; ++slot) {
+      OPCEL_UNROLL
+      for (int i = 0; i < W; ++i) ++tables[i % kTables][bins[slot * W + i]];
+    }
   }
 };
 
@@ -118,35 +130,43 @@ struct RowCounter {
   float* sums;
 
   template <bool Tail>
-  OPCEL_INLINE void vector(const float* p, int lanes, std::int64_t col, vf& peak, vf& sum) const {
-    const vf v = counter.add<Tail>(load_t<Tail>(p, lanes), lanes);
+  OPCEL_INLINE void vector(const float* p, int lanes, std::int64_t col, int slot, vf width, vf first, Running& r) const {
+    const vf v = counter.place<Tail>(load_t<Tail>(p + col, lanes), lanes, slot, width, first, r);
     if constexpr (C == Channels::along) {
       store(largest + col, max(load(largest + col), abs(v)));
       store(sums + col, load(sums + col) + v);
     } else {
-      peak = max(peak, abs(v));
-      sum += v;
+      r.peak = max(r.peak, abs(v));
+      r.sum += v;
     }
   }
 
   /// A row of n elements that belong to `channel`, the first of them, or all.
   void row(const float* p, std::int64_t n, std::int64_t channel) const {
-    vf peak{}, sum{};
+    Running r{counter.least, counter.most, vf{}, vf{}};
+    const vf width = counter.scale, first = counter.start;
     const std::int64_t left = args.count - channel;
-    if (C == Channels::block && left < W) {
-      for (std::int64_t i = 0; i < n; i += W) vector<true>(p + i, static_cast<int>(left), i, peak, sum);
-    } else {
-      std::int64_t i = 0;
-      for (; i + W <= n; i += W) vector<false>(p + i, W, i, peak, sum);
-      if (i < n) vector<true>(p + i, static_cast<int>(n - i), i, peak, sum);
+    const bool ragged = C == Channels::block && left < W;
+    for (std::int64_t begin = 0; begin < n; begin += kRun * W) {
+      const std::int64_t end = opcel::detail::least(n, begin + kRun * W);
+      std::int64_t i = begin;
+      int slot = 0;
+      if (ragged) {
+        for (; i < end; i += W) vector<true>(p, static_cast<int>(left), i, slot++, width, first, r);
+      } else {
+        for (; i + W <= end; i += W) vector<false>(p, W, i, slot++, width, first, r);
+        if (i < end) vector<true>(p, static_cast<int>(end - i), i, slot++, width, first, r);
+      }
+      counter.count(slot);
     }
+    counter.least = r.least, counter.most = r.most;
     if constexpr (C == Channels::block) {
-      store(largest + channel, max(load(largest + channel), peak));
-      store(sums + channel, load(sums + channel) + sum);
+      store(largest + channel, max(load(largest + channel), r.peak));
+      store(sums + channel, load(sums + channel) + r.sum);
     } else if constexpr (C == Channels::one) {
-      const float top = hmax(peak);
+      const float top = hmax(r.peak);
       largest[channel] = top > largest[channel] ? top : largest[channel];
-      sums[channel] += hsum(sum);
+      sums[channel] += hsum(r.sum);
     }
   }
 };
