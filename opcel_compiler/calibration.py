@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +156,11 @@ def with_statistics(
 
 @dataclasses.dataclass(frozen=True)
 class Observing:
-    """A compiled model that observes; `graph` is the one that it observes, as it stands before quantization."""
+    """A compiled model that observes; `graph` makes the one that it observes, as it stands before quantization: held,
+    it would take the memory of its weights."""
 
     model: CompiledModel
-    graph: Graph
+    graph: Callable[[], Graph]
     inputs: tuple[Input, ...]
     observed: tuple[Observed, ...]
     model_hash: str
@@ -221,9 +224,15 @@ def observing(
         write_unproved(work, Path(name), progress)
         observed = tuple(_observed(graph, v) for v in values)
         inputs = inputs_of(graph, names)
-        del work
+        del work, graph
+        gc.collect()  # graphs are cycles
         with CompiledModel(name, threads=threads) as opened:
-            yield Observing(opened, graph, inputs, observed, hash_)
+            again = partial(_graph, model, description, pipeline, dims)
+            yield Observing(opened, again, inputs, observed, hash_)
+
+
+def _graph(model: Any, target: Target, pipeline: str | None, dims: Mapping[str, DimValue] | None) -> Graph:
+    return observed_graph(model, target, pipeline, dims)[0]
 
 
 def write_unproved(work: Compilation, folder: Path, progress: Progress | None) -> None:
@@ -251,14 +260,14 @@ def _run(run: Observing, sums: Accumulator, sample: Sample) -> None:
     try:
         sums.run(run.model, sample)
     except NonfiniteError as error:
-        names = [i.name for i in run.inputs]
-        feeds = {v.name: sample.feeds[n] for n, v in zip(names, run.graph.inputs, strict=True)}
-        raise first_maker(error, run.graph, feeds) from None
+        graph = run.graph()
+        feeds = {v.name: sample.feeds[i.name] for i, v in zip(run.inputs, graph.inputs, strict=True)}
+        raise first_maker(error, graph, feeds) from None
     except FeedError as error:
         raise CalibrationError(f"{sample}: {error}", sample=sample.index) from error
 
 
 def _random(run: Observing) -> Iterator[Sample]:
-    names = [i.name for i in run.inputs]
+    graph, names = run.graph(), [i.name for i in run.inputs]
     for i in range(RANDOM_SAMPLES):
-        yield Sample(i, f"random, seed {i}", sample_inputs(run.graph, names, seed=i))
+        yield Sample(i, f"random, seed {i}", sample_inputs(graph, names, seed=i))

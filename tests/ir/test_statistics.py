@@ -275,7 +275,8 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ('"exponent":', '"exponent":9'), ('"start":', '"start":1'), X, '"minimum":NaN,"m":'),
+        ('"exponent":', '"exponent":9'), ('"start":', '"start":1'), ('"counts":[', '"counts":[-1,'),
+        ('"minimum":', '"minimum":NaN,"m":'),
         ('"first":', '"first":2047'), ('"counts":[', '"counts":[99999999999999999999,'),
     ],
 )  # fmt: skip
