@@ -5,7 +5,7 @@
 
 `time` alternates, sample by sample, between the f32 artifact and all that calibration does with a sample (checks, the
 run, statistics). `memory` gives the largest resident set (VmHWM) and the time of a child process for each: plain
-inference of our artifact, our calibration (of its compile apart), and ONNX Runtime's calibrators. Samples are
+inference of our artifact, our calibration (and of its compile apart), and ONNX Runtime's calibrators. Samples are
 the inputs of MODEL's .npz beside it, disturbed at random; the children read them one at a time.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -55,14 +56,19 @@ def measure_time(model: Path, count: int, threads: int) -> dict[str, Any]:
     from opcel_compiler.calibrate.accumulate import Accumulator
     from opcel_compiler.calibrate.samples import Journal, Sample, checked
     from opcel_compiler.calibration import observing
+    from opcel_compiler.runtime.model import CompiledModel
 
     times: dict[str, list[float]] = {"plain": [], "calibration": []}
-    with opcel_compiler.load(artifact(model), threads=threads) as plain, observing(model, threads=threads) as run:
-        journal, sums = Journal(), Accumulator(run.observed)
+    with (
+        opcel_compiler.load(artifact(model), threads=threads) as plain,
+        observing(model, threads=threads) as run,
+        CompiledModel(run.folder, threads=threads) as observer,
+    ):
+        journal, sums = Journal(), Accumulator(run.about.observed)
 
         def calibrate(i: int, feeds: dict[str, np.ndarray]) -> None:
-            sample = checked(Sample(i, "generated", feeds), run.inputs)
-            sums.run(run.model, sample)
+            sample = checked(Sample(i, "generated", feeds), run.about.inputs)
+            sums.run(observer, sample)
             journal.add(sample)
 
         for i, feeds in enumerate(samples(model, count + 3)):
@@ -72,7 +78,7 @@ def measure_time(model: Path, count: int, threads: int) -> dict[str, Any]:
                 call()
                 if i >= 3:
                     times[name].append(time.perf_counter() - start)
-        values = len(run.observed)
+        values = len(run.about.observed)
     plain_s, ours_s = (float(np.median(times[k])) for k in ("plain", "calibration"))
     return {
         "model": model.stem, "samples": count, "threads": threads, "values": values, "plain_ms": 1e3 * plain_s,
@@ -93,30 +99,52 @@ def peak_mib() -> float:
     raise OSError("/proc/self/status has no VmHWM")
 
 
-def forget_peak() -> None:
-    """Let the largest resident set be what is resident now."""
-    Path("/proc/self/clear_refs").write_text("5")
+def reader() -> Iterator[dict[str, np.ndarray]]:
+    """The samples of the model and the number that the environment names: what a calibration reads in a process."""
+    return samples(Path(os.environ["CALIBRATED_MODEL"]), int(os.environ["CALIBRATED_SAMPLES"]))
+
+
+def worker(model: Path, count: int, threads: int) -> dict[str, Any]:
+    """The pass over the samples as `opcel calibrate` does it, in a process of its own, and that process's peak."""
+    from opcel_compiler.calibrate.data import Data
+    from opcel_compiler.calibrate.worker import Job
+    from opcel_compiler.calibration import observing
+
+    with observing(model, threads=threads) as run, tempfile.TemporaryDirectory() as folder:
+        job, made = Path(folder) / "job", Path(folder) / "outcome"
+        job.write_bytes(pickle.dumps(Job(run.folder, threads, run.about, Data(f"{__file__}:reader"))))
+        code = f"from opcel_compiler.calibrate.worker import main\nmain({str(job)!r}, {str(made)!r})"
+        values = len(run.about.observed)
+        return {"values": values, "compile_peak_mib": peak_mib(), **alone(code, model, count)}
+
+
+def inference(model: Path, count: int, threads: int) -> dict[str, Any]:
+    """Our f32 artifact on the samples in a process of its own, and that process's peak."""
+    code = (
+        f"from opcel_compiler.runtime import load\nfrom benchmarks.calibration import reader\n"
+        f"with load({str(artifact(model))!r}, threads={threads}) as model:\n    for x in reader(): model.run(x)"
+    )
+    return alone(code, model, count)
+
+
+def alone(code: str, model: Path, count: int) -> dict[str, Any]:
+    """The seconds and the peak of a process that runs `code`."""
+    timed = (
+        f"import sys, time\nstart = time.perf_counter()\n{code}\nprint(time.perf_counter() - start, file=sys.stderr)\n"
+        "print([l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')][0], file=sys.stderr)"
+    )
+    env = {**os.environ, "CALIBRATED_MODEL": str(model), "CALIBRATED_SAMPLES": str(count)}
+    done = subprocess.run([sys.executable, "-c", timed], env=env, capture_output=True, text=True, check=True)
+    seconds, peak = done.stderr.split()[-2:]
+    return {"seconds": float(seconds), "peak_mib": int(peak) / 1024}
 
 
 def child(kind: str, model: Path, count: int, threads: int) -> dict[str, Any]:
     start = time.perf_counter()
-    out: dict[str, Any] = {}
     if kind == "plain":
-        import opcel_compiler
-
-        with opcel_compiler.load(artifact(model), threads=threads) as plain:
-            begin = time.perf_counter()
-            for feeds in samples(model, count):
-                plain.run(feeds)
-    elif kind == "calibration":
-        from opcel_compiler.calibration import gather, observing
-
-        with observing(model, threads=threads) as run:
-            out["compile_peak_mib"] = peak_mib()
-            forget_peak()
-            begin = time.perf_counter()
-            found = gather(run, lambda: samples(model, count)).statistics
-            out["values"] = len(found.tensors)
+        return inference(model, count, threads)
+    if kind == "calibration":
+        return worker(model, count, threads)
     else:
         from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
         from onnxruntime.quantization.calibrate import create_calibrator
@@ -140,7 +168,7 @@ def child(kind: str, model: Path, count: int, threads: int) -> dict[str, Any]:
             made.collect_data(Reader())
             made.compute_data()
     end = time.perf_counter()
-    return {**out, "seconds": end - begin, "total_s": end - start, "peak_mib": peak_mib()}
+    return {"seconds": end - begin, "total_s": end - start, "peak_mib": peak_mib()}
 
 
 def measure_memory(model: Path, counts: list[int], threads: int, peers: bool) -> list[dict[str, Any]]:

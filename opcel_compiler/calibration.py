@@ -14,12 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from opcel_compiler.calibrate.accumulate import Accumulator, NonfiniteError, Observed, tensor_warnings
+from opcel_compiler.calibrate.accumulate import NonfiniteError, Observed
 from opcel_compiler.calibrate.data import Data
 from opcel_compiler.calibrate.errors import CalibrationError, CalibrationWarning
+from opcel_compiler.calibrate.gather import KEPT_SAMPLES, Calibrated, Observation, gather
 from opcel_compiler.calibrate.origin import first_maker
-from opcel_compiler.calibrate.readers import read_samples
-from opcel_compiler.calibrate.samples import Feeds, Input, Journal, Sample, checked, inputs_of
+from opcel_compiler.calibrate.samples import Sample, inputs_of
+from opcel_compiler.calibrate.worker import Job, apart
 from opcel_compiler.codegen.artifact import MANIFEST, write_json
 from opcel_compiler.codegen.cpu.build import build
 from opcel_compiler.compilation import PLANNED, Compilation, Progress, check_bound, prepare
@@ -36,22 +37,12 @@ from opcel_compiler.regions import region_models
 from opcel_compiler.report import facts
 from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.pipeline import PassManager, Pipeline
-from opcel_compiler.runtime.errors import FeedError
 from opcel_compiler.runtime.model import CompiledModel
 from opcel_compiler.targets import load_target
 from opcel_compiler.targets.host import missing_features
 from opcel_compiler.targets.schema import Target
 
 RANDOM_SAMPLES = 32
-KEPT_SAMPLES = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Calibrated:
-    """`samples` are the first good ones, at most 16, by the names of the model's inputs."""
-
-    statistics: Statistics
-    samples: tuple[Feeds, ...]
 
 
 def collect(
@@ -83,40 +74,34 @@ def _collected(
     given = Data.of(data)
     given.check()
     with observing(model, target, dims, pipeline, threads, progress) as run:
-        return gather(run, given, progress)
+        return over(run, given, progress)
 
 
-def gather(run: Observing, data: Any, progress: Progress | None = None) -> Calibrated:
-    """What `collect` does with a model that observes; it does not warn."""
+def over(run: Observing, data: Any, progress: Progress | None = None) -> Calibrated:
+    """What `collect` does with a model that observes; it does not warn. Data that are read from a path are read in a
+    process of their own, whose memory is that of inference."""
     given = Data.of(data)
     given.check()
-    report = progress or (lambda what, done, of: None)
-    journal, sums, kept = Journal(), Accumulator(run.observed), list[Feeds]()
-    for sample in _random(run) if given.source is None else read_samples(given.source, run.inputs, given.preprocess):
-        if given.most is not None and journal.total >= given.most:
-            break
-        try:
-            sample = checked(sample, run.inputs)
-            _run(run, sums, sample)
-        except CalibrationError as error:
-            if given.on_bad_sample == "error" or error.sample is None:
-                raise
-            journal.skipped.append(str(error))
-            continue
-        if len(kept) < KEPT_SAMPLES:
-            kept.append({name: array.copy() for name, array in sample.feeds.items()})
-        journal.add(sample)
-        report("calibrating", journal.total, 0)
-    journal.check_count(str(given))
-    tensors = sums.tensors()
-    found = [*journal.warnings(given.ranges), *tensor_warnings(tensors)]
-    random = given.source is None
-    if random:
-        found.insert(0, "calibrated with random numbers: ranges mean nothing")
-    statistics = Statistics(
-        run.model_hash, journal.data_hash, journal.total, random, len(journal.skipped), tuple(found), tensors
-    )
-    return Calibrated(statistics, tuple(kept))
+    told = progress or (lambda what, done, of: None)
+
+    def report(count: int) -> None:
+        told("calibrating", count, 0)
+
+    def explain(error: NonfiniteError, sample: Sample) -> CalibrationError:
+        graph = run.graph()
+        feeds = {v.name: sample.feeds[i.name] for i, v in zip(run.about.inputs, graph.inputs, strict=True)}
+        return first_maker(error, graph, feeds)
+
+    if isinstance(given.source, (str, os.PathLike)):
+        return apart(Job(run.folder, run.threads, run.about, given), report, explain)
+    with CompiledModel(run.folder, threads=run.threads) as model:
+        return gather(model, run.about, given, report, partial(_random, run), explain)
+
+
+def _random(run: Observing) -> Iterator[Sample]:
+    graph, names = run.graph(), [i.name for i in run.about.inputs]
+    for i in range(RANDOM_SAMPLES):
+        yield Sample(i, f"random, seed {i}", sample_inputs(graph, names, seed=i))
 
 
 def with_statistics(
@@ -156,14 +141,13 @@ def with_statistics(
 
 @dataclasses.dataclass(frozen=True)
 class Observing:
-    """A compiled model that observes; `graph` makes the one that it observes, as it stands before quantization: held,
-    it would take the memory of its weights."""
+    """A compiled model that observes, in `folder`; `graph` makes the one that it observes, as it stands before
+    quantization: held, it would take the memory of its weights."""
 
-    model: CompiledModel
+    folder: str
+    threads: int | None
     graph: Callable[[], Graph]
-    inputs: tuple[Input, ...]
-    observed: tuple[Observed, ...]
-    model_hash: str
+    about: Observation
 
 
 def observed_graph(
@@ -199,7 +183,7 @@ def observing(
     model: Any, target: str = "host", dims: Mapping[str, DimValue] | None = None, pipeline: str | None = None,
     threads: int | None = None, progress: Progress | None = None,
 ) -> Iterator[Observing]:  # fmt: skip
-    """Compile and open `model` with counters at the values that a quantization rounds.
+    """Compile `model` with counters at the values that a quantization rounds.
 
     Raises CalibrationError where there are none, or the model has no native code.
     """
@@ -226,9 +210,8 @@ def observing(
         inputs = inputs_of(graph, names)
         del work, graph
         gc.collect()  # graphs are cycles
-        with CompiledModel(name, threads=threads) as opened:
-            again = partial(_graph, model, description, pipeline, dims)
-            yield Observing(opened, again, inputs, observed, hash_)
+        again = partial(_graph, model, description, pipeline, dims)
+        yield Observing(name, threads, again, Observation(inputs, observed, hash_))
 
 
 def _graph(model: Any, target: Target, pipeline: str | None, dims: Mapping[str, DimValue] | None) -> Graph:
@@ -251,23 +234,3 @@ def _observed(graph: Graph, name: str) -> Observed:
     size = dims[axis] if axis >= 0 else 1
     assert isinstance(size, int)
     return Observed(name, axis - len(dims) if axis >= 0 else None, size)
-
-
-# -- one sample --------------------------------------------------------------------------------------------------------
-
-
-def _run(run: Observing, sums: Accumulator, sample: Sample) -> None:
-    try:
-        sums.run(run.model, sample)
-    except NonfiniteError as error:
-        graph = run.graph()
-        feeds = {v.name: sample.feeds[i.name] for i, v in zip(run.inputs, graph.inputs, strict=True)}
-        raise first_maker(error, graph, feeds) from None
-    except FeedError as error:
-        raise CalibrationError(f"{sample}: {error}", sample=sample.index) from error
-
-
-def _random(run: Observing) -> Iterator[Sample]:
-    graph, names = run.graph(), [i.name for i in run.inputs]
-    for i in range(RANDOM_SAMPLES):
-        yield Sample(i, f"random, seed {i}", sample_inputs(graph, names, seed=i))

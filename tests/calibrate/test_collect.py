@@ -17,10 +17,10 @@ from small import network, sample, samples
 import opcel_compiler as oc
 from opcel_compiler.calibrate.data import Data
 from opcel_compiler.calibrate.errors import CalibrationError, CalibrationWarning
-from opcel_compiler.calibration import Observing, collect, gather, observed_graph, observing
+from opcel_compiler.calibration import Observing, collect, observed_graph, observing, over
 from opcel_compiler.ir.graph import Node
 from opcel_compiler.ir.interpret import run
-from opcel_compiler.ir.statistics import Histogram, Statistics, StatisticsError
+from opcel_compiler.ir.statistics import Histogram, Statistics, StatisticsError, statistics_text
 from opcel_compiler.quantization.recipe import Recipe
 from opcel_compiler.targets import load_target
 
@@ -34,7 +34,7 @@ def opened(threads: int = 2) -> Observing:
 
 
 def statistics(data: Any, threads: int = 2, **options: Any) -> Statistics:
-    return gather(opened(threads), Data(data, **options)).statistics
+    return over(opened(threads), Data(data, **options)).statistics
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -188,7 +188,7 @@ def test_only_bad_samples_are_no_samples() -> None:
 
 
 def told(data: Any, **options: Any) -> list[str]:
-    found = gather(opened(), Data(data, **options)).statistics
+    found = over(opened(), Data(data, **options)).statistics
     assert found.warnings
     return list(found.warnings)
 
@@ -200,7 +200,7 @@ def test_few_and_identical_samples_warn() -> None:
 
 
 def test_good_data_warns_of_nothing() -> None:
-    assert gather(opened(), lambda: samples(32)).statistics.warnings == ()
+    assert over(opened(), lambda: samples(32)).statistics.warnings == ()
 
 
 def test_a_sample_at_another_scale_warns() -> None:
@@ -272,3 +272,42 @@ def test_random_calibration_is_stamped() -> None:
         oc.compile(model, precision="int8", recipe=recipe, max_error=1.0) as made,
     ):
         assert made.manifest["quantization"]["random"] is True
+
+
+# -- in a process of its own -------------------------------------------------------------------------------------------
+
+
+def saved(folder: Path, data: Iterator[Feeds]) -> Path:
+    folder.mkdir()
+    for i, feeds in enumerate(data):
+        np.savez(folder / f"{i:03}.npz", **feeds)
+    return folder
+
+
+def test_data_of_a_path_give_the_same_statistics(tmp_path: Path) -> None:
+    path = saved(tmp_path / "data", samples(12, ragged=True))
+    counts: list[int] = []
+    apart = over(opened(), path, lambda what, done, of: counts.append(done))
+    near = over(opened(), lambda: samples(12, ragged=True))
+    assert counts == list(range(1, 13))
+    assert statistics_text(apart.statistics) == statistics_text(near.statistics)
+    for a, b in zip(apart.samples, near.samples, strict=True):
+        np.testing.assert_array_equal(a["x"], b["x"])
+
+
+def test_errors_and_warnings_of_a_path_are_the_same(tmp_path: Path) -> None:
+    path = saved(tmp_path / "nan", changed(5, put("x", (0, 1, 2, 3), -1.0)))
+    with pytest.raises(
+        CalibrationError, match=r"sample 5 \(005\.npz\) makes .*node root \(sqrt\) made the first"
+    ) as caught:
+        over(opened(), path)
+    assert (caught.value.sample, caught.value.node) == (5, "root")
+    path = saved(tmp_path / "more", ({**f, "label": f["y"]} for f in samples(9)))
+    with pytest.warns(CalibrationWarning, match="label is no input"):
+        assert over(opened(), path).statistics.samples == 9
+    (tmp_path / "reader.py").write_text("import os\ndef die():\n    print('loud')\n    os._exit(3)\n")
+    with pytest.raises(CalibrationError, match="ended with status 3"):
+        over(opened(), f"{tmp_path / 'reader.py'}:die")
+    (tmp_path / "loud.py").write_text("def fail():\n    print('loud')\n    raise RuntimeError('no disk')\n")
+    with pytest.raises(CalibrationError, match="ended with status 1: RuntimeError: no disk"):
+        over(opened(), f"{tmp_path / 'loud.py'}:fail")

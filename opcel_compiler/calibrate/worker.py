@@ -1,0 +1,110 @@
+"""The pass over the data in a process of its own, whose memory is that of inference: it imports no compiler."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from opcel_compiler.calibrate.accumulate import NonfiniteError
+from opcel_compiler.calibrate.data import Data
+from opcel_compiler.calibrate.errors import CalibrationError, CalibrationWarning
+from opcel_compiler.calibrate.gather import Calibrated, Explain, Observation, gather
+from opcel_compiler.calibrate.samples import Feeds, Sample
+from opcel_compiler.ir.statistics import parse_statistics, statistics_text
+from opcel_compiler.runtime.model import CompiledModel
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker does: the observing artifact's folder, its threads, and the data."""
+
+    folder: str
+    threads: int | None
+    about: Observation
+    data: Data
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker found: statistics as text and samples; or an error, and the sample that made values not finite."""
+
+    statistics: str = ""
+    samples: tuple[Feeds, ...] = ()
+    warned: tuple[str, ...] = ()
+    error: CalibrationError | None = None
+    sample: Sample | None = None
+
+
+def apart(job: Job, report: Callable[[int], None], explain: Explain) -> Calibrated:
+    """`gather` in another process; `explain` is called in this one. Raises CalibrationError."""
+    with tempfile.TemporaryDirectory(prefix="opcel-") as folder:
+        given, made = Path(folder) / "job", Path(folder) / "outcome"
+        given.write_bytes(pickle.dumps(job))
+        command = [sys.executable, "-m", "opcel_compiler.calibrate.worker", str(given), str(made)]
+        paths = os.pathsep.join([*(p for p in sys.path if p), os.environ.get("PYTHONPATH", "")])
+        env = {**os.environ, "PYTHONPATH": paths}
+        with tempfile.TemporaryFile("w+") as said:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=env) as child:
+                assert child.stdout is not None
+                try:
+                    for line in child.stdout:
+                        report(int(line))
+                except BaseException:
+                    child.kill()
+                    raise
+            said.seek(0)
+            last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
+        if child.returncode or not made.exists():
+            raise CalibrationError(
+                f"the process that runs the samples of {job.data} ended with status {child.returncode}: {last}"
+            )
+        outcome: Outcome = pickle.loads(made.read_bytes())
+    for text in outcome.warned:
+        warnings.warn(text, CalibrationWarning, stacklevel=2)
+    if outcome.error is not None:
+        if isinstance(outcome.error, NonfiniteError) and outcome.sample is not None:
+            raise explain(outcome.error, outcome.sample)
+        raise outcome.error
+    return Calibrated(parse_statistics(outcome.statistics), outcome.samples)
+
+
+def work(job: Job, report: Callable[[int], None]) -> Outcome:
+    """The part of the other process."""
+    bad: list[Sample] = []
+
+    def remember(error: NonfiniteError, sample: Sample) -> CalibrationError:
+        bad[:] = [sample]
+        return error
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            with CompiledModel(job.folder, threads=job.threads) as model:
+                found = gather(model, job.about, job.data, report, explain=remember)
+            out = Outcome(statistics_text(found.statistics), found.samples)
+        except CalibrationError as error:
+            out = Outcome(error=error, sample=bad[0] if bad else None)
+    warned = tuple(str(w.message) for w in caught if issubclass(w.category, CalibrationWarning))
+    return replace(out, warned=warned)
+
+
+def main(given: str, made: str) -> None:
+    """Do the job in the file `given` and leave its outcome in `made`. What a reader prints goes to standard error; the
+    standard output has the number of samples, line by line."""
+    with os.fdopen(os.dup(1), "w") as counts:
+        os.dup2(2, 1)
+        outcome = work(pickle.loads(Path(given).read_bytes()), lambda n: print(n, file=counts, flush=True))
+    Path(made).write_bytes(pickle.dumps(outcome))
+
+
+if __name__ == "__main__":
+    from opcel_compiler.calibrate import worker  # by its own name, which the outcome's pickle refers to
+
+    worker.main(*sys.argv[1:])
