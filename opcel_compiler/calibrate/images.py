@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from opcel_compiler.calibrate.errors import CalibrationError
 from opcel_compiler.calibrate.samples import Feeds, Input
@@ -66,8 +65,8 @@ class Preprocessing:
             )
         try:
             text = found.read_text(encoding="utf-8")
-            return Preprocessing.of(json.loads(text) if found.suffix == ".json" else yaml.safe_load(text), str(found))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            return Preprocessing.of(json.loads(text) if found.suffix == ".json" else _yaml(text), str(found))
+        except (OSError, ValueError) as error:
             raise CalibrationError(f"cannot read {found}: {error}") from error
 
     @staticmethod
@@ -122,6 +121,16 @@ class Preprocessing:
         return (
             (shorter, round(width * shorter / height)) if height < width else (round(height * shorter / width), shorter)
         )
+
+
+def _yaml(text: str) -> Any:
+    """Raises ValueError for text that is no YAML."""
+    import yaml  # memory that only descriptions need
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def _value(key: str, value: Any, where: str) -> Any:

@@ -22,6 +22,8 @@ ABOVE_ALL = {
     "locate",
     "compilation",
     "calibration",
+    "budget",
+    "weights",
     "driver",
     "check",
     "cli",
