@@ -48,7 +48,7 @@ sanitize: $(VENV)/installed-dev
 	$(PY) -m tests.sanitize address --seconds $(SECONDS)
 	$(PY) -m tests.sanitize thread --seconds $(SECONDS)
 
-# Guided by coverage where the package atheris is installed.
+# Guided by coverage; a million executions of each target.
 RUNS ?= 1000000
 fuzz: $(VENV)/installed-dev
 	for t in importer text artifact target run; do nice -n 19 $(PY) -m tests.fuzz $$t --runs $(RUNS) || exit 1; done

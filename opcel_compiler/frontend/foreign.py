@@ -111,9 +111,6 @@ class Typing:
         version = self._opsets.get(node.domain)
         if version is None or not onnx.defs.has(node.op_type, node.domain):
             return {}
-        for a in node.attribute:
-            if a.i < _LEAST.get((node.op_type, a.name), a.i):
-                raise ModelError(f"node {origin!r} ({node.op_type}): {a.name}={a.i} must not be negative")
         types: dict[str, TypeProto] = {}
         data: dict[str, TensorProto] = {}
         for name, value in zip(node.input, operands, strict=False):
@@ -187,9 +184,6 @@ class Typing:
         return MapType(t.key, self._closed(t.value)) if isinstance(t, MapType) else t
 
 
-_LEAST = {("GatherND", "batch_dims"): 0}
-"""The least values of attributes with which the inference of `onnx` ends: it does not look at them itself."""
-
 _OPEN: Dim = parse_dim("opcel_open_dim")
 
 
@@ -228,6 +222,18 @@ def _symbols(t: Type) -> Iterable[Symbol]:
 
 def _first_line(e: Exception) -> str:
     return str(e).strip().split("\n")[0]
+
+
+_LEAST = {("GatherND", "batch_dims"): 0}
+"""The least values of attributes with which the inference of `onnx` ends: it does not look at them itself."""
+
+
+def check_attributes(node: NodeProto) -> None:
+    """Raises ModelError for an attribute that the inference of `onnx` would not survive."""
+    for a in node.attribute:
+        if a.i < _LEAST.get((node.op_type, a.name), a.i):
+            name = node.name or ", ".join(node.output)
+            raise ModelError(f"node {name!r} ({node.op_type}): {a.name}={a.i} must not be negative")
 
 
 def check_node(node: NodeProto, opsets: Mapping[str, int], ir_version: int, origin: str) -> None:

@@ -15,7 +15,7 @@ from onnx import ModelProto, ValueInfoProto
 from opcel_compiler.frontend import lowerings  # noqa: F401  registers the lowerings
 from opcel_compiler.frontend.builder import Builder, Narrow
 from opcel_compiler.frontend.checks import check_graph
-from opcel_compiler.frontend.foreign import Typing, captured, graphs_of
+from opcel_compiler.frontend.foreign import Typing, captured, check_attributes, graphs_of
 from opcel_compiler.frontend.functions import Functions, check_calls, fill_defaults
 from opcel_compiler.frontend.limits import (
     MAX_GRAPH_DEPTH,
@@ -184,7 +184,8 @@ def _read(model: str | Path | bytes | ModelProto) -> tuple[ModelProto, Buffer, W
 
 
 def check_text(proto: ModelProto, what: str) -> None:
-    """Raises ModelError for a name that is not UTF-8, which protobuf hands over as bytes."""
+    """Raises ModelError for a name that is not UTF-8, which protobuf hands over as bytes, and for attributes that no
+    node may have."""
     texts: list[str | bytes] = [proto.graph.name, proto.producer_name, proto.producer_version]
     texts += [o.domain for o in proto.opset_import]
     nodes = list(proto.graph.node)
@@ -196,6 +197,7 @@ def check_text(proto: ModelProto, what: str) -> None:
         for node in nodes:
             texts += [node.name, node.op_type, node.domain, node.overload, *node.input, *node.output]
             texts += [t for a in node.attribute for t in (a.name, a.ref_attr_name)]
+            check_attributes(node)
             graphs += graphs_of(node)
         inner, graphs, nodes = graphs, [], []
         for g in inner:

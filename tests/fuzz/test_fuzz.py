@@ -14,6 +14,7 @@ from tests.fuzz import targets
 from tests.fuzz.__main__ import NAMES
 from tests.fuzz.loop import MAX_BYTES, Loop
 from tests.fuzz.seeds import SEEDS
+from tests.fuzz.tally import PAGE, RUNS, page
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,3 +69,8 @@ def test_blocks_guide_the_search(tmp_path: Path) -> None:
     assert not run["deaths"] and not run["failures"]
     assert 100 < run["blocks"] < run["of"]
     assert list((tmp_path / "target").iterdir())
+
+
+def test_the_page_has_the_table_of_the_runs() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert page(text, json.loads(RUNS.read_text(encoding="utf-8"))) == text
