@@ -80,6 +80,8 @@ def _choose(step: Step, choosing: Choosing, ctx: PassContext) -> list[Step]:
         return [s for k in parts for s in (choosing.reference(k, k.family) if k.anchor is not None else [k])]
     elif step.family in ("max_pool", "avg_pool"):
         step.family = "pool.reference"
+    elif step.family == "reduce_max" and len(step.outputs) == 2:
+        step.family = "rows.scaled"
     elif step.family.startswith("reduce_") and _row_reduction(step):
         step.family = "reduce.rows"
     return [step]

@@ -53,6 +53,9 @@ class Fuse(Pass):
             groups.append((group, also))
 
         nodes = list(graph.nodes)
+        for anchor in nodes:
+            if anchor.op == "reduce_max" and (scaled := _rows_on_own_grids(anchor)):
+                keep(*scaled)
         contractions = [n for n in nodes if n.op in EPILOGUE_ANCHORS and _f32(n)]
         contractions += [n for n in nodes if n.op == "conv_transpose" and _f32(n) and _of_integers(n)]
         prologues = [_dequantized(anchor) for anchor in contractions]
@@ -244,6 +247,31 @@ def _also_quantized(group: Sequence[Node], anchor: Node) -> list[Node]:
     if anchor.op not in NORMS or len(alive) != 1 or alive[0].tensor.dtype != F32 or not _short(alive[0]):
         return []
     return _quantizing(alive[0])
+
+
+def _rows_on_own_grids(anchor: Node) -> tuple[list[Node], list[Node]] | None:
+    """A row's maximum, what is made of it, and the node that quantizes the row by that: (the former with what comes
+    before, the latter). None where it is no such reduction."""
+    x = anchor.operand(0)
+    last = (len(x.tensor.dims) - 1,)
+    if x.tensor.dtype != F32 or anchor.attrs["axes"] != last or not anchor.attrs["keepdims"]:
+        return None
+    group = [anchor]
+    if (maker := x.producer) is not None and maker.op == "abs" and len(x.uses) == 1 and maker.graph is anchor.graph:
+        group, x = [maker, anchor], maker.operand(0)
+    value = anchor.result
+    while len(value.uses) == 1 and isinstance(user := value.uses[0][0], Node) and user.op != "quantize":
+        others = [v for v in _operands(user) if v is not value]
+        constant = all(v.constant is not None and v.tensor.size == 1 for v in others)
+        if not (_elementwise(user) and _vector(user) and constant and user.graph is anchor.graph):
+            return None
+        group, value = [*group, user], user.result
+    found = {u for u, i in value.uses if isinstance(u, Node) and u.op == "quantize" and i == 1}
+    if len(found) != 1 or value.tensor.dtype != F32 or (node := found.pop()).operand(0) is not x or value.is_output:
+        return None
+    zeros = all(v.constant is not None and v.tensor.size == 1 for v in _operands(node)[2:])
+    fits = zeros and node.result.tensor.dtype in BYTES and node.graph is anchor.graph and _live_out(group) == [value]
+    return (group, [node]) if fits else None
 
 
 def _whole_lanes(attention: Node) -> bool:

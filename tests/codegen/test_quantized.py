@@ -13,6 +13,7 @@ from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Value
 from opcel_compiler.ir.interpret import run
 from opcel_compiler.ir.types import F32, I8, U8, DType, TensorType
+from opcel_compiler.targets.host import cpu_levels, missing_features
 
 KERNELS = "dead-code,fuse,relayout,choose-kernels,pad-rows"
 
@@ -128,6 +129,41 @@ def test_products_of_rows_with_their_own_grid(c: Cases) -> None:
             real = c.add("dequantize", x, s, *z, dtype=F32)
             outputs.append(c.product(real, shape[-1], 48))
     c.check(*outputs, integers=len(outputs))
+
+
+def test_rows_quantized_by_their_own_scale(c: Cases) -> None:
+    """Read by products and by others; a row of zeros, one with a NaN."""
+    outputs = []
+    for shape in ((6, 40), (2, 9, 33)):
+        x = c.floats(*shape)
+        rows = c.feeds[x.name].reshape(-1, shape[-1])
+        rows[0], rows[1, 3] = 0, np.nan
+        most = c.add("reduce_max", c.add("abs", x), axes=(len(shape) - 1,), keepdims=True)
+        scale = c.add("mul", c.add("max", most, c.constant(1e-30)), c.constant(1 / 127))
+        codes = c.add("quantize", x, scale, c.constant(128, U8), dtype=U8)
+        real = c.add("dequantize", codes, scale, c.constant(128, U8), dtype=F32)
+        outputs += [c.product(real, shape[-1], 48), codes]
+    c.check(*outputs, integers=2)
+
+
+def test_every_level_gives_the_same_bytes() -> None:
+    """Sums, scale, bias, residual, relu and quantization: nothing depends on the instructions there are."""
+    c = Cases()
+    for m, k, n in ((9, 40, 33), (3, 130, 20)):
+        x, r = c.bytes(m, k), c.bytes(m, n)
+        total = c.add("add", c.product(c.real(x, 0.9), k, n), c.real(r, 0.07))
+        c.graph.add_output(c.quantized(c.add("relu", total), 0.031, 9))
+        c.graph.add_output(c.product(c.real(x), k, n))
+    model = export_model(c.graph, opset=21)
+    found = []
+    for target in cpu_levels():
+        if not missing_features(target):
+            with oc.compile(model, target=target.id, proof=False, pipeline=KERNELS, fallback="error") as compiled:
+                found.append(compiled.run(c.feeds))
+    assert len(found) > 1
+    for other in found[1:]:
+        for name, y in found[0].items():
+            np.testing.assert_array_equal(other[name], y, err_msg=name)
 
 
 def test_products_that_integers_cannot_compute(c: Cases) -> None:

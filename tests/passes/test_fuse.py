@@ -142,3 +142,12 @@ def test_attention_ends_in_bytes(apply) -> None:
     assert fused(apply, body, "%h: f32[1, 2, 3, 8]") == [["attention", "quantize"]]
     assert fused(apply, body, "%h: f32[1, 2, 3, 8]", "%a, %y") == [["attention"], ["quantize"]]
     assert fused(apply, body, "%h: f32[1, 2, 3, 6]") == [["attention"], ["quantize"]]
+
+
+def test_rows_on_grids_of_their_own(apply) -> None:
+    """The scale and the codes are results of one kernel; not where the maximum is another's."""
+    scale = "%m = reduce_max(%a){axes=[1], keepdims=true}|%o = f32[] 0.008|%k = mul(%m, %o)|%z = u8[] 128"
+    body = f"%a = abs(%f)|{scale}|%y = quantize(%f, %k, %z){{dtype=u8}}|%d = dequantize(%y, %k, %z){{dtype=f32}}"
+    assert fused(apply, body, "%f: f32[4, 8]", "%y, %d") == [["abs", "reduce_max", "mul", "quantize"], ["dequantize"]]
+    other = body.replace("quantize(%f", "quantize(%g", 1)
+    assert len(fused(apply, other, "%f: f32[4, 8], %g: f32[4, 8]", "%y, %d")) > 2

@@ -77,7 +77,7 @@ class Functor:
         for v in outside:
             loads.append(f"    const {lane_type(v.tensor.dtype)} {(local := f'x{len(loads)}')} = {self.load(v)};")
             known[v] = local
-        lines = emit_body(list(nodes), known, True, apart=is_integer(self.kernel))
+        lines = emit_body(list(nodes), known, True, apart=is_integer(self.kernel) or self.kernel.family == "gemm.int8")
         inside = [n.result.tensor.dtype for n in nodes if n.op == "constant" or n.result.tensor.dtype != BOOL]
         if any(d != F32 for d in (*inside, *(v.tensor.dtype for v in outside))):
             self.unit.headers.append("base/scalar.h")

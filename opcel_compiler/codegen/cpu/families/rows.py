@@ -129,7 +129,48 @@ def emit_reduce(kernel: Kernel, target: Target) -> KernelUnit:
     )  # fmt: skip
 
 
+def emit_scaled(kernel: Kernel, target: Target) -> KernelUnit:
+    """Rows of f32 as bytes, by a number that is made of each row's maximum and is a result too."""
+    anchor = kernel.anchor
+    assert anchor is not None
+    unit = KernelUnit()
+    (scale, codes), (factor, bytes_) = kernel.body.outputs, kernel.outputs
+    n, rows = bytes_.shape[-1], product(bytes_.shape[:-1])
+
+    def steps(view: View) -> Sequence[Dim]:
+        return row_step(view), last_step(view)
+
+    load = "load(int64_t row, int64_t col, int lanes"
+    structs, make = "", ""
+    for name, coordinates, signature, nodes, known, result in (
+        ("Prologue", ("row", "col"), f"{load})", between(kernel.body, anchor.operands[:1]), {}, anchor.operand(0)),
+        (
+            "Mid",
+            (),
+            "apply(vf v, int lanes)",
+            between(kernel.body, [scale], anchor.result),
+            {anchor.result: "v"},
+            scale,
+        ),
+        ("Last", ("row", "col"), f"{load}, vf scale)", between(kernel.body, [codes], scale), {scale: "scale"}, codes),
+    ):
+        functor = Functor(unit, kernel, coordinates, steps)
+        structs += functor.struct(name, signature, nodes, known, result)
+        make += f"  const {name} {name.lower()}{functor.instance};\n"
+    per_task = dim_max(1, floordiv(MAX_TASK_WORK // 4, dim_max(1, n)))
+    unit.tasks = ceildiv(rows, per_task)
+    ctype = stored_type(bytes_)
+    fields = [unit.pointer(factor, const=False), unit.pointer(bytes_, ctype, const=False)]
+    fields += map(unit.integer, (rows, n, per_task))
+    return unit.finish(
+        ["kernels/rows/scaled.h", "base/vmath.h"], structs,
+        f"  const ScaledRowsArgs<{ctype}> args{{{', '.join(fields)}}};\n{make}"
+        "  scaled_rows_tasks<Reduction::max>(args, prologue, mid, last, begin, end);\n",
+    )  # fmt: skip
+
+
 EMITTERS = {
     **dict.fromkeys(("softmax", "log_softmax", "layer_norm", "rms_norm"), emit_rows),
     "reduce.rows": emit_reduce,
+    "rows.scaled": emit_scaled,
 }
