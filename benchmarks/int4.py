@@ -83,6 +83,8 @@ def as_nbits(model: onnx.ModelProto) -> onnx.ModelProto:
             )
         )
         used.update([source.output[0], *source.input])
+    if not used:
+        raise ValueError("no product in the model has weights of few bits")
     read = {name for n in nodes if n.output[0] not in used for name in n.input} | {o.name for o in graph.output}
     kept = [n for n in nodes if n.output[0] not in used or n.output[0] in read]
     del graph.node[:]

@@ -104,4 +104,5 @@ def dequantize(w: Writer, node: Node, xs: list[str]) -> str:
 def matmul_nbits(w: Writer, node: Node, xs: list[str]) -> str:
     need(w, 21, "a product with weights of a few bits")
     weights = w.node("DequantizeLinear", xs[1:], axis=0, block_size=node.attrs["group"])
-    return w.node("MatMul", [xs[0], w.cast(weights, node.operand(0).tensor.dtype)])
+    dtype = node.operand(0).tensor.dtype
+    return w.node("MatMul", [xs[0], weights if dtype == F32 else w.cast(weights, dtype)])
