@@ -55,6 +55,7 @@ from opcel_compiler.targets.host import missing_features
 from opcel_compiler.targets.schema import Target
 from opcel_compiler.weights import with_weights
 
+NEARER = ". More or other samples, --activations dynamic or a budget (--max-drop) may bring it nearer"
 FALLBACK_MODES = ("allow", "warn", "error")
 
 
@@ -221,7 +222,8 @@ def _prove(work: Compilation, model: Any, folder: Path, inputs: Any, bound: Boun
         work.accuracy = _accuracy(work, compiled)
     if stamp.status != "proved":
         where = f". {first_wrong_node(work, feeds, want, engine, bound)}" if len(pairs) == len(outputs) else ""
-        raise ProofError(outside(stamp) + where)
+        advice = NEARER if work.planner is not None else ""
+        raise ProofError(outside(stamp) + where + advice)
     return stamp
 
 
