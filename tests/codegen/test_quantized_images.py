@@ -9,12 +9,16 @@ import pytest
 from test_quantized import KERNELS, Cases
 
 import opcel_compiler as oc
+from opcel_compiler.codegen.cpu.pack import packed
 from opcel_compiler.compilation import prepare
 from opcel_compiler.frontend.exporter import export_model
 from opcel_compiler.ir.graph import Value
 from opcel_compiler.ir.interpret import run
+from opcel_compiler.ir.program_split import source
 from opcel_compiler.ir.types import I8
+from opcel_compiler.schedule.choice.candidates import apply, candidates
 from opcel_compiler.schedule.choice.integers import is_integer
+from opcel_compiler.targets.load import load_target
 
 PIPELINE = "fold-constants," + KERNELS
 LEVELS = ("host", "x86-64-avx512", "x86-64-avx2", "x86-64")
@@ -157,3 +161,21 @@ def test_what_integers_cannot_compute(c: Images) -> None:
         c.conv(x, 16, 3, groups=16, dilations=(2, 2)), c.conv(c.bytes(1, 4, 5, 6, 7), 8, 3),
     ]  # fmt: skip
     c.compare(*outputs, integers=1)
+
+
+def test_another_tile_takes_its_weights_along(c: Images) -> None:
+    """What `opcel tune` measures: sums begin alike whatever the panels, and the filters are all there."""
+    c.graph.add_output(c.quantized(c.conv(c.bytes(1, 20, 8, 9), 48, 3)))
+    target = load_target("x86-64-avx512")
+    program = prepare(export_model(c.graph, opset=21), "x86-64-avx512", pipeline=PIPELINE).program
+    assert program is not None
+    (kernel,) = (k for k in program.kernels if k.family == "conv.blocked")
+    at = kernel.body.inputs.index(source(kernel.anchor.operand(1)))
+    before, seen = packed(kernel.inputs[at].buffer), set()
+    for params in candidates(kernel, target):
+        apply(kernel, params, lambda base: f"{base}.{len(seen)}")
+        after = packed(kernel.inputs[at].buffer)
+        seen.add(kernel.params["out_blocks"])
+        np.testing.assert_array_equal(after[: 4 * 48], before[: 4 * 48])
+        np.testing.assert_array_equal(np.sort(after), np.sort(before))
+    assert len(seen) > 1

@@ -16,7 +16,7 @@ def _ordered(buffer: Buffer) -> np.ndarray:
     assert buffer.data is not None
     array = buffer.data.array.reshape(tuple(int(d) for d in buffer.type.dims))  # type: ignore[arg-type]
     if buffer.packing.startswith("conv:"):
-        groups, block, together, panel, *zero = map(int, buffer.packing.split(":")[1:])
+        groups, block, together, *zero, panel = map(int, buffer.packing.split(":")[1:])
         array = merged_groups(array, groups, together)
         if zero:
             sums = first_sums(array.reshape(groups, -1, *array.shape[1:]), zero[0], panel)

@@ -12,6 +12,7 @@ from typing import Any
 from opcel_compiler.errors import OpcelError
 from opcel_compiler.ir.dims import product
 from opcel_compiler.ir.program import Buffer, Kernel, View
+from opcel_compiler.ir.program_split import source
 from opcel_compiler.ir.text import own_attrs
 from opcel_compiler.schedule.choice.context import heights
 from opcel_compiler.targets.schema import Target
@@ -108,7 +109,7 @@ def apply(kernel: Kernel, params: Mapping[str, Any], name: Name) -> None:
     if not changed & {"panel", "out_blocks"}:
         return
     assert kernel.anchor is not None
-    at = list(kernel.body.inputs).index(kernel.anchor.operand(1))
+    at = kernel.body.inputs.index(source(kernel.anchor.operand(1)))
     view = kernel.inputs[at]
     old = view.buffer
     layout, packing = old.layout, old.packing
@@ -188,7 +189,7 @@ def _parts(count: int, size: int) -> list[int]:
 
 def _rows(kernel: Kernel) -> int:
     assert kernel.anchor is not None
-    a = kernel.inputs[list(kernel.body.inputs).index(kernel.anchor.operand(0))]
+    a = kernel.inputs[kernel.body.inputs.index(source(kernel.anchor.operand(0)))]
     rows = product(a.shape[:-1]) if len(_weight(kernel).shape) == 2 else kernel.outputs[0].shape[-2]
     assert isinstance(rows, int)
     return rows
@@ -196,7 +197,7 @@ def _rows(kernel: Kernel) -> int:
 
 def _weight(kernel: Kernel) -> View:
     assert kernel.anchor is not None
-    return kernel.inputs[list(kernel.body.inputs).index(kernel.anchor.operand(1))]
+    return kernel.inputs[kernel.body.inputs.index(source(kernel.anchor.operand(1)))]
 
 
 def _tasks(chosen: Params) -> list[Params]:

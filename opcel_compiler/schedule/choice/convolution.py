@@ -72,9 +72,8 @@ def choose_conv(kernel: Kernel, choosing: Choosing) -> None:
     if x.buffer.layout.storage == "bf16":
         kernel.params["precision"] = "bf16"
         weight.layout = weight.layout.stored_as("bf16")
-    weight.packing = f"conv:{groups}:{in_block}:{together}:{vectors * choosing.width}"
-    if integers:
-        weight.packing += f":{zero_point(kernel)}"
+    start = f"{zero_point(kernel)}:" if integers else ""
+    weight.packing = f"conv:{groups}:{in_block}:{together}:{start}{vectors * choosing.width}"
 
 
 def choose_depthwise(kernel: Kernel, choosing: Choosing) -> None:
