@@ -88,6 +88,8 @@ def _of_weights(m: Match) -> str | None:
     a, b = _steps(m["a"]), _steps(m["b"])
     if a is None or b is None:
         return "the operands are no integers of 8 bits"
+    if m.maker("sums").op == "conv" and a.zero is not None and a.zero.constant is None:
+        return "kernels of integers know the zero points of images; these sums are exact in floats"
     return None if b.integers.constant is not None else "the weights are not constant"
 
 

@@ -63,6 +63,21 @@ def test_convolutions_have_scales_along_their_channels(apply) -> None:
     assert weights.operand(1).tensor.dims == (3, 1, 1, 1)
 
 
+def test_convolutions_with_computed_zero_points_are_exact(apply) -> None:
+    text = """graph main(%x: u8[1, 4, 6, 6], %z: u8[]) {
+      %xi = cast(%x){dtype=i32}
+      %zi = cast(%z){dtype=i32}
+      %a = sub(%xi, %zi)
+      %b = i32[3, 4, 3, 3] -128
+      %y = conv(%a, %b){strides=[1, 1], pads=[1, 1, 1, 1], dilations=[1, 1]}
+      %f = cast(%y){dtype=f32}
+      return %f
+    }"""
+    out = apply(text, "integer-sums,dead-code", special=False)
+    (conv,) = [n for n in out.graph.nodes if n.op == "conv"]
+    assert conv.attrs["exact"] and "zero points of images" in out.reasons
+
+
 @pytest.mark.parametrize(
     "a, b, depth, products",
     [
