@@ -39,11 +39,13 @@ Explain = Callable[[NonfiniteError, Sample], CalibrationError]
 def gather(
     model: Runnable, about: Observation, data: Data, report: Callable[[int], None],
     random: Callable[[], Iterator[Sample]] | None = None, explain: Explain = lambda error, sample: error,
+    keep: Callable[[Feeds], None] | None = None,
 ) -> Calibrated:  # fmt: skip
     """The statistics of `model` over `data`, or over what `random` gives where there are none.
 
     `report` is called with the number of samples after each. `explain` makes the error of a sample that makes values
-    that are not finite. Raises CalibrationError.
+    that are not finite. The first samples are given to `keep`, if there is one, and not kept in memory. Raises
+    CalibrationError.
     """
     journal, sums, kept = Journal(), Accumulator(about.observed), list[Feeds]()
     drawn = random is not None and data.source is None
@@ -60,7 +62,9 @@ def gather(
                 raise
             journal.skipped.append(str(error))
             continue
-        if len(kept) < KEPT_SAMPLES:
+        if journal.total < KEPT_SAMPLES and keep is not None:
+            keep(sample.feeds)
+        elif journal.total < KEPT_SAMPLES:
             kept.append({name: array.copy() for name, array in sample.feeds.items()})
         journal.add(sample)
         report(journal.total)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,10 +33,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a worker found: statistics as text and samples; or an error, and the sample that made values not finite."""
+    """What a worker found: statistics as text; or an error, and the sample that made values not finite."""
 
     statistics: str = ""
-    samples: tuple[Feeds, ...] = ()
     warned: tuple[str, ...] = ()
     error: CalibrationError | None = None
     sample: Sample | None = None
@@ -66,16 +65,25 @@ def apart(job: Job, report: Callable[[int], None], explain: Explain) -> Calibrat
                 f"the process that runs the samples of {job.data} ended with status {child.returncode}: {last}"
             )
         outcome: Outcome = pickle.loads(made.read_bytes())
+        samples = tuple(_pickled(made.with_name(f"{made.name}.samples")))
     for text in outcome.warned:
         warnings.warn(text, CalibrationWarning, stacklevel=2)
     if outcome.error is not None:
         if isinstance(outcome.error, NonfiniteError) and outcome.sample is not None:
             raise explain(outcome.error, outcome.sample)
         raise outcome.error
-    return Calibrated(parse_statistics(outcome.statistics), outcome.samples)
+    return Calibrated(parse_statistics(outcome.statistics), samples)
 
 
-def work(job: Job, report: Callable[[int], None]) -> Outcome:
+def _pickled(path: Path) -> Iterator[Feeds]:
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        while file.peek(1):
+            yield pickle.load(file)
+
+
+def work(job: Job, report: Callable[[int], None], keep: Callable[[Feeds], None]) -> Outcome:
     """The part of the other process."""
     bad: list[Sample] = []
 
@@ -87,8 +95,8 @@ def work(job: Job, report: Callable[[int], None]) -> Outcome:
         warnings.simplefilter("always")
         try:
             with CompiledModel(job.folder, threads=job.threads) as model:
-                found = gather(model, job.about, job.data, report, explain=remember)
-            out = Outcome(statistics_text(found.statistics), found.samples)
+                found = gather(model, job.about, job.data, report, explain=remember, keep=keep)
+            out = Outcome(statistics_text(found.statistics))
         except CalibrationError as error:
             out = Outcome(error=error, sample=bad[0] if bad else None)
     warned = tuple(str(w.message) for w in caught if issubclass(w.category, CalibrationWarning))
@@ -98,9 +106,14 @@ def work(job: Job, report: Callable[[int], None]) -> Outcome:
 def main(given: str, made: str) -> None:
     """Do the job in the file `given` and leave its outcome in `made`. What a reader prints goes to standard error; the
     standard output has the number of samples, line by line."""
+
+    def keep(feeds: Feeds) -> None:
+        with open(f"{made}.samples", "ab") as file:
+            pickle.dump(feeds, file, protocol=5)
+
     with os.fdopen(os.dup(1), "w") as counts:
         os.dup2(2, 1)
-        outcome = work(pickle.loads(Path(given).read_bytes()), lambda n: print(n, file=counts, flush=True))
+        outcome = work(pickle.loads(Path(given).read_bytes()), lambda n: print(n, file=counts, flush=True), keep)
     Path(made).write_bytes(pickle.dumps(outcome))
 
 
