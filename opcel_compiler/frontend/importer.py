@@ -248,9 +248,9 @@ def _build(proto: ModelProto, builder: Builder, opsets: dict[str, int]) -> list[
     asked = {name for n in source.node if id(n) not in taken for name in (*n.input, *captured(n))}
     asked.update(v.name for v in source.output)
     for v in inputs:
-        scope.define(
-            v.name, graph.add_input(v.name, _input_type(v, builder.symbols, v.name in asked)), f"input {v.name!r}"
-        )
+        value = graph.add_input(v.name, _input_type(v, builder.symbols, v.name in asked))
+        check_size(value)
+        scope.define(v.name, value, f"input {v.name!r}")
     scope.add_nodes(source.node, [v.name for v in source.output])
     for v in source.output:
         if v.name in graph.output_names:

@@ -19,8 +19,6 @@ LEAST_SQNR = 15.0
 class QuantizationError(OpcelError):
     """A model that cannot be quantized as it was asked for."""
 
-    exit_code = 2
-
 
 @dataclass(frozen=True)
 class Recipe:
