@@ -132,6 +132,8 @@ class _Relayout:
             return len(out) in (3, 4) and self._extras_fit(kernel)
         anchor = kernel.anchor
         assert anchor is not None
+        if anchor.op == "resample" and type(out[1]) is int and 4 * out[1] < self.width:
+            return False  # three quarters of each block would be padding
         if anchor.op == "reduce_mean":
             rank = len(kernel.inputs[0].shape)
             return rank in (3, 4) and anchor.attrs["axes"] == tuple(range(2, rank))

@@ -113,7 +113,10 @@ def main(given: str, made: str) -> None:
 
     with os.fdopen(os.dup(1), "w") as counts:
         os.dup2(2, 1)
-        outcome = work(pickle.loads(Path(given).read_bytes()), lambda n: print(n, file=counts, flush=True), keep)
+        try:
+            outcome = work(pickle.loads(Path(given).read_bytes()), lambda n: print(n, file=counts, flush=True), keep)
+        finally:
+            sys.stdout.flush()  # what a reader printed comes before the error that ends this process
     Path(made).write_bytes(pickle.dumps(outcome))
 
 

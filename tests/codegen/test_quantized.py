@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import opcel_compiler as oc
@@ -87,6 +88,14 @@ def c() -> Cases:
     return Cases()
 
 
+def model() -> onnx.ModelProto:
+    """Rows that are quantized by a scale of their own, and products of them."""
+    c = Cases()
+    for v in rows_of_their_own_scale(c):
+        c.graph.add_output(v)
+    return export_model(c.graph, opset=21)
+
+
 def test_rows(c: Cases) -> None:
     x, y, f = c.bytes(3, 5, 40), c.bytes(3, 5, 40, dtype=I8), c.floats(3, 5, 40)
     gamma, beta = c.constant(c.rng.normal(size=40)), c.constant(c.rng.normal(size=40))
@@ -131,7 +140,7 @@ def test_products_of_rows_with_their_own_grid(c: Cases) -> None:
     c.check(*outputs, integers=len(outputs))
 
 
-def test_rows_quantized_by_their_own_scale(c: Cases) -> None:
+def rows_of_their_own_scale(c: Cases) -> list[Value]:
     """Read by products and by others; a row of zeros, one with a NaN."""
     outputs = []
     for shape in ((6, 40), (2, 9, 33)):
@@ -143,7 +152,11 @@ def test_rows_quantized_by_their_own_scale(c: Cases) -> None:
         codes = c.add("quantize", x, scale, c.constant(128, U8), dtype=U8)
         real = c.add("dequantize", codes, scale, c.constant(128, U8), dtype=F32)
         outputs += [c.product(real, shape[-1], 48), codes]
-    c.check(*outputs, integers=2)
+    return outputs
+
+
+def test_rows_quantized_by_their_own_scale(c: Cases) -> None:
+    c.check(*rows_of_their_own_scale(c), integers=2)
 
 
 def test_every_level_gives_the_same_bytes() -> None:

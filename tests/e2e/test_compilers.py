@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto
 
 import opcel_compiler as oc
+from opcel_compiler.calibration import observing_pipeline
 from opcel_compiler.codegen.cpu.build import CSRC, base_flags, generate
 from opcel_compiler.codegen.cpu.toolchain import find_toolchain
 from opcel_compiler.compilation import prepare
@@ -20,11 +21,13 @@ from opcel_compiler.targets import list_targets, load_target
 from opcel_compiler.targets.kernels import kernel_table
 
 from ..codegen import test_dtypes as dtypes
+from ..codegen import test_quantized as quantized
 from ..codegen import test_sequence as sequence
 from ..codegen import test_vision as vision
 from ..codegen.test_operators import CASES
 from . import test_ml as classical
 from . import test_nbits as nbits
+from . import test_quantized_forms as quantized_forms
 from . import test_random as random
 from . import test_sizes as sizes
 from . import test_strassen as strassen
@@ -82,6 +85,7 @@ def all_units(target_name: str) -> tuple[str, set[str]]:
     own = (
         others(),
         nbits.products(),
+        quantized_forms.forms().proto(),
         winograd.network(),
         strassen.network(),
         sizes.operators().model(),
@@ -89,8 +93,11 @@ def all_units(target_name: str) -> tuple[str, set[str]]:
     )
     more = (classical.model(), *map(trees.joined, trees.GROUPS.values()))
     areas = (*dtypes.models(), *sequence.models(), *vision.models())
-    for model in (*own, *more, *areas, *(t.build() for t in TWINS.values()), *(c.model() for c in CASES.values())):
-        program = prepare(model, target_name, precision=precision).program
+    models = (*own, *more, *areas, *(t.build() for t in TWINS.values()), *(c.model() for c in CASES.values()))
+    twins = (TWINS["resnet"].build(), TWINS["bert-dynamo"].build())
+    piped = [(quantized.model(), None), *((model, observing_pipeline(target)) for model in twins)]
+    for model, pipeline in (*((model, None) for model in models), *piped):
+        program = prepare(model, target_name, precision=precision, pipeline=pipeline).program
         assert program is not None
         for step, calls in zip(program.steps, generate(program, target), strict=True):
             families |= {step.family} if isinstance(step, Kernel) else set()

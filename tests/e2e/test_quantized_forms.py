@@ -117,8 +117,8 @@ def qdq(m: Model) -> None:
         m.out(m.node("Gemm", [flat, weights(0, 12, 256), m.hold(RNG.standard_normal(12))], transB=1)[0])
 
 
-@pytest.fixture(scope="module")
-def model() -> Model:
+def forms() -> Model:
+    """All of them in one model."""
     m = Model()
     qlinear(m)
     dynamic(m)
@@ -126,6 +126,11 @@ def model() -> Model:
     sums = m.node("MatMulInteger", [m.feed(u8(7, 700)), m.hold(i8(700, 24), np.int8)])[0]
     m.out(sums)
     return m
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return forms()
 
 
 def test_every_form(model: Model) -> None:

@@ -25,7 +25,7 @@ def test_what_has_a_kernel_stays(apply) -> None:
 
 def test_small_integers_are_pooled_in_f32(apply) -> None:
     text = (
-        "graph main(%x: u8[1, 2, 6, 6]) {\n"
+        "graph main(%x: i16[1, 2, 6, 6]) {\n"
         "%y = max_pool(%x){kernel=[2, 2], strides=[2, 2], pads=[0, 0, 0, 0], dilations=[1, 1]}\nreturn %y\n}"
     )
     assert ops(apply(text, "fit-dtypes", special=False)) == ["cast", "max_pool", "cast"]

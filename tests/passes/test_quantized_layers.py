@@ -53,7 +53,7 @@ def model(x: str = "u8", w: str | None = "i8", wzero: int = 0, op: str = "MatMul
         ({"w": "u8", "wzero": 5}, "its weights are of u8, not of s8"),
         ({"w": "i8", "wzero": 5}, "its weights have a zero point"),
         ({"w": "i8", "constant": False}, "its second operand is not constant"),
-        ({"op": "ConvTranspose"}, "conv_transpose has no kernel for integers"),
+        ({"op": "ConvTranspose"}, None),
     ],
 )
 def test_reasons(case: dict[str, Any], reason: str | None) -> None:

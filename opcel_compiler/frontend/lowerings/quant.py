@@ -43,6 +43,10 @@ def _with_zero(c: Lowering, x: Value, axis: int, block: int) -> tuple[Value, Val
     """(x, scale, zero point) of inputs 1 and 2, shaped to broadcast."""
     x_split, scale = spread(c, x, c.x(1), axis, block)
     zero = c.opt(2)
+    if zero is not None and zero.constant is not None and zero.tensor.size != 1:
+        steps = zero.constant.array
+        if steps.size and (steps == steps.flat[0]).all():
+            return x_split, scale, c.constant(np.asarray(steps.flat[0], steps.dtype))
     return x_split, scale, None if zero is None else spread(c, x, zero, axis, block)[1]
 
 
