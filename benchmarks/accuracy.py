@@ -22,7 +22,7 @@ from benchmarks.int8.cases import Case, cases_in
 from benchmarks.int8.evaluate import outputs
 from benchmarks.int8.metrics import METRICS
 from benchmarks.int8.ours import artifact, integer_share
-from benchmarks.int8.rows import Row, guarded, timed
+from benchmarks.int8.rows import Row, guarded, kept, timed
 from benchmarks.networks import machine_facts
 
 RUNS = {"nncf": "openvino-int8", "ort-minmax": "ort-int8", "ort-percentile": "ort-int8"}
@@ -106,8 +106,7 @@ def main() -> None:
     parser.add_argument("--no-times", action="store_true", help="judge, and measure no latency")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where artifacts are kept (default: nowhere)")
     args = parser.parse_args()
-    facts: dict[str, Any] = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
-    rows: dict[str, Row] = {row["network"]: row for row in facts.get("rows", ())}
+    _, rows = kept(args.json)
     with tempfile.TemporaryDirectory() as scratch:
         for case in cases_in(args.folder):
             if args.names and case.name not in args.names:

@@ -171,7 +171,7 @@ def _pad_on_grid(m: Match) -> str | None:
 
 
 def _pad_number(m: Match) -> float | None:
-    pad = m.node.operands[1] if len(m.node.operands) > 1 else None
+    pad = m.node.optional(1)
     if pad is None:
         return 0.0
     return None if pad.constant is None else float(pad.constant.array)
@@ -268,7 +268,7 @@ def hoist_quantize_joined(m: Match, build: Builder) -> Value:
 def hoist_quantize_padded(m: Match, build: Builder) -> Value:
     """Padded numbers, quantized, are the quantized numbers around which the pad is quantized"""
     move = _moving(m)
-    pad = move.operands[1] if len(move.operands) > 1 else None
+    pad = move.optional(1)
     if move.attrs["mode"] != "constant":
         return build("pad", _quantized(m, build, m["x"]), **move.attrs)
     if pad is None:

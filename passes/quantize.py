@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from opcel_compiler.ir.codes import LARGEST, SMALLEST, channel_axes, weight_codes, weight_scales
+from opcel_compiler.ir.codes import LARGEST, SMALLEST, term_axes, weight_codes, weight_scales
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.quantization import DYNAMIC, LAYERS, STATIC, Plan
@@ -76,7 +76,7 @@ class _Quantizer:
         data = weights.constant
         assert data is not None
         w = np.asarray(data.array)
-        terms = channel_axes(node.op, w.ndim)
+        terms = term_axes(node.op, w.ndim)
         scales = weight_scales(w, terms)
         flat = scales.reshape(-1) if node.op == "matmul" else scales
         codes = self._constant(node, weight_codes(w, scales), f"{weights.name}.codes")
@@ -100,7 +100,7 @@ class _Quantizer:
                 else:
                     user.set_operand(i, total)
             return
-        bias = node.operands[2] if len(node.operands) > 2 else None
+        bias = node.optional(2)
         if bias is None or bias.constant is None:
             data, before = added, None
         else:

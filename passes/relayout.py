@@ -16,11 +16,11 @@ from opcel_compiler.ir.graph import Graph, Value
 from opcel_compiler.ir.layout import Layout
 from opcel_compiler.ir.parts import Parts, part_of
 from opcel_compiler.ir.program import Buffer, Control, Kernel, Program, Step, View, block_end, loops, whole
-from opcel_compiler.ir.program_split import fresh_name, source, split_quantized
+from opcel_compiler.ir.program_split import fresh_name, source, split_quantized, zero_number
 from opcel_compiler.ir.types import F32, I8, U8, TensorType
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
 from opcel_compiler.schedule.choice.convolution import depthwise_quads, depthwise_tile
-from opcel_compiler.schedule.choice.integers import integer_form, is_integer, quantized_conv, zero_point
+from opcel_compiler.schedule.choice.integers import integer_form, is_integer, quantized_conv
 
 AGNOSTIC = frozenset({"elementwise", "max_pool", "avg_pool", "reduce_mean", "resample"})
 BLOCKED = frozenset({F32, U8, I8})
@@ -195,7 +195,7 @@ class _Relayout:
                 kernel.inputs[i] = self._quads(kernel, view) if integers else self._planar(kernel, view)
             else:
                 halo = self._halo(kernel) if kind is not None and operand == 0 and tile is None else ()
-                pad = zero_point(kernel) if integers and operand == 0 else 0
+                pad = (zero_number(kernel) or 0) if integers and operand == 0 else 0
                 kernel.inputs[i] = whole(self._to_blocked(view, halo, kernel.origin, pad))
         out = kernel.outputs[0]
         rank = len(out.shape)
@@ -284,7 +284,7 @@ class _Relayout:
 
     def _quads(self, kernel: Kernel, view: View) -> View:
         """The few-channel input of a first layer of integers: in blocks of four channels."""
-        layout = _with_halo(Layout(block_axis=1, block=4), self._halo(kernel), zero_point(kernel))
+        layout = _with_halo(Layout(block_axis=1, block=4), self._halo(kernel), (zero_number(kernel) or 0))
         buffer = self._buffer(view.buffer.name, TensorType(view.dtype, view.shape), layout)
         self._emit_copy(view, whole(buffer), kernel.origin)
         return whole(buffer)

@@ -13,13 +13,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from benchmarks import figures
 from benchmarks.int8 import peers
 from benchmarks.int8.cases import Case, cases_in
 from benchmarks.int8.ours import artifact, integer_share
-from benchmarks.int8.rows import Row, guarded, timed
+from benchmarks.int8.rows import Row, guarded, kept, timed
 from benchmarks.networks import machine_facts
 
 
@@ -71,8 +70,7 @@ def main() -> None:
     parser.add_argument("--compile-only", action="store_true", help="fill --work, and measure nothing")
     args = parser.parse_args()
     cases = [case for case in cases_in(args.folder) if not args.names or case.name in args.names]
-    facts: dict[str, Any] = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
-    rows: dict[str, Row] = {row["network"]: row for row in facts.get("rows", ())}
+    facts, rows = kept(args.json)
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)
         for case in cases:

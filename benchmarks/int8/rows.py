@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ def timed(
     if "speedup" in own:
         row["over_f32"] = own["speedup"]
     return row
+
+
+def kept(file: Path | None) -> tuple[dict[str, Any], dict[str, Row]]:
+    """What an earlier run wrote to `file`, and its rows by network; empty where there is no such file."""
+    facts: dict[str, Any] = json.loads(file.read_text()) if file and file.exists() else {}
+    return facts, {row["network"]: row for row in facts.get("rows", ())}
 
 
 def guarded(row: Row, make: Any) -> Row:

@@ -35,10 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", metavar="ENGINES", type=engines, default=(), help="of ort,openvino; needs --model")
     parser.add_argument("--model", metavar="MODEL", type=Path, help="the ONNX model that the artifact was made from")
     options.add_inputs(parser, "the inputs by name (default: random ones)")
-    parser.add_argument(
-        "--dim", type=options.size, action="append", default=[], metavar="NAME=VALUE",
-        help="a size for random inputs (default: 1)",
-    )  # fmt: skip
+    options.add_random_dims(parser)
     options.add_threads(parser)
     parser.add_argument("--rounds", type=options.positive, default=15, metavar="N", help="turns of each (default: 15)")
     parser.add_argument(

@@ -30,10 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--float-artifact", type=Path, metavar="ARTIFACT", help="the same model compiled in f32, measured too"
     )
     options.add_inputs(parser, "what to measure with (default: random arrays)")
-    parser.add_argument(
-        "--dim", type=options.size, action="append", default=[], metavar="NAME=VALUE",
-        help="a size for random inputs (default: 1)",
-    )  # fmt: skip
+    options.add_random_dims(parser)
     options.add_threads(parser)
     options.add_json(parser, "the layers")
 

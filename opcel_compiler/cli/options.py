@@ -55,6 +55,13 @@ def add_dims(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_random_dims(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dim", type=size, action="append", default=[], metavar="NAME=VALUE",
+        help="a size for random inputs (default: 1)",
+    )  # fmt: skip
+
+
 def add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=size, action="append", default=[], metavar="NAME=VALUE",

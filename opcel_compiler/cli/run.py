@@ -32,10 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", "-o", type=Path, metavar="Y.npz", help="save the outputs by name")
     options.add_threads(parser)
     parser.add_argument("--repeat", type=options.positive, metavar="N", help="time N runs after the first")
-    parser.add_argument(
-        "--dim", type=options.size, action="append", default=[], metavar="NAME=VALUE",
-        help="a size for random inputs (default: 1)",
-    )  # fmt: skip
+    options.add_random_dims(parser)
     parser.add_argument(
         "--weights", choices=("map", "resident"), default="map",
         help="map the weights from disk, or copy them into huge pages (default: map)",

@@ -27,11 +27,15 @@ def rounded(x: np.ndarray, grid: Grid) -> np.ndarray:
     return np.asarray((codes - zero) * scale)
 
 
-def channel_axes(op: str, rank: int) -> tuple[int, ...]:
-    """The axes of a contraction's weights that belong to an output channel; the others are its terms. Convolutions have
-    [out, in, ...], transposed ones [in, out, ...], matrix products [..., in, out]."""
-    axis = {"conv": 0, "conv_transpose": 1}.get(op, rank - 1)
-    return tuple(i for i in range(rank) if i != axis)
+def channel_axis(op: str, rank: int) -> int:
+    """The axis of a contraction's weights that counts output channels: convolutions have [out, in, ...], transposed
+    ones [in, out, ...], matrix products [..., in, out]."""
+    return {"conv": 0, "conv_transpose": 1}.get(op, rank - 1)
+
+
+def term_axes(op: str, rank: int) -> tuple[int, ...]:
+    """The other axes, over which a contraction adds up."""
+    return tuple(i for i in range(rank) if i != channel_axis(op, rank))
 
 
 def weight_scales(w: np.ndarray, terms: tuple[int, ...], clip: bool = True) -> np.ndarray:

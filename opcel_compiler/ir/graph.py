@@ -112,9 +112,13 @@ class Node:
     def definition(self) -> OpDef:
         return op_def(self.op)
 
+    def optional(self, i: int) -> Value | None:
+        """Operand `i`, or None when it is absent."""
+        return self._operands[i] if i < len(self._operands) else None
+
     def operand(self, i: int) -> Value:
         """Operand `i`. Raises ValueError when it is absent."""
-        value = self._operands[i] if i < len(self._operands) else None
+        value = self.optional(i)
         if value is None:
             raise ValueError(f"{self!r} has no operand {i}")
         return value

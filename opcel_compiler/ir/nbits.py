@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from opcel_compiler.ir.ops.nbits import dequantized
 from opcel_compiler.ir.types import DTYPES, DType
 
 CLIPS = np.linspace(1.0, 0.6, 9)
@@ -32,12 +33,7 @@ class GroupedWeights(NamedTuple):
 
     def floats(self) -> np.ndarray:
         """What the codes stand for, [k, n] of f32."""
-        of = np.arange(len(self.codes)) // self.group
-        steps = self.codes.astype(np.float32)
-        if self.zero is not None:
-            steps -= self.zero[of].astype(np.float32)
-        steps *= self.scale[of]
-        return steps
+        return dequantized(self.codes, self.scale, self.zero, self.group)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,15 @@ def zero_point(kernel: Kernel) -> Value | None:
     """The zero point of the anchor's first operand, where that is dequantized with one."""
     assert kernel.anchor is not None
     node = kernel.anchor.operand(0).producer
-    return node.operands[2] if node is not None and len(node.operands) > 2 else None
+    return None if node is None else node.optional(2)
+
+
+def zero_number(kernel: Kernel) -> int | None:
+    """The same as a number, 0 where there is none; None where it is known only as the kernel runs."""
+    zero = zero_point(kernel)
+    if zero is None:
+        return 0
+    return None if zero.constant is None else int(zero.constant.array.reshape(-1)[0])
 
 
 def split_quantized(kernel: Kernel, name: Callable[[str], str]) -> list[Kernel]:

@@ -1,7 +1,7 @@
 """A quantization plan: which layers of a Graph compute in 8 bits, on which grids, and why others do not.
 
 A layer is a contraction with constant weights and goes by the name of its result. A plan is data: the passes carry it
-out (`equalize`, `smooth`, `quantize`), `opcel_compiler.quantization` makes it from statistics.
+out (`equalize`, `quantize`), `opcel_compiler.quantization` makes it from statistics.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from opcel_compiler.ir.thresholds import Grid
 from opcel_compiler.ir.types import F32
 
 LAYERS = frozenset({"conv", "conv_transpose", "matmul"})
-"""The operators that can be layers."""
+"""The operators that can be layers: contractions that have kernels of integers."""
 
 STATIC, DYNAMIC, FLOAT = "static", "dynamic", "float"
 """Schemes: a grid known when compiling; a scale for each row, computed as the model runs; not quantized."""

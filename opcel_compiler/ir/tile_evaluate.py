@@ -79,7 +79,7 @@ class Tile:
         return np.asarray(array[tuple(inside)])
 
     def operand(self, node: Node, i: int) -> np.ndarray | None:
-        value = node.operands[i] if i < len(node.operands) else None
+        value = node.optional(i)
         if value is None:
             return None
         return self.part(value, box_of(self.access.operands[node, i], self.shape(value), self.intervals))

@@ -66,7 +66,7 @@ def _reason(node: Node, target: Target | None) -> str:
         return "the rank of its operand is not known"
     if node.op == "matmul" and (len(w.tensor.dims) != 2 or len(x.tensor.dims) < 2):
         return "its weights are no matrix"
-    bias = node.operands[2] if len(node.operands) > 2 else None
+    bias = node.optional(2)
     if bias is not None and bias.constant is None:
         return "its bias is not constant"
     if not w.constant.array.size:

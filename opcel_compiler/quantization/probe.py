@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from opcel_compiler.ir.codes import channel_axes, rounded, rounded_rows, weight_codes, weight_scales
+from opcel_compiler.ir.codes import rounded, rounded_rows, term_axes, weight_codes, weight_scales
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.interpret import evaluate_node, run
 from opcel_compiler.ir.quantization import DYNAMIC, Plan
@@ -59,7 +59,7 @@ class QuantizedLayer:
         assert data is not None
         w = np.asarray(data.array) if factors is None else np.asarray(data.array * factors, np.float32)
         self.node = node
-        self.scales = weight_scales(w, channel_axes(node.op, w.ndim))
+        self.scales = weight_scales(w, term_axes(node.op, w.ndim))
         self.codes = weight_codes(w, self.scales)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:

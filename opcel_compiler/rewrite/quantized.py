@@ -13,13 +13,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from opcel_compiler.ir.codes import channel_axis
 from opcel_compiler.ir.dims import equal
 from opcel_compiler.ir.graph import Node, Value
-from opcel_compiler.ir.ops.quant import integer_range
+from opcel_compiler.ir.ops.quant import LARGEST_DEPTH, integer_range
+from opcel_compiler.ir.quantization import LAYERS
 from opcel_compiler.ir.types import F32, I8, U8, DType
 from opcel_compiler.rewrite.facts import dtype_of, shape_of
 
-INTEGER_ANCHORS: frozenset[str] = frozenset({"matmul", "conv", "conv_transpose"})
+INTEGER_ANCHORS = LAYERS
 """The contractions that have kernels of integers; others are computed in floats, their weights made floats when
 compiling."""
 
@@ -54,7 +56,7 @@ def scale_of(node: Node) -> Value:
 
 def zero_of(node: Node) -> Value | None:
     """The zero point of a `quantize` or `dequantize`, or None."""
-    return node.operands[2] if len(node.operands) > 2 else None
+    return node.optional(2)
 
 
 def is_number(v: Value | None) -> bool:
@@ -150,10 +152,6 @@ def kept_quantized(node: Node) -> bool:
     return per_tensor(node) and any(isinstance(u, Node) and u.op == "gather" and i == 0 for u, i in node.result.uses)
 
 
-LARGEST_DEPTH = ((1 << 31) - 1) // (255 * 128)
-"""So many products of u8 and s8 cannot leave s32."""
-
-
 def integer_operands(anchor: Node) -> tuple[Node, Node] | str:
     """The two `dequantize` nodes of a contraction in canonical form, or the reason why it has no such form."""
     if not computes_integers(anchor):
@@ -210,7 +208,7 @@ def _weights(anchor: Node, w: Node) -> str | None:
         return "its operands are not matrices"
     if is_number(scale_of(w)):
         return None
-    axis = {"conv": 0, "conv_transpose": 1}.get(anchor.op, len(shape) - 1)
+    axis = channel_axis(anchor.op, len(shape))
     wide = (1,) * (len(shape) - len(given)) + tuple(given)
     if any(d != 1 for i, d in enumerate(wide) if i != axis) or equal(wide[axis], shape[axis]) is not True:
         return "the scales of its weights are not one for each output channel"

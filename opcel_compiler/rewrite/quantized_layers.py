@@ -6,25 +6,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.quantization import LAYERS
 from opcel_compiler.ir.types import I8, I32, U8, DType
 from opcel_compiler.rewrite.driver import optimizable
-from opcel_compiler.rewrite.quantized import KEEPS_GRID, computes_integers
+from opcel_compiler.rewrite.quantized import KEEPS_GRID
 
-ANCHORS = frozenset({"matmul", "conv", "conv_transpose"})
 PASSED = KEEPS_GRID | {"relu"}
 
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """A product, the types that its operands are quantized to (None: not at all), whether the second is constant, and
-    whether there are kernels for such a product of integers."""
+    """A product, the types that its operands are quantized to (None: not at all);
+    and whether the second is constant."""
 
     op: str
     origin: tuple[str, ...]
     activations: DType | None
     weights: DType | None
     constant: bool
-    has_kernel: bool
 
     @property
     def reason(self) -> str:
@@ -39,11 +38,7 @@ class QuantizedLayer:
             return "its weights are not quantized"
         if not self.constant:
             return "its second operand is not constant"
-        return (
-            "its scales or zero points have no form for integers"
-            if self.has_kernel
-            else f"{self.op} has no kernel for integers"
-        )
+        return "its scales or zero points have no form for integers"
 
 
 def quantized_layers(graph: Graph) -> list[QuantizedLayer]:
@@ -53,14 +48,14 @@ def quantized_layers(graph: Graph) -> list[QuantizedLayer]:
 
 def _layers(nodes: Iterable[Node]) -> Iterable[QuantizedLayer]:
     for node in nodes:
-        if node.op not in ANCHORS:
+        if node.op not in LAYERS:
             continue
         x, w = _integers(node.operand(0)), _integers(node.operand(1))
         if x is None and (w is None or w.tensor.dtype == I32):
             continue
         types = [None if v is None else v.tensor.dtype for v in (x, w)]
         constant = w is not None and _is_constant(w)
-        yield QuantizedLayer(node.op, node.origin, types[0], types[1], constant, computes_integers(node))
+        yield QuantizedLayer(node.op, node.origin, types[0], types[1], constant)
 
 
 def _integers(v: Value) -> Value | None:

@@ -325,7 +325,7 @@ class Lowering:
             self.kernel(node, outline([node], node.results), [x])
             return
         out = self.result(node.result, None)
-        value = node.operands[1] if len(node.operands) > 1 else None
+        value = node.optional(1)
         fill = self.view(value) if value is not None else self.view(self._zero(node))
         self.copy(View(fill.buffer, (), (), fill.offset).expand(out.shape), out)
         self.copy(x, out.slice(pads[: len(x.shape)], x.shape, [1] * len(x.shape)))

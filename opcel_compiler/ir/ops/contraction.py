@@ -53,7 +53,8 @@ def _matmul(arrays: Arrays, _: Attrs) -> tuple[np.ndarray, ...]:
     return (np.asarray(np.matmul(widen(a), widen(b))).astype(a.dtype, copy=False),)
 
 
-def _matmul_flops(operands: Operands, results: Sequence[Type], _: Attrs) -> Dim:
+def matmul_flops(operands: Operands, results: Sequence[Type], _: Attrs) -> Dim:
+    """A multiplication and an addition for each element of a row and each element of the result."""
     a, y = tensor_of(operands, 0), results[0]
     if a.shape is None or not isinstance(y, TensorType) or y.shape is None:
         return 0
@@ -67,7 +68,7 @@ define(
     _infer_matmul,
     _matmul,
     (EXACT,),
-    flops=_matmul_flops,
+    flops=matmul_flops,
     traits="contraction",
 )
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from opcel_compiler.ir.dims import Dim, ceildiv, product
+from opcel_compiler.ir.dims import ceildiv
 from opcel_compiler.ir.opdef import Arrays, AttrDef, Attrs, InferenceError, Operands, define
 from opcel_compiler.ir.ops.common import (
     array_at,
@@ -19,6 +17,7 @@ from opcel_compiler.ir.ops.common import (
     unknown_rank,
     widen,
 )
+from opcel_compiler.ir.ops.contraction import matmul_flops
 from opcel_compiler.ir.types import F32, TensorType, Type
 
 
@@ -65,13 +64,6 @@ def _evaluate(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     return (np.asarray(np.matmul(widen(x), floats)).astype(x.dtype, copy=False),)
 
 
-def _flops(operands: Operands, results: Sequence[Type], _: Attrs) -> Dim:
-    w, y = tensor_of(operands, 1), results[0]
-    if w.shape is None or not isinstance(y, TensorType) or y.shape is None:
-        return 0
-    return 2 * w.shape[0] * product(y.shape)
-
-
 define(
     "matmul_nbits",
     "x W for W[k, n] = (w[k, n] - zero[k / group, n]) scale[k / group, n]; with `rounded`, x may be rounded to 8 bits, "
@@ -80,6 +72,6 @@ define(
     _infer,
     _evaluate,
     (AttrDef("group", "int"), AttrDef("rounded", "bool", False)),
-    flops=_flops,
+    flops=matmul_flops,
     traits="contraction",
 )

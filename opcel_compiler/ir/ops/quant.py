@@ -18,6 +18,9 @@ from opcel_compiler.ir.ops.common import (
 from opcel_compiler.ir.ops.elementwise import saturated, saturates
 from opcel_compiler.ir.types import DType, TensorType, Type
 
+LARGEST_DEPTH = ((1 << 31) - 1) // (255 * 128)
+"""So many products of u8 and s8 cannot leave s32."""
+
 
 def integer_range(dtype: DType) -> tuple[int, int]:
     """The smallest and the largest value of an integer type."""

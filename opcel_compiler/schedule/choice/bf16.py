@@ -7,7 +7,7 @@ from opcel_compiler.ir.layout import Layout
 from opcel_compiler.ir.program import Buffer, Kernel, Step, View, whole
 from opcel_compiler.ir.types import F32, TensorType
 from opcel_compiler.schedule.choice.context import Choosing, copy_body, heights
-from opcel_compiler.schedule.choice.contraction import panels_per_task
+from opcel_compiler.schedule.choice.contraction import panel_width, panels_per_task
 from opcel_compiler.schedule.choice.vector import FEW_ROWS
 
 
@@ -35,9 +35,7 @@ def choose_matmul_bf16(kernel: Kernel, choosing: Choosing) -> list[Step] | None:
         return None
     pref = choosing.target.kernel("gemm")
     vectors, tallest = (pref.vectors, pref.rows[0]) if pref is not None else (2, 6)
-    panel = vectors * choosing.width
-    while panel > choosing.width and type(n) is int and n <= panel // 2:
-        panel //= 2
+    panel = panel_width(n, vectors, choosing)
     kernel.inputs[ia] = rounded
     kernel.inputs[ib] = whole(choosing.packed_weight(b, Layout(storage="bf16"), f"pairs:{panel}"))
     rows = rows_per_task(m, k, tallest, choosing.cache)

@@ -30,9 +30,7 @@ def choose_matmul(kernel: Kernel, choosing: Choosing) -> list[Step]:
     n, k = b.shape[-1], b.shape[-2]
     pref = choosing.target.kernel("gemm")
     vectors, tallest = (pref.vectors, pref.rows[0]) if pref is not None else (2, 6)
-    panel = vectors * choosing.width
-    while panel > choosing.width and type(n) is int and n <= panel // 2:
-        panel //= 2
+    panel = panel_width(n, vectors, choosing)
     layout = Layout((*range(len(b.shape) - 2), len(b.shape) - 1, len(b.shape) - 2), len(b.shape) - 1, panel)
     steps: list[Step] = []
     if b.buffer.kind == "weight":
@@ -69,6 +67,14 @@ def _heights(m: Dim, rows: Dim, tallest: int, general: tuple[int, ...]) -> tuple
         return heights(m, tallest, rows, general)
     last = m % rows or rows
     return tuple(sorted({tallest, *heights(last, tallest, last, general)}, reverse=True))
+
+
+def panel_width(n: Dim, vectors: int, choosing: Choosing) -> int:
+    """Columns of a panel: `vectors` vectors, halved while half of it holds all `n` columns."""
+    panel = vectors * choosing.width
+    while panel > choosing.width and type(n) is int and n <= panel // 2:
+        panel //= 2
+    return panel
 
 
 def panels_per_task(batch: Dim, m: Dim, n: Dim, panel: int, rows: Dim) -> Dim:

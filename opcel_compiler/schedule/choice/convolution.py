@@ -8,9 +8,9 @@ import numpy as np
 
 from opcel_compiler.ir.dims import Dim, ceildiv, equal, product
 from opcel_compiler.ir.program import Kernel, View
-from opcel_compiler.ir.program_split import source
+from opcel_compiler.ir.program_split import source, zero_number
 from opcel_compiler.schedule.choice.context import Choosing, heights
-from opcel_compiler.schedule.choice.integers import is_integer, zero_point
+from opcel_compiler.schedule.choice.integers import is_integer
 from opcel_compiler.schedule.choice.sharing import Cut, share_out
 
 
@@ -72,7 +72,7 @@ def choose_conv(kernel: Kernel, choosing: Choosing) -> None:
     if x.buffer.layout.storage == "bf16":
         kernel.params["precision"] = "bf16"
         weight.layout = weight.layout.stored_as("bf16")
-    start = f"{zero_point(kernel)}:" if integers else ""
+    start = f"{(zero_number(kernel) or 0)}:" if integers else ""
     weight.packing = f"conv:{groups}:{in_block}:{together}:{start}{vectors * choosing.width}"
 
 
@@ -87,7 +87,7 @@ def choose_depthwise(kernel: Kernel, choosing: Choosing) -> None:
         )
         weight = kernel.inputs[kernel.body.inputs.index(source(kernel.anchor.operand(1)))].buffer
         step = kernel.anchor.attrs["strides"][-1]
-        weight.packing = f"depthwise:{choosing.width}:{quads.quads}:{quads.group}:{step}:{zero_point(kernel)}"
+        weight.packing = f"depthwise:{choosing.width}:{quads.quads}:{quads.group}:{step}:{(zero_number(kernel) or 0)}"
     n, oh = y.shape[0], y.shape[2] if len(y.shape) == 4 else 1
     blocks = ceildiv(y.shape[1], y.buffer.layout.block)
     cut = Cut(8, 1)

@@ -7,16 +7,14 @@ import numpy as np
 from opcel_compiler.ir.dims import equal, product
 from opcel_compiler.ir.graph import Node, Value
 from opcel_compiler.ir.layout import Layout
+from opcel_compiler.ir.ops.quant import LARGEST_DEPTH
 from opcel_compiler.ir.program import Kernel, Step, View, whole
-from opcel_compiler.ir.program_split import dequantizations, zero_point
+from opcel_compiler.ir.program_split import dequantizations, zero_number
 from opcel_compiler.ir.types import F32, I8, U8
 from opcel_compiler.schedule.choice.bf16 import grouped, rows_per_task
 from opcel_compiler.schedule.choice.context import Choosing, heights
-from opcel_compiler.schedule.choice.contraction import panels_per_task
+from opcel_compiler.schedule.choice.contraction import panel_width, panels_per_task
 from opcel_compiler.schedule.choice.vector import FEW_ROWS
-
-LARGEST_DEPTH = ((1 << 31) - 1) // (255 * 128)
-"""So many products of u8 and s8 cannot leave s32."""
 
 
 def choose_matmul_int8(kernel: Kernel, choosing: Choosing) -> list[Step] | None:
@@ -42,13 +40,11 @@ def choose_matmul_int8(kernel: Kernel, choosing: Choosing) -> list[Step] | None:
         tallest = min(tallest, registers // 4)
     if isinstance(m, int) and m <= FEW_ROWS:  # bound by reading the weights: longer stretches of them
         vectors = 2 * vectors
-    panel = vectors * choosing.width
-    while panel > choosing.width and type(n) is int and n <= panel // 2:
-        panel //= 2
-    zero = zero_point(kernel)
-    known = 0 if zero is None else 1 if zero.constant is None else int(zero.constant.array.reshape(-1)[0])
+    panel = panel_width(n, vectors, choosing)
+    zero = zero_number(kernel)
+    head = 1 if zero is None else zero  # what is known as it runs multiplies the panel's head
     kernel.inputs[ia] = rows
-    kernel.inputs[ib] = whole(choosing.packed_weight(b, Layout(), f"quads:{panel}:{known}"))
+    kernel.inputs[ib] = whole(choosing.packed_weight(b, Layout(), f"quads:{panel}:{head}"))
     count = rows_per_task(m, k, tallest, 2 * choosing.cache)
     general = tuple(r for r in (pref.rows if pref else (tallest, 4, 2, 1)) if r < tallest)
     kernel.family = "gemm.int8"

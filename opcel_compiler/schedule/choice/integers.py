@@ -18,13 +18,11 @@ import numpy as np
 
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
-from opcel_compiler.ir.ops.quant import integer_range
+from opcel_compiler.ir.ops.quant import LARGEST_DEPTH, integer_range
 from opcel_compiler.ir.program import Buffer, Kernel, View, whole
 from opcel_compiler.ir.program_split import source
 from opcel_compiler.ir.types import F32, I8, U8
 
-LARGEST_SUM = (1 << 31) - 1
-"""What an s32 holds."""
 HOMOGENEOUS = frozenset({"relu", "leaky_relu", "neg", "add", "sub", "min", "max"})
 """Operators for which f(c a, c b) = c f(a, b) where c > 0."""
 
@@ -59,14 +57,16 @@ def quantized_conv(kernel: Kernel) -> Quantized | None:
     if {x.result.tensor.dtype, w.result.tensor.dtype} != {F32} or not filters.tensor.is_static:
         return None
     weights, scale, scales = (constant_of(kernel, v) for v in (filters, x.operand(1), w.operand(1)))
-    zero, filter_zero = (constant_of(kernel, v) if v is not None else np.zeros(1, np.int8) for v in map(_zero, (x, w)))
+    zero, filter_zero = (
+        constant_of(kernel, v) if v is not None else np.zeros(1, np.int8) for v in (x.optional(2), w.optional(2))
+    )
     if weights is None or scale is None or scales is None or zero is None or filter_zero is None:
         return None
     count, *rest = filters.tensor.static_shape
     per_filter = scales.size == 1 or (scales.ndim == 1 + len(rest) and scales.shape == (count, *[1] * len(rest)))
     if scale.size != 1 or zero.size != 1 or filter_zero.any() or not per_filter:
         return None
-    if int(np.prod(rest)) * 255 * 128 > LARGEST_SUM:
+    if int(np.prod(rest)) > LARGEST_DEPTH:
         return None
     each = np.broadcast_to(scales.astype(np.float64).reshape(-1), (count,))
     return Quantized(image, filters, float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]), each)
@@ -76,19 +76,6 @@ def is_integer(kernel: Kernel) -> bool:
     """Whether a convolution's kernel multiplies integers."""
     anchor = kernel.anchor
     return anchor is not None and anchor.op == "conv" and source(anchor.operand(0)) is not anchor.operand(0)
-
-
-def zero_point(kernel: Kernel) -> int:
-    """The zero point of the image that a kernel of `integer_form` reads."""
-    assert kernel.anchor is not None
-    node = kernel.anchor.operand(0).producer
-    assert node is not None
-    zero = _zero(node)
-    return 0 if zero is None or zero.constant is None else int(zero.constant.array.reshape(-1)[0])
-
-
-def _zero(node: Node) -> Value | None:
-    return node.operands[2] if len(node.operands) > 2 else None
 
 
 def constant_of(kernel: Kernel, value: Value) -> np.ndarray | None:
@@ -140,7 +127,7 @@ class _Rewriting:
 
     def _grid(self, node: Node) -> Value | None:
         """A quantization by a positive constant, as one of the scaled operand by 1."""
-        scale, zero = constant_of(self.old, node.operand(1)), _zero(node)
+        scale, zero = constant_of(self.old, node.operand(1)), node.optional(2)
         data = None if zero is None else constant_of(self.old, zero)
         if scale is None or scale.size != 1 or (step := float(scale.reshape(-1)[0])) <= 0:
             return None
@@ -228,7 +215,7 @@ class _Rewriting:
         rank = len(self.anchor.result.tensor.dims) - 2
         factors = (q.filter_scales * q.scale * factor).astype(np.float32).reshape(-1, *[1] * rank)
         real = self.body.add("mul", [self.products, self._vector(factors)]).result
-        bias = self.anchor.operands[2] if len(self.anchor.operands) > 2 else None
+        bias = self.anchor.optional(2)
         if bias is None:
             return real
         data = constant_of(self.old, bias)

@@ -25,7 +25,7 @@ def emit_attention(kernel: Kernel, target: Target) -> KernelUnit:
     inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
     q, k, v = (inputs[anchor.operand(i)] for i in range(3))
     y = kernel.outputs[0]
-    mask = anchor.operands[3] if len(anchor.operands) > 3 else None
+    mask = anchor.optional(3)
     batch, heads, sq, d = q.shape
     operand, result = stored_type(q), stored_type(y)
     fields = [unit.pointer(view, operand) for view in (q, k, v)]

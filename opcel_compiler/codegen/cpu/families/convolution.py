@@ -66,7 +66,7 @@ def epilogue(unit: KernelUnit, kernel: Kernel, anchor: Node, row: Dim | None = N
     functor = Functor(unit, kernel, ("n", "cb", "y", "x", "0"), steps)
     functor.keep_channels(kernel.outputs[0].shape[1], kernel.outputs[0].buffer.layout.block)
     known = {anchor.result: "v"}
-    extra = anchor.operands[2] if anchor.op == "conv" and len(anchor.operands) > 2 else None
+    extra = anchor.optional(2) if anchor.op == "conv" else None
     result = kernel.body.outputs[0]
     if (grid := _grid(kernel)) is not None:
         result, zero = grid
@@ -255,7 +255,7 @@ def emit_conv_reference(kernel: Kernel, target: Target) -> KernelUnit:
     unit = KernelUnit()
     inputs = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
     x, w, y = inputs[anchor.operand(0)], inputs[anchor.operand(1)], kernel.outputs[0]
-    bias = anchor.operands[2] if len(anchor.operands) > 2 else None
+    bias = anchor.optional(2)
     a, t = anchor.attrs, CTYPES[y.dtype]
     fields = [
         unit.pointer(x, t), unit.pointer(w, t), unit.pointer(inputs[bias], t) if bias is not None else "nullptr",
