@@ -63,8 +63,9 @@ def compile_within(
     """What `compile` does with precision "int8" and `options`, within a budget.
 
     The default recipe's artifact is put at `output` first, and each better one in its place, so that there is the best
-    so far whenever the search is ended, also by KeyboardInterrupt, which ends it early without an error. The report
-    tells of the search. Raises what `compile` raises, and QuantizationError for a metric that fails or without data.
+    so far whenever the search is ended, also by KeyboardInterrupt, which ends it early without an error. What
+    `export_qdq` names is always the quantized model of the artifact at `output`. The report tells of the search. Raises
+    what `compile` raises, and QuantizationError for a metric that fails or without data.
     """
     recipe = recipe or Recipe()
     if recipe.calibrate is None:
@@ -75,9 +76,11 @@ def compile_within(
     recipe = with_statistics(recipe, model, target, same.get("pipeline"), same.get("dims"), threads, progress)
     compile(model, target, place, threads, precision="int8", recipe=recipe, progress=progress, **options).close()
     job = _Search(model, budget, target, place, threads, recipe, progress, options)
-    with tempfile.TemporaryDirectory(prefix="opcel-", dir=place.resolve().parent) as folder:
+    with ExitStack() as stack:
+        beside = [place.resolve().parent, *([job.export.resolve().parent] if job.export is not None else [])]
+        folders = [stack.enter_context(tempfile.TemporaryDirectory(prefix="opcel-", dir=d)) for d in beside]
         try:
-            job.run(Path(folder))
+            job.run(Path(folders[0]), Path(folders[-1]))
         except (KeyboardInterrupt, _Ended) as error:
             job.ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "out of time"
     job.tell()
@@ -94,6 +97,8 @@ class _Search:
     ) -> None:  # fmt: skip
         self.model, self.budget, self.target, self.place = model, budget, target, place
         self.threads, self.recipe, self.options = threads, recipe, dict(options)
+        export = self.options.pop("export_qdq", None)
+        self.export = None if export is None else Path(export)
         self.report = progress or (lambda what, done, of: None)
         self.metric = metric_of(budget.metric)
         self.best: Found | None = None
@@ -103,8 +108,10 @@ class _Search:
         self.validations, self.ended, self.latency = 0, "", 0.0
         self.end = float("inf") if budget.seconds is None else time.monotonic() + budget.seconds
 
-    def run(self, folder: Path) -> None:
+    def run(self, folder: Path, beside_export: Path) -> None:
+        """Search with candidates in `folder`, and their exports in `beside_export`."""
         self.candidate = folder / "candidate.opcel"
+        self.exported = None if self.export is None else beside_export / self.export.name
         plain = {n: v for n, v in self.options.items() if n in ("pipeline", "dims", "tune", "small")}
         self.report("compiling in f32", 0, 0)
         floats = folder / "float.opcel"
@@ -210,7 +217,7 @@ class _Search:
         recipe = dataclasses.replace(self.recipe, kept={**self.recipe.kept, **reverted})
         compile(
             self.model, self.target, self.candidate, self.threads, precision="int8", recipe=recipe,
-            progress=self.report, **self.options,
+            progress=self.report, export_qdq=self.exported, **self.options,
         ).close()  # fmt: skip
         self.made = dict(reverted)
 
@@ -218,6 +225,9 @@ class _Search:
         if found.reverted != self.made:
             self._compile(found.reverted)
         put_in_place(self.candidate.resolve(), self.place.resolve())
+        if self.export is not None and self.exported is not None:
+            for made in sorted(self.exported.parent.iterdir(), reverse=True):  # tensors apart, then what names them
+                made.replace(self.export.parent / made.name)
         self.made, self.best = {}, found
 
     def _measure_latency(self) -> None:

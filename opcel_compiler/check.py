@@ -38,7 +38,7 @@ class Check:
     def as_dict(self) -> dict[str, Any]:
         facts = {**coverage_facts(self.coverage), "share": self.share}
         found = {"target": self.target, "coverage": facts, "fallback": self.fallbacks, "refused": self.refused}
-        return {**found, "quantized": self.quantized} if self.quantized else found
+        return {**found, "quantization": {"imported": self.quantized}} if self.quantized else found
 
 
 def check(

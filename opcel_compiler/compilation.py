@@ -204,12 +204,13 @@ def _optimize(
     if export_qdq:
         last = next((i for i, p in enumerate(passes) if p.name == KERNELS_BEGIN), len(passes))
         run(at, last)
-        work.qdq, at = _as_qdq(work), last
+        work.qdq, at = _as_qdq(work, bool(recipe.kept)), last
     run(at, len(passes))
 
 
-def _as_qdq(work: Compilation) -> ModelProto:
-    if not any(n.op in QUANTIZED for n in optimizable(work.graph)):
+def _as_qdq(work: Compilation, reverted: bool) -> ModelProto:
+    """The graph in ONNX; a float one is an error, unless the recipe has `reverted` layers."""
+    if not reverted and not any(n.op in QUANTIZED for n in optimizable(work.graph)):
         raise ExportError("nothing in the model is quantized, so there is no QDQ form of it; see --precision int8")
     return export_model(work.graph, opset=QDQ_OPSET, names=work.imported)
 

@@ -65,8 +65,8 @@ def rows(model: Path, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "", ", ".join(shares)
     for entry in facts["refused"]:
         yield "refused", f"{_named(entry)}: {entry['reason']}" if entry["op"] else entry["reason"]
-    if "quantized" in facts:
-        yield from quantized_rows(facts["quantized"])
+    if "quantization" in facts:
+        yield from quantized_rows(facts["quantization"]["imported"])
     if not facts["fallback"] and not facts["refused"]:
         yield "result", "everything runs natively"
 

@@ -141,15 +141,16 @@ def report_rows(report: Mapping[str, Any], reasons: bool = True) -> Iterator[tup
     if report["precision"] != "f32":
         sums = "f32" if report["precision"] == "bf16" else "s32"
         yield "precision", f"products in {report['precision']}, sums in {sums}"
-    if budget := report.get("quantization", {}).get("budget"):
-        yield from budget_rows(budget)
+    quantization = report.get("quantization", {})
+    if "budget" in quantization:
+        yield from budget_rows(quantization["budget"])
     yield "nodes", coverage_text(coverage)
     for entry in fallback[:MAX_REASONS] if reasons else ():
         yield "", f"{entry['op']} ({', '.join(entry['origin'][:3]) or 'unnamed'}): {entry['reason']}"
     if reasons and len(fallback) > MAX_REASONS:
         yield "", f"and {len(fallback) - MAX_REASONS} more"
-    if "quantized" in report:
-        yield from quantized_rows(report["quantized"])
+    if "imported" in quantization:
+        yield from quantized_rows(quantization["imported"])
     yield "proof", proof_text(report["proof"])
     memory = report["memory"]
     arena = memory["arena_bytes"]

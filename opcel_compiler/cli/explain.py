@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from opcel_compiler.cli import options
+from opcel_compiler.cli.compile import quantized_rows
 from opcel_compiler.cli.console import CommandError, count_text, seconds_text, write_rows
 
 NAME = "explain"
@@ -18,7 +19,8 @@ BLOCKS, BLOCK_S = 7, 0.1
 """A time is the median over so many blocks, each of about so many seconds."""
 DESCRIPTION = """\
 Lists the layers of an artifact that was compiled with --precision int8: how each is computed, the range that it reads,
-its own signal-to-noise ratio and relative entropy on calibration samples, what it takes, and why it stayed float.
+its own signal-to-noise ratio and relative entropy on calibration samples, what it takes, and why it stayed float. Of a
+model that came quantized: which of its layers are computed in floats, and why.
 Times are by the target's rates; with --measure they are this machine's, with --float-artifact also those of f32."""
 
 
@@ -42,7 +44,7 @@ def execute(args: argparse.Namespace) -> int:
         found = model.report.get("quantization")
         if found is None:
             raise CommandError(f"{args.artifact} was not compiled with --precision int8, so nothing was quantized")
-        if args.measure or args.float_artifact:
+        if "rows" in found and (args.measure or args.float_artifact):
             origins = [row["origin"] for row in found["rows"]]
             for row, seconds in zip(found["rows"], _layer_seconds(args.artifact, origins, args), strict=True):
                 row["seconds"] = seconds
@@ -52,8 +54,10 @@ def execute(args: argparse.Namespace) -> int:
                     row["seconds_float"] = seconds
     if args.json:
         print(json.dumps(found, indent=1))
-    else:
+    elif "rows" in found:
         write_rows(rows(found))
+    else:
+        write_rows(quantized_rows(found["imported"]))
     return 0
 
 

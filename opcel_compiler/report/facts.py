@@ -145,8 +145,8 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
             **coverage_facts(work.coverage),
             "native_flops": _dim(work.native_flops), "fallback_flops": _dim(work.fallback_flops),
         },
-        **({"quantization": _quantization(work, kernels)} if work.planner is not None else {}),
-        "fallback": fallback, **({"quantized": quantized_facts(work)} if work.quantized_layers else {}),
+        **({"quantization": told} if (told := _quantization(work, kernels)) else {}),
+        "fallback": fallback,
         "tuned_kernels": work.context.overridden,
         "memory": {
             "weights_bytes": module.weights.size, "weights_by_packing": dict(sorted(module.weights.packings.items())),
@@ -163,9 +163,12 @@ def report(work: Compilation, module: Module, stamp: Proof, folder: Path) -> dic
 
 
 def _quantization(work: Compilation, kernels: list[dict[str, Any]]) -> dict[str, Any]:
-    """What was quantized, layer by layer, with the kernel that each became, and what that costs in accuracy."""
+    """What the compiler quantized, layer by layer, with the kernel that each became, and what that costs in accuracy;
+    and what the model brought quantized, as `imported`. Empty where neither is anything."""
+    found = {"imported": quantized_facts(work)} if work.quantized_layers else {}
     planner = work.planner
-    assert planner is not None
+    if planner is None:
+        return found
     rows = []
     for row in planner.layers:
         made = layer_kernel(kernels, row["origin"])
@@ -173,7 +176,7 @@ def _quantization(work: Compilation, kernels: list[dict[str, Any]]) -> dict[str,
             {**row, "kernel": made["family"] if made else "", "integers": made is not None and made["integers"]}
         )
     told = planner.statistics.warnings if planner.statistics is not None else ()
-    return {**summary(planner.layers), "accuracy": work.accuracy, "warnings": list(told), "rows": rows}
+    return {**summary(planner.layers), "accuracy": work.accuracy, "warnings": list(told), "rows": rows, **found}
 
 
 def layer_kernel(kernels: Iterable[Mapping[str, Any]], origin: Iterable[str]) -> Mapping[str, Any] | None:

@@ -125,8 +125,8 @@ def _interface(report: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
 
 
 def _quantization(report: Mapping[str, Any]) -> str:
-    found = report.get("quantization")
-    if not found:
+    found = report.get("quantization", {})
+    if "rows" not in found:
         return ""
     rows = [
         [

@@ -21,10 +21,6 @@ from opcel_compiler.ir.quantization import LAYERS
 from opcel_compiler.ir.types import F32, I8, U8, DType
 from opcel_compiler.rewrite.facts import dtype_of, shape_of
 
-INTEGER_ANCHORS = LAYERS
-"""The contractions that have kernels of integers; others are computed in floats, their weights made floats when
-compiling."""
-
 MOVES = frozenset(
     {"reshape", "transpose", "expand", "slice", "pad", "concat", "gather", "gather_elements", "gather_nd"}
 )
@@ -35,8 +31,8 @@ KEEPS_GRID = MOVES | {"max_pool"}
 
 
 def computes_integers(anchor: Node) -> bool:
-    """Whether there are kernels of integers for a contraction."""
-    return anchor.op in INTEGER_ANCHORS
+    """Whether there are kernels of integers for a contraction; else its weights are made floats when compiling."""
+    return anchor.op in LAYERS
 
 
 def maker(v: Value | None, op: str) -> Node | None:

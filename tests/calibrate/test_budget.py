@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import opcel_compiler as oc
@@ -103,6 +104,30 @@ def test_a_search_that_is_ended_leaves_the_best_so_far(how: str, tmp_path: Path)
         assert told["ended"] == how and told["drop"] is None and not told["met"]
         assert next(iter(model.run(samples()[0]).values())).shape == (1, 10)
     assert [p.name for p in tmp_path.iterdir() if p.is_dir() and p.name != "__pycache__"] == ["c.opcel"]
+
+
+def test_the_exported_model_is_that_of_the_best_artifact(tmp_path: Path) -> None:
+    """The second candidate is compiled, but the search ends before it is known to be better."""
+    (tmp_path / "drops.py").write_text(
+        "found = [1.0, 0.5]\n\ndef drop(wants, gots):\n    if not found:\n        raise KeyboardInterrupt\n"
+        "    return found.pop(0)\n"
+    )
+    export = tmp_path / "apart" / "model.onnx"
+    export.parent.mkdir()
+    budget = Budget(0.4, f"{tmp_path / 'drops.py'}:drop")
+    made = compile_within(DIGITS / "digits.onnx", budget, output=tmp_path / "e.opcel", recipe=RECIPE, export_qdq=export)
+    with made as model:
+        told = model.report["quantization"]
+    assert told["budget"]["ended"] == "interrupted" and told["budget"]["validations"] == 3
+    assert 0 < told["quantized"] < told["layers"]
+    assert integer_layers(export) == told["quantized"] and [p.name for p in export.parent.iterdir()] == ["model.onnx"]
+
+
+def integer_layers(path: Path) -> int:
+    """The products of an ONNX model whose weights are dequantized."""
+    nodes = onnx.load(path).graph.node
+    codes = {o for n in nodes if n.op_type == "DequantizeLinear" for o in n.output}
+    return sum(n.op_type in ("Conv", "MatMul", "Gemm") and n.input[1] in codes for n in nodes)
 
 
 def test_a_budget_needs_data(tmp_path: Path) -> None:

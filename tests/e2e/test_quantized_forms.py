@@ -140,7 +140,7 @@ def test_every_form(model: Model) -> None:
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     want = dict(zip(model.outputs, session.run(model.outputs, model.feeds), strict=True))
     with oc.compile(proto, fallback="error", threads=2, inputs=model.feeds) as compiled:
-        got, report = compiled.run(model.feeds), compiled.report["quantized"]
+        got, report = compiled.run(model.feeds), compiled.report["quantization"]["imported"]
     assert report["layers"] == 14
     (left,) = report["in_floats"]  # sums that are results are exact in floats
     assert left["operators"] == ["MatMulInteger:21"]

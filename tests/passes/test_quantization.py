@@ -139,11 +139,6 @@ def test_a_shared_operand_is_not_quantized_early(apply) -> None:
 # -- integer-operands ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def _with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantized, "INTEGER_ANCHORS", frozenset({"matmul", "conv"}))
-
-
 PIPELINE = "fold-constants,move-quantization,fold-constants,integer-operands,fold-constants,dead-code"
 RNG = np.random.default_rng(0)
 

@@ -86,4 +86,4 @@ def test_a_float_model_has_none() -> None:
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 4])], [helper.make_empty_tensor_value_info("y")],
     )  # fmt: skip
     found = check(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), "x86-64-avx2")
-    assert found.quantized == {} and "quantized" not in found.as_dict()
+    assert found.quantized == {} and "quantization" not in found.as_dict()
