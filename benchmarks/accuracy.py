@@ -2,21 +2,25 @@
 
 DIR holds trained networks with real data (benchmarks.int8.networks), --peers their models by NNCF and ONNX Runtime
 (benchmarks.int8.peers). Each network is compiled in 8 bits by the default recipe; that artifact is judged on data it
-was not calibrated on, and timed beside the peers'. --speed adds a table of benchmarks.int8 to the page.
+was not calibrated on, and timed beside the peers'. --speed adds a table of benchmarks.int8 to the page. A run that is
+cut goes on where it was, with --json and --work; --no-times does all that may be done on a machine that is not quiet.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.artifacts import compiler_digest
 from benchmarks.int8 import judge, page, peers
 from benchmarks.int8.cases import Case, cases_in
 from benchmarks.int8.evaluate import outputs
@@ -32,52 +36,84 @@ SAME = {"nncf": ("openvino-int8", "openvino-int8-bf16"), "ort-minmax": ("ort-int
 """The engines whose times count for a peer: of one form, a network is as fast with any ranges."""
 
 
-def row_of(case: Case, folder: Path, work: Path, timing: argparse.Namespace | None) -> Row:
+def row_of(case: Case, folder: Path, work: Path) -> Row:
+    """A row without times."""
     facts, samples, labels = case.facts, case.evaluation, case.labels
     metric = METRICS[facts["metric"]]
-    want = kept_outputs(case, work)
+    want = kept_outputs(case, "ort", case.model, work)
     own = metric(want, want, labels)
     row: Row = {
-        "network": case.name, **facts, "samples": len(want), "figure": next(iter(own)), "float": own, "engines": {},
+        "network": case.name, **facts, "key": key_of(case, folder), "samples": len(want), "figure": next(iter(own)),
+        "float": own, "engines": {}, "failed": peers.failures(folder, case.name),
     }  # fmt: skip
 
     def made() -> Row:
         path, report = artifact(case, work, "int8")
         engines: dict[str, Any] = {"opcel": {"figures": metric(want, outputs("opcel", path, samples), labels)}}
-        files = peers.paths(folder, case.name)
-        for way, file in files.items():
-            engines[way] = {"figures": metric(want, outputs(RUNS[way], file, samples), labels)}
-        found: Row = {"engines": engines, "integer_share": integer_share(report)}
-        if timing is not None:
-            add_times(found, case, path, files | {"f32": artifact(case, work, "f32")[0]}, timing)
-        return found
+        for way, file in peers.paths(folder, case.name).items():
+            engines[way] = {"figures": metric(want, kept_outputs(case, RUNS[way], file, work), labels)}
+        return {"engines": engines, "integer_share": integer_share(report)}
 
-    row = guarded(row, made)
-    return row | {"short": judge.shortcomings(row)}
+    return guarded(row, made)
 
 
-def kept_outputs(case: Case, work: Path) -> np.ndarray:
-    """The float network's outputs, by ONNX Runtime; computed once."""
-    file = work / f"{case.name}.float.npy"
-    if file.exists() and file.stat().st_mtime > case.model.stat().st_mtime:
+def key_of(case: Case, folder: Path) -> str:
+    """What a row depends on: the compiler, the network, its data and the peers' files."""
+    files = [*case.files, *peers.paths(folder, case.name).values()]
+    parts = [compiler_digest(), *(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+
+def kept_outputs(case: Case, engine: str, path: Path, work: Path) -> np.ndarray:
+    """The outputs of the float network, or of a peer's; computed once."""
+    file = work / f"{path.name}.outputs.npy"
+    if file.exists() and file.stat().st_mtime > max(p.stat().st_mtime for p in (path, *case.files)):
         return np.load(file)
-    want = outputs("ort", case.model, case.evaluation)
+    found = outputs(engine, path, case.evaluation)
     work.mkdir(parents=True, exist_ok=True)
-    np.save(file, want)
-    return want
+    np.save(file, found)
+    return found
 
 
-def add_times(row: Row, case: Case, path: Path, files: dict[str, Path], timing: argparse.Namespace) -> None:
-    """Milliseconds of a call, and how many times our time each engine takes."""
-    times = timed(case, path, files, threads=timing.threads, rounds=timing.rounds, block_s=timing.block)
-    found = {engine["engine"]: engine for engine in times["engines"]}
-    row["engines"]["opcel"]["p50_s"] = found["opcel"]["p50_s"]
-    row |= {key: times[key] for key in ("over_f32", "best", "ratio") if key in times}
-    for way, names in SAME.items():
-        known = [found[name] for name in names if "speedup" in found.get(name, {})]
-        if way in row["engines"] and known:
-            best = min(known, key=lambda engine: engine["speedup"])
-            row["engines"][way] |= {"p50_s": best["p50_s"], "speedup": best["speedup"]}
+def with_times(row: Row, case: Case, folder: Path, work: Path, pace: argparse.Namespace) -> Row:
+    """`row` with the milliseconds of a call, and how many times our time each engine takes."""
+
+    def made() -> Row:
+        path, files = artifact(case, work, "int8")[0], peers.paths(folder, case.name)
+        files["f32"] = artifact(case, work, "f32")[0]
+        times = timed(case, path, files, threads=pace.threads, rounds=pace.rounds, block_s=pace.block)
+        found = {engine["engine"]: engine for engine in times["engines"]}
+        engines = {way: dict(engine) for way, engine in row["engines"].items()}
+        engines["opcel"]["p50_s"] = found["opcel"]["p50_s"]
+        for way, names in SAME.items():
+            known = [found[name] for name in names if "speedup" in found.get(name, {})]
+            if way in engines and known:
+                best = min(known, key=lambda engine: engine["speedup"])
+                engines[way] |= {"p50_s": best["p50_s"], "speedup": best["speedup"]}
+        return {"engines": engines, **{key: times[key] for key in ("over_f32", "best", "ratio") if key in times}}
+
+    return guarded(row, made)
+
+
+def measured(row: Row | None, case: Case, work: Path, args: argparse.Namespace) -> Iterator[Row]:
+    """The row of a network as it comes to be; what an earlier run of the same compiler measured is not again."""
+    if row is None or "error" in row or row.get("key") != key_of(case, args.peers):
+        row = row_of(case, args.peers, work)
+        yield row
+        if args.no_times and "error" not in row:
+            artifact(case, work, "f32")
+    if not args.no_times and "error" not in row and "p50_s" not in row["engines"]["opcel"]:
+        yield with_times(row, case, args.peers, work, args)
+
+
+def written(file: Path | None, rows: Mapping[str, Row]) -> dict[str, Any]:
+    """All that is known, also in `file`."""
+    facts = {"rows": list(rows.values()), "machine": machine_facts(), "date": time.strftime("%Y-%m-%d %H:%M")}
+    if file:
+        part = file.with_name(f"{file.name}.part")
+        part.write_text(json.dumps(facts, indent=1) + "\n")
+        part.replace(file)
+    return facts
 
 
 def line(row: Row) -> str:
@@ -97,25 +133,27 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", help="default: all of the folder")
     parser.add_argument("--peers", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="rows of networks judged before are kept")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="written after each row; read at the start")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     parser.add_argument("--speed", type=Path, metavar="FILE", help="what benchmarks.int8 wrote, for the page")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--block", type=float, default=0.05, metavar="SECONDS")
-    parser.add_argument("--no-times", action="store_true", help="judge, and measure no latency")
+    parser.add_argument("--no-times", action="store_true", help="compile and judge, and measure no latency")
+    parser.add_argument("--page-only", action="store_true", help="measure nothing")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where artifacts are kept (default: nowhere)")
     args = parser.parse_args()
-    _, rows = kept(args.json)
+    facts, rows = kept(args.json)
     with tempfile.TemporaryDirectory() as scratch:
-        for case in cases_in(args.folder):
+        work = args.work or Path(scratch)
+        for case in [] if args.page_only else cases_in(args.folder):
             if args.names and case.name not in args.names:
                 continue
-            rows[case.name] = row_of(case, args.peers, args.work or Path(scratch), None if args.no_times else args)
+            for row in measured(rows.get(case.name), case, work, args):
+                rows[case.name] = row | {"short": judge.shortcomings(row)}
+                facts = written(args.json, rows)
             print(line(rows[case.name]), flush=True)
-    facts = {"rows": list(rows.values()), "machine": machine_facts(), "date": time.strftime("%Y-%m-%d %H:%M")}
-    if args.json:
-        args.json.write_text(json.dumps(facts, indent=1) + "\n")
+    facts = facts or written(None, rows)
     if args.markdown:
         speed = json.loads(args.speed.read_text()) if args.speed else None
         args.markdown.write_text(page.page(facts, speed))

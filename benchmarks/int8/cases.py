@@ -42,6 +42,12 @@ class Case:
         return np.load(path) if path.exists() else None
 
     @property
+    def files(self) -> list[Path]:
+        """The model and all data that it is judged on."""
+        ends = ("onnx", "calibrate.npz", "evaluate.npz", "labels.npy")
+        return [p for p in (self.folder / f"{self.name}.{end}" for end in ends) if p.exists()]
+
+    @property
     def facts(self) -> dict[str, Any]:
         """`metric`, a name of `benchmarks.int8.metrics`, and `about`, a line of text."""
         facts: dict[str, Any] = json.loads((self.folder / f"{self.name}.json").read_text())
@@ -56,7 +62,7 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 def feeds(samples: Samples) -> list[dict[str, np.ndarray]]:
     """The feeds of each sample."""
     count = len(next(iter(samples.values())))
-    return [{name: values[i] for name, values in samples.items()} for i in range(count)]
+    return [{name: np.asarray(values[i]) for name, values in samples.items()} for i in range(count)]
 
 
 def write(

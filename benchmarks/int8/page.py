@@ -24,6 +24,8 @@ def page(accuracy: Facts, speed: Facts | None) -> str:
     if speed:
         parts += ["## Speed", _speed_words(speed), speed_table(speed)]
     parts += ["## Accuracy", ACCURACY, accuracy_table(accuracy)]
+    if failed := [row for row in accuracy["rows"] if row.get("failed")]:
+        parts += ["Peers that could not quantize a network:", "\n".join(map(_failures, failed))]
     if short := [row for row in accuracy["rows"] if row["short"]]:
         parts += ["Short of the bounds:", "\n".join(f"- {row['network']}: {', '.join(row['short'])}" for row in short)]
     return "\n\n".join(parts) + "\n"
@@ -95,6 +97,14 @@ def accuracy_table(facts: Facts) -> str:
         "NNCF, ms",
     ]
     return table([*head, "ONNX Runtime, ms"], rows)
+
+
+NAMES = {"nncf": "NNCF", "ort-minmax": "ONNX Runtime", "ort-percentile": "ONNX Runtime, percentile"}
+
+
+def _failures(row: Facts) -> str:
+    said = [f"{NAMES.get(way, way)}: `{' '.join(why.split())}`" for way, why in row["failed"].items()]
+    return f"- {row['network']}: {'; '.join(said)}"
 
 
 def _best(row: Facts, ways: list[Any]) -> Any:

@@ -26,6 +26,8 @@ SUBSET = 300
 """NNCF's own number of samples to calibrate on at most."""
 
 PERCENTILE = 99.99
+FAILED = "failed.json"
+"""What could not be made, by file name, and why."""
 GROUP = 128
 
 
@@ -110,6 +112,18 @@ def paths(out: Path, name: str) -> dict[str, Path]:
     return {way: out / file for way, file in known.items() if (out / file).exists()}
 
 
+def _failed(out: Path) -> dict[str, str]:
+    file = out / FAILED
+    found: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
+    return found
+
+
+def failures(out: Path, name: str) -> dict[str, str]:
+    """From a peer's way to why it could not make this network's file."""
+    found = {file.split(".")[1]: why for file, why in _failed(out).items() if file.split(".")[0] == name}
+    return {way: why for way, why in found.items() if way not in paths(out, name)}
+
+
 def make(case: Case, out: Path, methods: tuple[str, ...]) -> dict[str, str]:
     """The peers' models that are not there yet; from a file's name to why it could not be made."""
     failed = {}
@@ -160,8 +174,9 @@ def main() -> None:
             )
         else:
             failed |= make(case, args.out, tuple(args.methods.split(",")))
-    if failed:
-        (args.out / "failed.json").write_text(json.dumps(failed, indent=1) + "\n")
+    known = {**_failed(args.out), **failed}
+    left = {file: why for file, why in known.items() if not (args.out / file).exists()}
+    (args.out / FAILED).write_text(json.dumps(left, indent=1) + "\n")
 
 
 if __name__ == "__main__":

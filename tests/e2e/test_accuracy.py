@@ -88,6 +88,10 @@ def test_one_network_through_both_tables(
     assert row["engines"]["ort-minmax"]["figures"]["agreement"] >= 0.8
     text = (tmp_path / "page.md").read_text()
     assert "| small | accuracy | 16 |" in text and "## Speed" in text
+    monkeypatch.setattr(accuracy, "artifact", lambda *_: pytest.fail("a row is measured again"))
+    with pytest.raises(SystemExit) as end:
+        accuracy.main()
+    assert end.value.code == 0 and json.loads((tmp_path / "accuracy.json").read_text())["rows"] == [row]
 
 
 def test_a_missing_peer_is_a_row_that_says_so(folder: Path, tmp_path: Path) -> None:
@@ -97,6 +101,11 @@ def test_a_missing_peer_is_a_row_that_says_so(folder: Path, tmp_path: Path) -> N
     failed: dict[str, str] = {}
     peers._make(tmp_path / "out.onnx", lambda path: onnx.load(broken), failed)
     assert list(failed) == ["out.onnx"]
+    (tmp_path / peers.FAILED).write_text(json.dumps({"small.nncf.xml": "it\nbroke", "other.nncf.xml": "no"}))
+    assert peers.failures(tmp_path, "small") == {"nncf": "it\nbroke"}
+    facts = {"machine": {"cpu": "c", "cpus": 2}, "date": "d"}
+    text = page.page({**facts, "rows": [row(network="n", short=[], failed={"nncf": "it\nbroke"})]}, None)
+    assert "- n: NNCF: `it broke`" in text
 
 
 def row(**given: object) -> dict[str, object]:
