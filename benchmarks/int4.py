@@ -1,18 +1,20 @@
 """Weights of 4 bits: one product too large for the caches, and decode steps, in the same file for every engine.
 
-    python -m benchmarks.int4 --build --networks NETS --work WORK     # files and artifacts, nothing is timed
-    python -m benchmarks.int4 --networks NETS --work WORK             # the table
+    python -m benchmarks.int4 --build --networks NETS --work WORK               # files and artifacts, nothing is timed
+    python -m benchmarks.int4 --networks NETS --work WORK [--peers DIR] [--json FILE] [--markdown FILE]
 
-The file of a network is what `--precision int4` makes of it, as MatMulNBits nodes of accuracy level 4. Bytes are of
-weights and caches that a step must read and write; the bandwidth is that of huge pages read with as many threads.
+The file of a network is what `--precision int4` makes of it, as MatMulNBits nodes of accuracy level 4. With --peers
+OpenVINO runs its own file of the network too (benchmarks.int8.peers --int4), whose outputs are compared with the float
+model's in the bound of 4 bits. Bytes are of the weights and caches that a step must read; the bandwidth is the median
+of readings of huge pages by as many threads, between the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
+import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,18 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import opcel_compiler as oc
+from benchmarks import figures
+from benchmarks.int8.cases import arrays
+from benchmarks.nbits import MICROSOFT, as_nbits
+from benchmarks.networks import machine_facts
 from opcel_compiler.bench.machine import Machine
+from opcel_compiler.bench.measure import Pace, as_dict, measure
 from opcel_compiler.compilation import prepare
 
 DECODERS = ("gpt2_decode", "llama_160m_decode")
 PRODUCTS = {"gemv_4096x28672_g128": 128, "gemv_4096x28672_g32": 32}
-MICROSOFT = "com.microsoft"
+DEPTH, COLUMNS = 4096, 28672
+Row = dict[str, Any]
 
 
 def product(k: int, n: int, group: int, rows: int = 1) -> onnx.ModelProto:
@@ -48,87 +56,13 @@ def product(k: int, n: int, group: int, rows: int = 1) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def as_nbits(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A model of blocked DequantizeLinear nodes before MatMul nodes, with MatMulNBits nodes in their place."""
-    graph = model.graph
-    tensors = {t.name: t for t in graph.initializer}
-    made = {n.output[0]: n for n in graph.node if n.op_type == "Constant"}
-    dequantized = {n.output[0]: n for n in graph.node if n.op_type == "DequantizeLinear"}
-
-    def array(name: str) -> np.ndarray | None:
-        if name in tensors:
-            return numpy_helper.to_array(tensors[name])
-        return numpy_helper.to_array(made[name].attribute[0].t) if name in made else None
-
-    nodes, used = [], set()
-    for node in graph.node:
-        source = dequantized.get(node.input[1]) if node.op_type == "MatMul" else None
-        held = None if source is None else [array(name) for name in source.input]
-        if source is None or held is None or any(a is None for a in held):
-            nodes.append(node)
-            continue
-        group = next(a.i for a in source.attribute if a.name == "block_size")
-        packed, attrs = _packed(held, group)
-        names = [f"{node.output[0]}.{i}" for i in range(len(packed))]
-        graph.initializer.extend(numpy_helper.from_array(a, n) for a, n in zip(packed, names, strict=True))
-        nodes.append(
-            helper.make_node(
-                "MatMulNBits",
-                [node.input[0], *names],
-                node.output,
-                node.name,
-                domain=MICROSOFT,
-                accuracy_level=4,
-                **attrs,
-            )
-        )
-        used.update([source.output[0], *source.input])
-    if not used:
-        raise ValueError("no product in the model has weights of few bits")
-    read = {name for n in nodes if n.output[0] not in used for name in n.input} | {o.name for o in graph.output}
-    kept = [n for n in nodes if n.output[0] not in used or n.output[0] in read]
-    del graph.node[:]
-    graph.node.extend(kept)
-    live = [t for t in graph.initializer if t.name not in used or t.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(live)
-    model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
-    return model
-
-
-LONGEST_BLOCK = 128
-
-
-def _packed(held: list[np.ndarray], group: int) -> tuple[list[np.ndarray], dict[str, int]]:
-    """Weights, scales and zero points of a MatMulNBits node; a scale of all of a column is repeated for blocks."""
-    codes, scale, *zero = held
-    bits = 4 if "4" in codes.dtype.name else 8
-    signed = not codes.dtype.name.startswith("u")
-    k, n = codes.shape
-    block = min(group, LONGEST_BLOCK)
-    times, blocks = (-(-k // block) if group >= k else group // block), -(-k // block)
-    unsigned = codes.astype(np.int16) + ((1 << (bits - 1)) if signed else 0)
-    wide = np.zeros((n, blocks * block), np.uint8)
-    wide[:, :k] = unsigned.astype(np.uint8).T
-    scales = np.repeat(scale, times, 0)[:blocks].T
-    packed = [_joined(wide, bits).reshape(n, blocks, block * bits // 8), np.ascontiguousarray(scales, np.float32)]
-    if zero:
-        points = np.repeat(zero[0].astype(np.uint8), times, 0)[:blocks].T
-        packed.append(_joined(np.pad(points, ((0, 0), (0, -blocks % (8 // bits)))), bits).reshape(-1))
-    return packed, {"K": k, "N": n, "bits": bits, "block_size": block}
-
-
-def _joined(a: np.ndarray, bits: int) -> np.ndarray:
-    return a if bits == 8 else a[:, ::2] | a[:, 1::2] << np.uint8(4)
-
-
 def build(networks: Path, work: Path, names: list[str]) -> None:
     """The files and artifacts that are missing in `work`."""
     for name in names:
         file = work / f"{name}.onnx"
         if name in PRODUCTS:
             if not file.exists():
-                onnx.save(product(4096, 28672, PRODUCTS[name]), file)
+                onnx.save(product(DEPTH, COLUMNS, PRODUCTS[name]), file)
             state: tuple[str, ...] = ()
         else:
             state = ("past_*:1024",)
@@ -143,53 +77,94 @@ def build(networks: Path, work: Path, names: list[str]) -> None:
                 oc.compile(file, output=work / f"{name}{suffix}.opcel", **options, **given).close()
 
 
-def rows(networks: Path, work: Path, names: list[str], threads: list[int], rounds: int) -> Iterator[dict[str, Any]]:
+def rows(args: argparse.Namespace, names: list[str], threads: list[int]) -> Iterator[Row]:
     for count in threads:
-        with Machine(count) as machine:
-            stream = machine.stream
         for name in names:
             for suffix in ("", ".state"):
-                artifact = work / f"{name}{suffix}.opcel"
+                artifact = args.work / f"{name}{suffix}.opcel"
                 if artifact.exists():
-                    yield {"name": name + suffix, "threads": count, "stream": stream} | _measured(
-                        artifact, work / f"{name}.onnx", networks / f"{name}.npz", count, rounds
-                    )
+                    yield row(args, name, artifact, count)
 
 
-def _measured(artifact: Path, model: Path, inputs: Path, threads: int, rounds: int) -> dict[str, Any]:
-    command = [
-        sys.executable, "-m", "opcel_compiler.cli", "bench", artifact, "--against", "ort,openvino", "--model", model,
-        "--threads", threads, "--rounds", rounds, "--weights", "resident", "--json",
-        *(("--inputs", inputs) if inputs.exists() else ()),
-    ]  # fmt: skip
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
-    found = json.loads(done.stdout)
+def row(args: argparse.Namespace, name: str, artifact: Path, threads: int) -> Row:
+    """An entry of `benchmarks.figures`; `share` is that of the bandwidth, read each round while all engines rest."""
+    inputs, source, theirs = args.networks / f"{name}.npz", args.networks / f"{name}.onnx", {}
+    if args.peers and (file := args.peers / f"{name}.openvino-int4.xml").exists():
+        theirs = dict.fromkeys(("openvino-int4", "openvino-int4-bf16"), file)
+    readings: list[float] = []
+    with Machine(threads) as machine:
+        result = measure(
+            artifact, feeds_of(name, inputs), model=args.work / f"{name}.onnx", against=("ort", "openvino", *theirs),
+            threads=threads, rounds=args.rounds, resident=True, pace=Pace(args.block), models=theirs,
+            sources=dict.fromkeys(theirs, source),
+            idle=lambda: readings.append(statistics.median(machine.sample_stream() for _ in range(3))),
+        )  # fmt: skip
     report = json.loads((artifact / "report.json").read_text())
-    weights = sum(int(kernel["weight_bytes"]) for kernel in report["kernels"])
-    caches = 0
+    caches = sum(value.nbytes for value in arrays(inputs).values()) if inputs.exists() else 0
+    moved = sum(int(kernel["weight_bytes"]) for kernel in report["kernels"]) + caches
+    readings.sort()
+    stream = statistics.median(readings)
+    found: Row = {"network": artifact.stem, "weights": name, **as_dict(result), "bytes": moved, "bandwidth": stream}
+    found["bandwidth_low"], found["bandwidth_high"] = readings[len(readings) // 4], readings[-1 - len(readings) // 4]
+    for engine in found["engines"]:
+        if "outputs" in engine:
+            engine["relative_l2"] = max(each["relative_l2"] for each in engine.pop("outputs"))
+    found["share"] = moved / figures.ours(found)["p50_s"] / stream
+    if best := figures.best_peer(found):
+        found |= {"best": best["engine"], "ratio": best["speedup"]}
+    return found
+
+
+def feeds_of(name: str, inputs: Path) -> dict[str, np.ndarray]:
     if inputs.exists():
-        with np.load(inputs) as arrays:
-            caches = sum(arrays[n].nbytes for n in arrays.files)
-    return {"measured": found, "bytes": weights + caches}
+        return arrays(inputs)
+    return {"x": np.random.default_rng(1).standard_normal((1, DEPTH), np.float32)}
+
+
+def table(found: list[Row]) -> str:
+    """Markdown."""
+    lines = ["| | threads | ours | ONNX Runtime / ours | OpenVINO / ours | share |", "|---|---|---|---|---|---|"]
+    for each in found:
+        named = {engine["engine"]: engine for engine in each["engines"]}
+        openvino = [e["speedup"] for n, e in named.items() if n.startswith("openvino") and "speedup" in e]
+        cells = (
+            each["network"], each["threads"], f"{figures.milliseconds(figures.ours(each)['p50_s'])} ms",
+            f"{named['ort']['speedup']:.2f}" if "speedup" in named.get("ort", {}) else "-",
+            f"{min(openvino):.2f}" if openvino else "-", f"{each['share']:.0%}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--build", action="store_true")
+    parser.add_argument("--peers", type=Path, metavar="DIR", help="where NAME.openvino-int4.xml may be")
+    parser.add_argument("--build", action="store_true", help="make the files and artifacts that are missing")
     parser.add_argument("--only", default="")
     parser.add_argument("--threads", default="2,1")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--block", type=float, default=0.15, metavar="SECONDS")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="rows measured before and not now are kept")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     names = [n for n in (*PRODUCTS, *DECODERS) if not args.only or n in args.only.split(",")]
     if args.build:
         build(args.networks, args.work, names)
         return
-    threads = [int(t) for t in args.threads.split(",")]
-    for row in rows(args.networks, args.work, names, threads, args.rounds):
-        print(json.dumps(row), flush=True)
+    facts = json.loads(args.json.read_text()) if args.json and args.json.exists() else {"rows": []}
+    known = {(each["threads"], each["network"]): each for each in facts["rows"]}
+    for each in rows(args, names, [int(t) for t in args.threads.split(",")]):
+        known[each["threads"], each["network"]] = each
+        print(table([each]).splitlines()[-1], flush=True)
+    found = list(known.values())
+    if args.json:
+        made = {"rows": found, "machine": machine_facts(), "date": time.strftime("%Y-%m-%d %H:%M")}
+        args.json.write_text(json.dumps(made, indent=1) + "\n")
+    if args.markdown:
+        args.markdown.write_text(table(found))
 
 
 if __name__ == "__main__":

@@ -134,6 +134,8 @@ PEERS = {
         Engine("ort-int8", "ONNX Runtime int8", "onnxruntime", _onnxruntime, precision="int8"),
         Engine("openvino-int8", "OpenVINO int8", "openvino", _openvino, precision="int8"),
         Engine("openvino-int8-bf16", "OpenVINO int8, rest bf16", "openvino", _OPENVINO_BF16, precision="int8"),
+        Engine("openvino-int4", "OpenVINO int4", "openvino", _openvino, precision="int4"),
+        Engine("openvino-int4-bf16", "OpenVINO int4, rest bf16", "openvino", _OPENVINO_BF16, precision="int4"),
         Engine("opcel-f32", "OPCEL f32", OPCEL.module, partial(_opcel, weights="resident")),
     )
 }

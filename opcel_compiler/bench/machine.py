@@ -30,6 +30,7 @@ class Machine:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._best = 0.0
+        self._held: list[int | None] = []
         self._pool = ThreadPoolExecutor(threads)
         self._folder = tempfile.TemporaryDirectory(prefix="opcel-peak-")
         folder = Path(self._folder.name)
@@ -49,6 +50,7 @@ class Machine:
 
     def close(self) -> None:
         self._pool.shutdown()
+        self._release()
         self._folder.cleanup()
 
     def __enter__(self) -> Machine:
@@ -82,21 +84,31 @@ class Machine:
             out[size] = max(samples)
         return out
 
-    @cached_property
-    def stream(self) -> float:
-        """Bytes/s of reading 256 MiB a thread that lie in huge pages, all threads together; best of nine samples.
+    def sample_stream(self) -> float:
+        """Bytes/s of reading 256 MiB a thread that lie in huge pages, all threads together, for a fiftieth of a second.
 
         Raises MemoryError.
         """
         count = SIZES[-1] // 4
-        held = list(self._pool.map(self._new, [count] * self.threads))
+        if not self._held:
+            self._held = list(self._pool.map(self._new, [count] * self.threads))
+        if not all(self._held):
+            raise MemoryError(f"no memory for {self.threads} times {SIZES[-1]} bytes")
+        return self._together(lambda i: float(self._read(self._held[i], count, SAMPLE_S)))
+
+    @cached_property
+    def stream(self) -> float:
+        """The best of nine samples, whose memory is then given back. Raises MemoryError."""
         try:
-            if not all(held):
-                raise MemoryError(f"no memory for {self.threads} times {SIZES[-1]} bytes")
-            return max(self._together(lambda i: float(self._read(held[i], count, SAMPLE_S))) for _ in range(9))
+            return max(self.sample_stream() for _ in range(9))
         finally:
-            for data in held:
-                self._free(data, count)
+            self._release()
+
+    def _release(self) -> None:
+        for data in self._held:
+            if data:
+                self._free(data, SIZES[-1] // 4)
+        self._held = []
 
     def bandwidth(self, size: float) -> float:
         """Bytes/s at which the threads together read `size` bytes again and again."""

@@ -109,14 +109,16 @@ def measure(
     artifact: Path, feeds: Mapping[str, np.ndarray], *, model: Path | None = None, against: Sequence[str] = (),
     threads: int, rounds: int = 15, price: float | None = None, profile: bool = False, idle: Idle = lambda: None,
     resident: bool = False, pace: Pace = Pace(), streams: int = 0, models: Mapping[str, Path] = MappingProxyType({}),
+    sources: Mapping[str, Path] = MappingProxyType({}),
 ) -> Bench:  # fmt: skip
     """Measure an artifact on `feeds`, beside the engines `against` (names of PEERS) on the ONNX file `model`.
 
     Each engine has a process of its own. They take turns in blocks of calls, in an order that alternates; whoever has
     no turn is stopped. With `model` each engine's outputs are compared with the unoptimized reference. `price` is the
-    machine's in US dollars an hour. `models` are the files of engines that have one of their own. `resident` copies our
-    weights into huge pages at loading. With `streams` the rate of so many of our runs at a time is measured too. Raises
-    EngineError when the artifact cannot be run; another engine that cannot run the model has a row that says so.
+    machine's in US dollars an hour. `models` are the files of engines that have one of their own, `sources` the models
+    that those are compared with in place of `model`. `resident` copies our weights into huge pages at loading. With
+    `streams` the rate of so many of our runs at a time is measured too. Raises EngineError when the artifact cannot be
+    run; another engine that cannot run the model has a row that says so.
     """
     with tempfile.TemporaryDirectory(prefix="opcel-bench-") as folder, contextlib.ExitStack() as stack:
         file = Path(folder) / "feeds.npz"
@@ -148,7 +150,10 @@ def measure(
             rates = [count / turns[0].worker.ask(many=count, streams=streams)["seconds"] for _ in range(5)]
             result.streams, result.streams_per_second = streams, statistics.median(rates)
         if model is not None:
-            _check(turns, model, feeds, Path(folder), result, manifest_bound(read_manifest(artifact)))
+            bound = manifest_bound(read_manifest(artifact))
+            for source in dict.fromkeys((model, *sources.values())):
+                judged = [turn for turn in turns if sources.get(turn.row.engine, model) == source]
+                _check(judged, source, feeds, Path(folder), result, bound)
         return result
 
 

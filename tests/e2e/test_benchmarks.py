@@ -11,7 +11,10 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks import dynamic, export, networks
+from benchmarks import dynamic, export, int4, int4_accuracy, networks
+from benchmarks.int8.cases import Case, write
+from benchmarks.int8.evaluate import outputs
+from benchmarks.int8.metrics import METRICS
 
 from .builder import Net
 
@@ -88,3 +91,44 @@ def test_an_export_has_the_shapes_asked_for(tmp_path: Path, settings: export.Set
         assert (first.dim_param == "batch") if settings.dynamic else (first.dim_value == settings.batch)
         with np.load(tmp_path / f"{name}.npz") as file:
             assert file["x"].shape[0] == settings.batch
+
+
+def test_a_product_of_4_bits_beside_the_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int4, "DEPTH", 256)
+    monkeypatch.setattr(int4, "COLUMNS", 512)
+    name = "gemv_4096x28672_g128"
+    common = ["int4", "--networks", str(tmp_path), "--work", str(tmp_path / "work"), "--only", name]
+    files = ["--json", str(tmp_path / "int4.json"), "--markdown", str(tmp_path / "int4.md")]
+    for argv in (["--build"], ["--rounds", "2", "--threads", "1", "--block", "0.01", *files]):
+        monkeypatch.setattr(sys, "argv", [*common, *argv])
+        int4.main()
+    (row,) = json.loads((tmp_path / "int4.json").read_text())["rows"]
+    assert row["bytes"] == 256 * 512 // 2 + 2 * 512 * 4  # and zero points are all alike
+    assert [e["engine"] for e in row["engines"]][0] == "opcel" and row["engines"][0]["within"]
+    assert row["bandwidth_low"] <= row["bandwidth"] <= row["bandwidth_high"] and row["share"] > 0
+    assert row["ratio"] == min(e["speedup"] for e in row["engines"][1:])
+    assert (tmp_path / "int4.md").read_text().splitlines()[2].startswith(f"| {name} | 1 | ")
+
+
+def test_gptq_is_judged_beside_rounding_to_nearest(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    net = Net("small")
+    hidden = net("MatMul", net.input("x", 8, 256), net.const(rng.standard_normal((256, 256)).astype(np.float32) / 16))
+    net.output("y", net("MatMul", hidden, net.const(rng.standard_normal((256, 16)).astype(np.float32) / 2)))
+    onnx.save(net.model(), tmp_path / "small.onnx")
+    mix = rng.standard_normal((16, 256)).astype(np.float32) / 4
+    x = rng.standard_normal((48, 8, 16)).astype(np.float32) @ mix
+    write(tmp_path, "small", {"x": x[:32]}, {"x": x[32:]}, metric="classes", about="a test")
+    case = Case(tmp_path, "small")
+    want = outputs("ort", case.model, case.evaluation)
+    assert "kl" in METRICS["classes"](want, want, None)
+    ways = {way: int4_accuracy.judged(case, way, want, 128, False) for way in ("nearest", "gptq")}
+    assert 0 < ways["gptq"]["kl"] < 0.6 * ways["nearest"]["kl"]
+    row = {
+        "network": "small",
+        "group": 128,
+        "symmetric": False,
+        "ratio": 0.5,
+        "ways": {"clipped": ways["gptq"], **ways},
+    }
+    assert int4_accuracy.table([row]).splitlines()[2].endswith("| 0.50 |")

@@ -20,6 +20,7 @@ CTYPES = {np.dtype(np.float32): "float", BF16: "bf16"}
 def source(d: int, dv: int, taken: np.dtype, given: np.dtype, tasks: str) -> str:
     return f"""
 #include "kernels/attention/bf16.h"
+#include "kernels/attention/single.h"
 using namespace opcel;
 using In = {CTYPES[taken]};
 using Out = {CTYPES[given]};
@@ -205,6 +206,44 @@ def test_result_does_not_depend_on_the_split_into_tasks(isa: str, causal: bool) 
     for per_task in (1, 7, 24, 60):
         case = Case(64, 101, 300, batch=1, causal=causal, past=150, per_task=per_task)
         np.testing.assert_array_equal(run(isa, case, q, k, v, None), want)
+
+
+# -- one query row -----------------------------------------------------------------------------------------------------
+
+
+SINGLE = [
+    Case(64, 1, 300, kv_heads=2),
+    Case(64, 1, 2600, heads=2, kv_heads=1, interleaved=True),
+    Case(32, 1, 1),
+    Case(32, 1, 17, dv=48),
+    Case(16, 1, 1030, dv=80),
+    Case(64, 1, 40, causal=True, past=20),
+    Case(64, 1, 5, causal=True, past=-3),
+]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", SINGLE, ids=str)
+def test_one_row(isa: str, case: Case) -> None:
+    q, k, v = inputs(case)
+    want = reference(case, q, k, v, None)
+    np.testing.assert_allclose(run(isa, case, q, k, v, None, tasks="attention_row_tasks"), want, atol=6e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", [(2, 4, 1, 1100), (1, 1, 1, 1)])
+def test_masks_of_one_row(isa: str, shape: tuple[int, ...]) -> None:
+    """Whole blocks of keys masked, whole rows, and one value for all."""
+    case = Case(64, 1, 1100)
+    q, k, v = inputs(case)
+    mask = np.random.default_rng(9).normal(0, 1, shape).astype(np.float32)
+    if shape[3] > 1:
+        mask[..., :1030] = -np.inf
+        mask[0, 1] = -np.inf
+        mask[1, 2, :, 5:] = np.finfo(np.float32).min
+    want = reference(case, q, k, v, mask)
+    assert np.isnan(want[0, 1]).all() or shape[3] == 1
+    np.testing.assert_allclose(run(isa, case, q, k, v, mask, tasks="attention_row_tasks"), want, atol=6e-6)
 
 
 # -- both products in bf16 ---------------------------------------------------------------------------------------------

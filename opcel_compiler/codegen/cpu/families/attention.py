@@ -50,6 +50,9 @@ def emit_attention(kernel: Kernel, target: Target) -> KernelUnit:
         functor = Functor(unit, kernel, (), lambda view: ())
         struct = functor.struct(last, signature, nodes, {anchor.result: "v"}, kernel.body.outputs[0])
     header, tasks = ("bf16", "attention_bf16_tasks") if bf16 else ("blockwise", "attention_tasks")
+    width = target.vector.width_f32 if target.vector else 1
+    if not bf16 and sq == 1 and all(size % width == 0 for size in (d, v.shape[3])):
+        header, tasks = "single", "attention_row_tasks"
     return unit.over_tasks(
         [f"kernels/attention/{header}.h"], f"AttentionArgs<{operand}, {result}, {last}>", fields,
         f"{tasks}<{d}, {v.shape[3]}>", struct,
