@@ -30,9 +30,6 @@ struct NbitsArgs {
 
 namespace detail {
 
-// How far ahead of its reads a tile of few rows asks for W, in bytes.
-constexpr int kNbitsAhead = 2048;
-
 // The zero points of a panel's columns.
 template <int NV>
 OPCEL_INLINE void nbits_zeros(vi (&to)[NV], const std::uint8_t* zero, std::int64_t middle) {
@@ -150,10 +147,6 @@ __attribute__((noinline)) void nbits_tile(const NbitsArgs& args, const Tiles<Row
     nbits_zeros(zeros, zero, args.middle);
     sums.start(zeros, x_sum);
     for (std::int64_t i = cut.depth(g) / Sums::elements; i > 0; --i) {
-      if constexpr (R * NV <= 8) {
-        OPCEL_UNROLL
-        for (int j = 0; j * kLine < 4 * NR; ++j) __builtin_prefetch(w + j * kLine + kNbitsAhead);
-      }
       sums.step(x, w);
       x += Sums::elements * R;
       w += 4 * NR;
