@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from opcel_compiler.calibrate.accumulate import NonfiniteError, Observed
+from opcel_compiler.calibrate.apart import apart
 from opcel_compiler.calibrate.data import Data
 from opcel_compiler.calibrate.errors import CalibrationError, CalibrationWarning
 from opcel_compiler.calibrate.gather import KEPT_SAMPLES, Calibrated, Observation, gather
 from opcel_compiler.calibrate.origin import first_maker
 from opcel_compiler.calibrate.samples import Sample, inputs_of
-from opcel_compiler.calibrate.worker import Job, apart
+from opcel_compiler.calibrate.worker import Job
 from opcel_compiler.codegen.artifact import MANIFEST, write_json
 from opcel_compiler.codegen.cpu.build import build
 from opcel_compiler.compilation import PLANNED, Compilation, Progress, check_bound, prepare

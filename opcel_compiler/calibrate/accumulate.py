@@ -78,18 +78,15 @@ class Accumulator:
         self._extremes[:, 0] = np.minimum(self._extremes[:, 0], low)
         self._extremes[:, 1] = np.maximum(self._extremes[:, 1], high)
         self._sums += np.where(some[:, None], seen[:, 2:], 0)
-        moved = np.flatnonzero((seen[:, :2] != self._windows).any(axis=1))
-        if not moved.size:
-            self._counts += counts
-            return
-        kept = np.setdiff1d(np.arange(len(seen)), moved)
-        self._counts[kept] += counts[kept]
-        for i in moved[some[moved]]:
-            before = self._histogram(i, self._counts[i])
-            made = Histogram(int(seen[i, 0]), int(seen[i, 1]), counts[i].astype(np.int64))
-            merged = before.merged(made, *map(float, self._extremes[i]))
-            self._counts[i] = merged.counts
-            self._windows[i] = merged.exponent, merged.start
+        moved = (seen[:, :2] != self._windows).any(axis=1)
+        for i, (own, new) in enumerate(zip(self._counts, counts, strict=True)):  # rows: copies of all take memory
+            if not moved[i]:
+                own += new
+            elif some[i]:
+                made = Histogram(int(seen[i, 0]), int(seen[i, 1]), new.astype(np.int64))
+                merged = self._histogram(i, own).merged(made, *map(float, self._extremes[i]))
+                own[:] = merged.counts
+                self._windows[i] = merged.exponent, merged.start
 
     def _histogram(self, i: int, counts: np.ndarray) -> Histogram:
         exponent, start = (int(v) for v in self._windows[i])
@@ -97,18 +94,19 @@ class Accumulator:
         return Histogram(*place, counts)
 
     def tensors(self) -> dict[str, TensorStatistics]:
-        """By name."""
+        """By name. They hold the counters themselves, so this is the end: nothing can be added."""
+        self._counts.flags.writeable = False
         return {o.name: self._tensor(i, o) for i, o in enumerate(self.observed)}
 
     def _tensor(self, i: int, o: Observed) -> TensorStatistics:
-        histogram = self._histogram(i, self._counts[i].copy())
+        histogram = self._histogram(i, self._counts[i])
         low, high = (float(v) for v in self._extremes[i]) if histogram.total else (0.0, 0.0)
         means = self._sums[i] / max(1, self.samples)
         each = max(1.0, histogram.total / o.channels)
         has = o.axis is not None
         return TensorStatistics(
             o.name, histogram, low, high, self.samples, 0, float(means[0]), float(means[1]), o.axis,
-            self._largest[i].copy() if has else None, (self._totals[i] / each).astype(np.float32) if has else None,
+            self._largest[i] if has else None, (self._totals[i] / each).astype(np.float32) if has else None,
         )  # fmt: skip
 
 

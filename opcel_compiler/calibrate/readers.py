@@ -11,16 +11,17 @@ import importlib.util
 import inspect
 import os
 import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from opcel_compiler.calibrate.errors import CalibrationError, CalibrationWarning
-from opcel_compiler.calibrate.images import Preprocessing, find_images, image_samples
 from opcel_compiler.calibrate.samples import Feeds, Input, Sample
+
+if TYPE_CHECKING:
+    import zipfile
 
 Named = Iterator[tuple[str, Feeds]]
 """(where it is from, arrays by name), sample by sample."""
@@ -58,6 +59,8 @@ def _named(data: Any, inputs: Sequence[Input], preprocess: str | os.PathLike[str
 
 
 def _folder(path: Path, inputs: Sequence[Input], preprocess: str | os.PathLike[str] | None) -> Named:
+    from opcel_compiler.calibrate.images import Preprocessing, find_images, image_samples  # memory that others need not
+
     files = sorted(path.glob("*.npz"))
     images = find_images(path)
     if files and not (images and preprocess):
@@ -74,6 +77,8 @@ def _folder(path: Path, inputs: Sequence[Input], preprocess: str | os.PathLike[s
 
 def npz_samples(path: Path, inputs: Sequence[Input], cut: bool) -> Named:
     """The samples of one file, each read when it is asked for."""
+    import zipfile  # memory that other readers need not
+
     try:
         with zipfile.ZipFile(path) as archive:
             members = {n.removesuffix(".npy"): n for n in archive.namelist() if n.endswith(".npy")}

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from opcel_compiler.calibrate.errors import CalibrationError
 from opcel_compiler.ir.dims import Dim, as_symbol
-from opcel_compiler.ir.graph import Graph
 from opcel_compiler.ir.types import TensorType
+
+if TYPE_CHECKING:
+    from opcel_compiler.ir.graph import Graph
 
 Feeds = dict[str, np.ndarray]
 

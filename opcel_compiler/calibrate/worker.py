@@ -1,23 +1,23 @@
-"""The pass over the data in a process of its own, whose memory is that of inference: it imports no compiler."""
+"""The process that passes over the data: its memory is that of inference, so it imports no compiler."""
 
 from __future__ import annotations
 
 import os
 import pickle
-import subprocess
 import sys
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from opcel_compiler.calibrate.accumulate import NonfiniteError
 from opcel_compiler.calibrate.data import Data
 from opcel_compiler.calibrate.errors import CalibrationError, CalibrationWarning
-from opcel_compiler.calibrate.gather import Calibrated, Explain, Observation, gather
+from opcel_compiler.calibrate.gather import Observation, gather
 from opcel_compiler.calibrate.samples import Feeds, Sample
-from opcel_compiler.ir.statistics import parse_statistics, statistics_text
+from opcel_compiler.ir.statistics import statistics_text
 from opcel_compiler.runtime.model import CompiledModel
 
 
@@ -39,48 +39,6 @@ class Outcome:
     warned: tuple[str, ...] = ()
     error: CalibrationError | None = None
     sample: Sample | None = None
-
-
-def apart(job: Job, report: Callable[[int], None], explain: Explain) -> Calibrated:
-    """`gather` in another process; `explain` is called in this one. Raises CalibrationError."""
-    with tempfile.TemporaryDirectory(prefix="opcel-") as folder:
-        given, made = Path(folder) / "job", Path(folder) / "outcome"
-        given.write_bytes(pickle.dumps(job))
-        command = [sys.executable, "-m", "opcel_compiler.calibrate.worker", str(given), str(made)]
-        paths = os.pathsep.join([*(p for p in sys.path if p), os.environ.get("PYTHONPATH", "")])
-        env = {**os.environ, "PYTHONPATH": paths}
-        with tempfile.TemporaryFile("w+") as said:
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=env) as child:
-                assert child.stdout is not None
-                try:
-                    for line in child.stdout:
-                        report(int(line))
-                except BaseException:
-                    child.kill()
-                    raise
-            said.seek(0)
-            last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
-        if child.returncode or not made.exists():
-            raise CalibrationError(
-                f"the process that runs the samples of {job.data} ended with status {child.returncode}: {last}"
-            )
-        outcome: Outcome = pickle.loads(made.read_bytes())
-        samples = tuple(_pickled(made.with_name(f"{made.name}.samples")))
-    for text in outcome.warned:
-        warnings.warn(text, CalibrationWarning, stacklevel=2)
-    if outcome.error is not None:
-        if isinstance(outcome.error, NonfiniteError) and outcome.sample is not None:
-            raise explain(outcome.error, outcome.sample)
-        raise outcome.error
-    return Calibrated(parse_statistics(outcome.statistics), samples)
-
-
-def _pickled(path: Path) -> Iterator[Feeds]:
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        while file.peek(1):
-            yield pickle.load(file)
 
 
 def work(job: Job, report: Callable[[int], None], keep: Callable[[Feeds], None]) -> Outcome:
@@ -109,7 +67,8 @@ def main(given: str, made: str) -> None:
 
     def keep(feeds: Feeds) -> None:
         with open(f"{made}.samples", "ab") as file:
-            pickle.dump(feeds, file, protocol=5)
+            for array in feeds.values():
+                np.save(file, array)  # pickle would copy it
 
     with os.fdopen(os.dup(1), "w") as counts:
         os.dup2(2, 1)

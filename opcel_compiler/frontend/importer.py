@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +14,7 @@ from onnx import ModelProto, ValueInfoProto
 from opcel_compiler.frontend import lowerings  # noqa: F401  registers the lowerings
 from opcel_compiler.frontend.builder import Builder, Narrow
 from opcel_compiler.frontend.checks import check_graph
+from opcel_compiler.frontend.digest import external_locations, model_digest
 from opcel_compiler.frontend.foreign import Typing, captured, check_attributes, graphs_of
 from opcel_compiler.frontend.functions import Functions, check_calls, fill_defaults
 from opcel_compiler.frontend.limits import (
@@ -42,7 +42,7 @@ class Imported:
     `input_names`, `output_names`: as the user wrote them, in the order of `graph.inputs` and `graph.outputs`.
     `symbols`: from the name of a symbol to the name that the file gives the dimension ("" where it gives none).
     `opsets`: the opset of each domain, "" being the default one.
-    `source`: the bytes of the file; `weights` reads the tensors beside it.
+    `source`: the bytes of the file; `weights` reads the tensors beside it, in the files `external`.
     `operators`: from a node's origin to its operator in the file, `domain::Name:opset` or `Name:opset`.
     """
 
@@ -57,11 +57,13 @@ class Imported:
     operators: Mapping[str, str]
     source: Buffer = field(repr=False)
     weights: Weights = field(repr=False)
+    external: tuple[str, ...] = ()
 
     @cached_property
     def model_hash(self) -> str:
-        """The SHA-256 of the model file, in hex; of a model in memory, of its deterministic serialisation."""
-        return hashlib.sha256(self.source).hexdigest()
+        """The SHA-256 of the model file, in hex; of a model in memory, of its deterministic serialisation. External
+        data count too (see `digest`)."""
+        return model_digest(self.source, self.weights, self.external)
 
     def release(self) -> None:
         """Let go of the pages of mapped weights that were read so far; the graph's constants stay valid."""
@@ -131,6 +133,7 @@ def _import(model: str | Path | bytes | ModelProto, name: str | None, dims: Mapp
         builder.operators,
         source,
         weights,
+        external_locations(proto),
     )
 
 

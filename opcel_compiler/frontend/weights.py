@@ -87,7 +87,7 @@ class Weights:
         if location == MARK and self._data is not None:
             data = self._data
         else:
-            data = self._file(location, where)
+            data = self.file(location, where)
         if length is None:
             length = need
         if length < need:
@@ -99,7 +99,8 @@ class Weights:
             )
         return data[offset : offset + length]
 
-    def _file(self, location: str, where: str) -> memoryview:
+    def file(self, location: str, where: str) -> memoryview:
+        """The bytes of a file of external data. Raises ModelError, naming `where`, for one that may not be read."""
         if location in self._files:
             return self._files[location]
         if self._folder is None:

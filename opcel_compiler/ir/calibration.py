@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.types import TensorType
+
+if TYPE_CHECKING:  # what runs a calibration takes the names below and no graphs
+    from opcel_compiler.ir.graph import Graph, Node, Value
 
 WINDOWS, COUNTS, SEEN, CHANNELS = (f"observed.{name}" for name in ("windows", "counts", "seen", "channels"))
 """The names of an observing graph's added input, f32[values, 2], and outputs, u32[values · 2049], f32[values · 4] and

@@ -14,7 +14,7 @@ from opcel_compiler.ir.program import Buffer, Kernel, Program, Step, View, block
 from opcel_compiler.ir.types import F32, I8, U8
 
 STRIDED = frozenset(
-    {"conv.blocked", "conv.depthwise", "pool.blocked", "resample.blocked", "copy", "elementwise", "relayout"}
+    "conv.blocked conv.depthwise pool.blocked resample.blocked copy elementwise relayout observe".split()
 )
 """Families that read and write parts of blocked buffers as well as whole ones."""
 
