@@ -6,6 +6,7 @@ import functools
 import hashlib
 import inspect
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import opcel_compiler
 from benchmarks.networks import feeds_of
 from opcel_compiler.driver import FallbackError
+from opcel_compiler.runtime import load
 from opcel_compiler.runtime.model import read_manifest
 
 
@@ -89,3 +91,11 @@ def compiler_digest() -> str:
         for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".h", ".cpp", ".yaml")):
             h.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return h.hexdigest()[:12]
+
+
+def written_bytes(artifact: Path, feeds: Mapping[str, np.ndarray]) -> int:
+    """What a step writes: its outputs, of caches that grow in place only the places that are new."""
+    with load(artifact) as model:
+        states = model.manifest.get("states") or ()
+        grown = sum(feeds[s["input"]].nbytes // feeds[s["input"]].shape[s["axis"]] for s in states)
+        return grown + sum(value.nbytes for value in model.run(dict(feeds)).values())

@@ -5,8 +5,8 @@
 
 The file of a network is what `--precision int4` makes of it, as MatMulNBits nodes of accuracy level 4. With --peers
 OpenVINO runs its own file of the network too (benchmarks.int8.peers --int4), whose outputs are compared with the float
-model's in the bound of 4 bits. Bytes are of the weights and caches that a step must read; the bandwidth is the median
-of readings of huge pages by as many threads, between the rounds.
+model's in the bound of 4 bits. Bytes are of the weights, inputs and outputs that a step must read and write, caches
+among them; the bandwidth is the median of readings of huge pages by as many threads, between the rounds.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import opcel_compiler as oc
 from benchmarks import figures
+from benchmarks.artifacts import written_bytes
 from benchmarks.int8.cases import arrays
 from benchmarks.nbits import MICROSOFT, as_nbits
 from benchmarks.networks import machine_facts
@@ -91,17 +92,17 @@ def row(args: argparse.Namespace, name: str, artifact: Path, threads: int) -> Ro
     inputs, source, theirs = args.networks / f"{name}.npz", args.networks / f"{name}.onnx", {}
     if args.peers and (file := args.peers / f"{name}.openvino-int4.xml").exists():
         theirs = dict.fromkeys(("openvino-int4", "openvino-int4-bf16"), file)
-    readings: list[float] = []
+    given, readings = feeds_of(name, inputs), list[float]()
     with Machine(threads) as machine:
         result = measure(
-            artifact, feeds_of(name, inputs), model=args.work / f"{name}.onnx", against=("ort", "openvino", *theirs),
+            artifact, given, model=args.work / f"{name}.onnx", against=("ort", "openvino", *theirs),
             threads=threads, rounds=args.rounds, resident=True, pace=Pace(args.block), models=theirs,
             sources=dict.fromkeys(theirs, source),
             idle=lambda: readings.append(statistics.median(machine.sample_stream() for _ in range(3))),
         )  # fmt: skip
     report = json.loads((artifact / "report.json").read_text())
-    caches = sum(value.nbytes for value in arrays(inputs).values()) if inputs.exists() else 0
-    moved = sum(int(kernel["weight_bytes"]) for kernel in report["kernels"]) + caches
+    read = sum(value.nbytes for value in given.values())
+    moved = figures.decode_bytes(report, read, written_bytes(artifact, given))
     readings.sort()
     stream = statistics.median(readings)
     found: Row = {"network": artifact.stem, "weights": name, **as_dict(result), "bytes": moved, "bandwidth": stream}

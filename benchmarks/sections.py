@@ -9,11 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks import compile_time, figures
 from benchmarks import tiny as small_calls
-from benchmarks.artifacts import Artifacts, Network, Skipped
+from benchmarks.artifacts import Artifacts, Network, Skipped, written_bytes
 from opcel_compiler.bench.bounds import Bound, program_bound
 from opcel_compiler.bench.machine import Machine
 from opcel_compiler.bench.measure import Bench, Pace, as_dict, measure
@@ -150,23 +148,13 @@ def decode(run: Run) -> Rows:
                     continue
                 if row["engines"]:
                     report, feeds = run.artifacts.reports[network], network.feeds
-                    fetches = _output_bytes(run.artifacts.path(network), feeds)
+                    fetches = written_bytes(run.artifacts.path(network), feeds)
                     moved = figures.decode_bytes(report, sum(v.nbytes for v in feeds.values()), fetches)
                     row |= {"bytes": moved, "bandwidth": machine.stream}
                     for engine in row["engines"]:
                         if engine.get("p50_s") and (engine["engine"] == "opcel" or not half):
                             engine["bandwidth_share"] = moved / engine["p50_s"] / machine.stream
                 yield {**row, **options}
-
-
-def _output_bytes(artifact: Path, feeds: Mapping[str, np.ndarray]) -> int:
-    """What a step writes: its outputs, of caches that grow in place only the places that are new."""
-    from opcel_compiler.runtime import load
-
-    with load(artifact) as model:
-        states = model.manifest.get("states") or ()
-        grown = sum(feeds[s["input"]].nbytes // feeds[s["input"]].shape[s["axis"]] for s in states)
-        return grown + sum(value.nbytes for value in model.run(dict(feeds)).values())
 
 
 def tiny(run: Run) -> Rows:

@@ -103,7 +103,7 @@ def test_a_product_of_4_bits_beside_the_peers(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(sys, "argv", [*common, *argv])
         int4.main()
     (row,) = json.loads((tmp_path / "int4.json").read_text())["rows"]
-    assert row["bytes"] == 256 * 512 // 2 + 2 * 512 * 4  # and zero points are all alike
+    assert row["bytes"] == 256 * 512 // 2 + 2 * 512 * 4 + 4 * (256 + 512)  # codes, scales, x and y
     assert row["engines"][0]["engine"] == "opcel" and row["engines"][0]["within"]
     assert row["bandwidth_low"] <= row["bandwidth"] <= row["bandwidth_high"] and row["share"] > 0
     assert row["ratio"] == min(e["speedup"] for e in row["engines"][1:])
