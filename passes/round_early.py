@@ -17,7 +17,7 @@ from opcel_compiler.rewrite.pass_ import Pass, PassContext
 
 NORMS = frozenset({"layer_norm", "rms_norm"})
 """The families that can write a result as bf16, as f32, or both."""
-WRITERS = NORMS | {"gemm.bf16", "attention.bf16"}
+WRITERS = NORMS | {"gemm.bf16", "gemm.int8", "attention.bf16"}
 """The families that can write bf16."""
 MAX_ROW = 1 << 14
 """The longest row, in elements, that a row kernel holds in f32 before it writes it as bf16."""
@@ -32,7 +32,7 @@ class RoundEarly(Pass):
     level: ClassVar[str] = "program"
 
     def run(self, program: Program, ctx: PassContext) -> None:
-        if ctx.precision != "bf16":
+        if ctx.precision not in ("bf16", "int8"):
             return
         stored = _candidates(program)
         attentions = [k for k in program.kernels if k.family == "attention.bf16"]

@@ -56,7 +56,7 @@ class Plan:
 def channel_readers(value: Value) -> tuple[list[Node], int, bool] | None:
     """The layers with constant weights that read `value`, also through max pools; the axis of its channels; and
     whether nothing else reads it. None where its channels cannot be divided: there is no such layer, or images have
-    other readers, as those would want the value twice."""
+    other readers, as those would want the value twice, or are joined from parts, which are written as codes."""
     readers: list[Node] = []
     alone = True
     stack = [value]
@@ -74,7 +74,8 @@ def channel_readers(value: Value) -> tuple[list[Node], int, bool] | None:
         return None
     matmul = kinds.pop()
     axis = len(value.tensor.shape) - 1 if matmul else 1
-    if not isinstance(value.tensor.shape[axis], int) or (not matmul and not alone):
+    joined = value.producer is not None and value.producer.op == "concat"
+    if not isinstance(value.tensor.shape[axis], int) or (not matmul and (joined or not alone)):
         return None
     return readers, axis, alone
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from opcel_compiler.ir.program_text import equal_programs, parse_program, print_
 from opcel_compiler.ir.program_verify import verify_program
 from opcel_compiler.ir.types import BF16
 from opcel_compiler.proof import BF16_NORM, Bound, ProofError, compare, manifest_bound
+from opcel_compiler.quantization.recipe import Recipe
 from opcel_compiler.targets import TargetError, load_target
 from opcel_compiler.targets.host import missing_features
 
@@ -163,6 +165,28 @@ def test_rounding_early_changes_no_bit(name: str, tmp_path: Path) -> None:
         given = feeds(model, spec.sizes[0])
         for key, value in plain.run(given).items():
             np.testing.assert_array_equal(stored.run(given)[key], value)
+
+
+@runs_bf16
+def test_attention_between_layers_of_bytes_is_in_bf16(tmp_path: Path) -> None:
+    """With precision int8, where its result becomes bytes: read as the products before it have rounded it."""
+    model, spec = ALL["vit"].build(), ALL["vit"]
+    samples = [feeds(model, spec.sizes[1], seed) for seed in range(8)]
+    recipe = Recipe(samples, statistics=tmp_path / "s", threshold="minmax")
+    with oc.compile(model, BF16_TARGET, tmp_path / "a", precision="int8", recipe=recipe) as compiled:
+        assert [k["family"] for k in compiled.report["kernels"]].count("attention.bf16") == 2
+        late = load_target(BF16_TARGET).pipeline.replace(",round-early", "")
+        with oc.compile(model, BF16_TARGET, tmp_path / "b", precision="int8", recipe=recipe, pipeline=late) as plain:
+            given = feeds(model, spec.sizes[0], 9)
+            for key, value in plain.run(given).items():
+                np.testing.assert_array_equal(compiled.run(given)[key], value)
+    recipe = replace(recipe, calibrate=None)
+    layers = prepare(model, BF16_TARGET, precision="int8", recipe=recipe).planner.plan.layers
+    kept = replace(recipe, kept=dict.fromkeys(layers, "asked for"))
+    for target, r, count in ((BF16_TARGET, recipe, 2), ("x86-64-avx512", recipe, 0), (BF16_TARGET, kept, 0)):
+        program = prepare(model, target, precision="int8", recipe=r).program
+        stored = [b for b in program.buffers if b.layout.storage == "bf16"]
+        assert (sum(k.family == "attention.bf16" for k in program.kernels), len(stored)) == (count, 3 * count)
 
 
 def test_programs_with_storage_are_valid_and_mean_the_same() -> None:

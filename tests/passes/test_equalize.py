@@ -90,6 +90,13 @@ def test_an_image_with_other_readers_is_left_alone() -> None:
     assert divided(graph, "v", 4)[0] == 0
 
 
+def test_an_image_joined_from_parts_is_left_alone() -> None:
+    """They are written as codes of one grid; a product would read them all again."""
+    lines = f"%a = conv(%x, %w){WINDOW}\n%v = concat(%a, %x){{axis=1}}\n%y = conv(%v, %u){WINDOW}\nreturn %y"
+    graph = graph_of(lines, IMAGE, w=(4, 4, 3, 3), u=(2, 8, 3, 3))
+    assert divided(graph, "v", 8)[0] == 0
+
+
 def found(graph: Graph, samples: int) -> dict[str, np.ndarray]:
     feeds = [feeds_of(graph, seed) for seed in range(4)]
     seen = interpreted(graph, feeds, observed_values(graph))

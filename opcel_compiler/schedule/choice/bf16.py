@@ -1,4 +1,4 @@
-"""Matrix products in bf16: operands rounded once, before the kernel; sums in f32."""
+"""Products in bf16: operands rounded once, before the kernel; sums in f32."""
 
 from __future__ import annotations
 
@@ -50,9 +50,12 @@ def choose_matmul_bf16(kernel: Kernel, choosing: Choosing) -> list[Step] | None:
 
 
 def choose_attention_bf16(kernel: Kernel, choosing: Choosing) -> None:
-    """Both products of an attention in bf16, but where few queries leave it bound by reading keys and values."""
+    """Both products of an attention in bf16, but where few queries leave it bound by reading keys and values. With
+    precision "int8" where the result is rounded to 8 bits and the target has the instructions."""
     queries = kernel.outputs[0].shape[2]
-    if choosing.precision == "bf16" and not (type(queries) is int and queries <= FEW_ROWS):
+    last = kernel.body.outputs[0].producer
+    eight = choosing.precision == "int8" and last is not None and last.op == "quantize" and choosing.target.peak("bf16")
+    if (choosing.precision == "bf16" or eight) and not (type(queries) is int and queries <= FEW_ROWS):
         kernel.family, kernel.params = "attention.bf16", {"precision": "bf16"}
 
 
