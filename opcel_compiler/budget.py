@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import statistics
 import tempfile
+import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,8 @@ from opcel_compiler.calibration import with_statistics
 from opcel_compiler.codegen.artifact import PAGE, REPORT, put_in_place, update_json, write_page
 from opcel_compiler.compilation import Progress, prepare
 from opcel_compiler.driver import compile
-from opcel_compiler.quantization.budget import Found, Priced, search, slower
+from opcel_compiler.ir.statistics import Statistics
+from opcel_compiler.quantization.budget import Found, Limits, Priced, search, slower
 from opcel_compiler.quantization.metrics import metric_of
 from opcel_compiler.quantization.planner import Planner
 from opcel_compiler.quantization.recipe import QuantizationError, Recipe
@@ -34,15 +37,16 @@ from opcel_compiler.runtime.model import CompiledModel
 
 MOST_VALIDATED = 512
 """The most samples on which a whole network is checked."""
-BLOCKS, BLOCK_S = 5, 0.05
+BLOCKS, BLOCK_S, RUNS = 5, 0.05, 15
 SLOWER = 1.05
 """A layer goes back to float where 8 bits take so many times as long, as measured."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """`max_drop` is the most that `metric` may be (see `quantization.metrics`); `max_latency` the seconds that a run
-    should take; `sensitivity` a file in which what is measured is kept; `seconds` ends the search with the best so far.
+    """`max_drop` is the most that `metric` may be (see `quantization.metrics`); `max_latency` the most seconds that a
+    run may take, as far as that drop allows; `sensitivity` a file in which what is measured is kept; `seconds` ends the
+    search with the best so far.
     """
 
     max_drop: float
@@ -50,6 +54,22 @@ class Budget:
     max_latency: float | None = None
     sensitivity: str | os.PathLike[str] | None = None
     seconds: float | None = None
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A SIGINT waits until the block is done. Only the main thread can see to that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[object] = []
+    before = signal.signal(signal.SIGINT, lambda *_: seen.append(None))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if seen:
+        signal.raise_signal(signal.SIGINT)
 
 
 class _Ended(Exception):
@@ -83,7 +103,8 @@ def compile_within(
             job.run(Path(folders[0]), Path(folders[-1]))
         except (KeyboardInterrupt, _Ended) as error:
             job.ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "out of time"
-    job.tell()
+    with uninterrupted():
+        job.tell()
     opened = load(place, threads=threads)
     if keep is not None:
         weakref.finalize(opened, keep.cleanup)
@@ -105,7 +126,7 @@ class _Search:
         self.times: Mapping[str, tuple[float, float]] = {}
         self.made: Mapping[str, str] = {}
         self.layers: list[Priced] = []
-        self.validations, self.ended, self.latency = 0, "", 0.0
+        self.validations, self.ended = 0, ""
         self.end = float("inf") if budget.seconds is None else time.monotonic() + budget.seconds
 
     def run(self, folder: Path, beside_export: Path) -> None:
@@ -120,18 +141,16 @@ class _Search:
         with load(floats, threads=self.threads) as model:
             self.inputs = self._inputs(model)
             self.wants = self._outputs(model)
-        base = Found({}, self._drop(self.place))
-        self.best = base
-        if base.drop <= self.budget.max_drop:
-            self._measure_latency()
+        self.known = self._sensitivity()
+        base = self.best = Found({}, self._drop(self.place))
+        base.seconds = self._run_seconds(self.place, {})
+        limits = Limits(self.budget.max_drop, self.budget.max_latency or float("inf"))
+        if limits.kept(base):
             return
         self._price(floats)
         slow = slower([p for p in self.layers if p.saved < 0 and self._much(p)])
-        base.saved, base.reverted = sum(p.saved for p in self.layers if p.name not in slow), slow
-        self.best = search(
-            self.layers, base, self.budget.max_drop, self.budget.metric, self._validate, self._put_in_place
-        )
-        self._measure_latency()
+        base.saved = sum(p.saved for p in self.layers)
+        self.best = search(self.layers, base, limits, self.budget.metric, self._validate, self._put_in_place, slow)
 
     def _inputs(self, model: CompiledModel) -> list[dict[str, np.ndarray]]:
         """The data that validate, by the names of the model's inputs."""
@@ -158,18 +177,22 @@ class _Search:
         if time.monotonic() > self.end:
             raise _Ended
 
+    def _sensitivity(self) -> Sensitivity:
+        recipe, given = self.recipe, self.recipe.statistics
+        assert given is not None
+        of = given if isinstance(given, Statistics) else Statistics.read(given)
+        scheme = (recipe.threshold, recipe.activations, recipe.equalize, self.target)
+        path = None if self.budget.sensitivity is None else Path(self.budget.sensitivity)
+        return Sensitivity(path, key_of(of.model_hash, of.data_hash, *scheme))
+
     # -- what layers lose and save -------------------------------------------------------------------------------------
 
     def _price(self, floats: Path) -> None:
-        statistics_, recipe = self.recipe.statistics, self.recipe
-        assert statistics_ is not None
+        recipe = self.recipe
         found: list[Priced] = []
 
         def planned(planner: Planner) -> None:
-            data = planner.statistics.data_hash if planner.statistics is not None else ""
-            scheme = (recipe.threshold, recipe.activations, recipe.equalize, self.target)
-            path = None if self.budget.sensitivity is None else Path(self.budget.sensitivity)
-            known = Sensitivity(path, key_of(planner.model_hash, data, *scheme))
+            known = self.known
             if not known.seconds:
                 origins = {n.results[0].name: n.origin for n in planner.graph.nodes if n.results}
                 known.add_seconds(self._seconds(floats, {n: origins[n] for n in planner.plan.layers if n in origins}))
@@ -208,10 +231,10 @@ class _Search:
 
     # -- candidates ----------------------------------------------------------------------------------------------------
 
-    def _validate(self, reverted: Mapping[str, str]) -> float:
+    def _validate(self, reverted: Mapping[str, str]) -> tuple[float, float]:
         self._check_time()
         self._compile(reverted)
-        return self._drop(self.candidate)
+        return self._drop(self.candidate), self._run_seconds(self.candidate, reverted)
 
     def _compile(self, reverted: Mapping[str, str]) -> None:
         recipe = dataclasses.replace(self.recipe, kept={**self.recipe.kept, **reverted})
@@ -224,28 +247,36 @@ class _Search:
     def _put_in_place(self, found: Found) -> None:
         if found.reverted != self.made:
             self._compile(found.reverted)
-        put_in_place(self.candidate.resolve(), self.place.resolve())
-        if self.export is not None and self.exported is not None:
-            for made in sorted(self.exported.parent.iterdir(), reverse=True):  # tensors apart, then what names them
-                made.replace(self.export.parent / made.name)
-        self.made, self.best = {}, found
+        with uninterrupted():
+            put_in_place(self.candidate.resolve(), self.place.resolve())
+            if self.export is not None and self.exported is not None:
+                for made in sorted(self.exported.parent.iterdir(), reverse=True):  # tensors apart, then what names them
+                    made.replace(self.export.parent / made.name)
+            self.made, self.best = {}, found
+        if not found.drop:  # all in float, which no validation has timed
+            found.seconds = self._run_seconds(self.place, found.reverted)
 
-    def _measure_latency(self) -> None:
-        with ExitStack() as stack:
-            model = stack.enter_context(load(self.place, threads=self.threads))
-            seconds = []
-            for _ in range(15):
+    def _run_seconds(self, artifact: Path, reverted: Mapping[str, str]) -> float:
+        """What a run takes, measured once for each choice; 0 where no latency is asked for."""
+        if self.budget.max_latency is None:
+            return 0.0
+        choice = key_of(sorted(reverted), self.threads)
+        if choice in self.known.runs:
+            return self.known.runs[choice]
+        seconds = []
+        with load(artifact, threads=self.threads) as model:
+            for _ in range(RUNS):
                 start = time.perf_counter()
                 run_whole(model, self.inputs[0])
                 seconds.append(time.perf_counter() - start)
-        self.latency = statistics.median(seconds)
+        return self.known.add_run(choice, statistics.median(seconds))
 
     def tell(self) -> None:
         """Add to the report of the artifact in place what was searched for and found."""
         with load(self.place, threads=1) as model:
             told, manifest = dict(model.report), dict(model.manifest)
         best = self.best
-        asked = self.budget.max_latency
+        asked, taken = self.budget.max_latency, best.seconds or None if best is not None else None
         told["quantization"] = {**told["quantization"], "budget": {
             "metric": self.budget.metric, "max_drop": self.budget.max_drop, "validations": self.validations,
             "drop": best.drop if best is not None and best.drop < float("inf") else None, "ended": self.ended,
@@ -254,7 +285,9 @@ class _Search:
                 {"name": p.name, "loss": p.loss, "seconds_saved": p.saved}
                 for p in self.layers if best is not None and p.name in best.reverted
             ],
-            **({"max_latency": asked, "latency_met": 0 < self.latency <= asked} if asked is not None else {}),
+            **({} if asked is None else {
+                "max_latency": asked, "latency": taken, "latency_met": taken is not None and taken <= asked,
+            }),
         }}  # fmt: skip
         update_json(self.place / REPORT, told)
         write_page(self.place / PAGE, page(told, manifest))

@@ -96,7 +96,7 @@ def over(run: Observing, data: Any, progress: Progress | None = None) -> Calibra
     if isinstance(given.source, (str, os.PathLike)):
         return apart(Job(run.folder, run.threads, run.about, given), report, explain)
     with CompiledModel(run.folder, threads=run.threads) as model:
-        return gather(model, run.about, given, report, partial(_random, run), explain)
+        return gather(model, run.about, given, report, partial(_random, run), explain)()
 
 
 def _random(run: Observing) -> Iterator[Sample]:

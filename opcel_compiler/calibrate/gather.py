@@ -40,8 +40,9 @@ def gather(
     model: Runnable, about: Observation, data: Data, report: Callable[[int], None],
     random: Callable[[], Iterator[Sample]] | None = None, explain: Explain = lambda error, sample: error,
     keep: Callable[[Feeds], None] | None = None,
-) -> Calibrated:  # fmt: skip
-    """The statistics of `model` over `data`, or over what `random` gives where there are none.
+) -> Callable[[], Calibrated]:  # fmt: skip
+    """The pass of `model` over `data`, or over what `random` gives where there are none. What is given back makes the
+    statistics of it, and does not need the model any more.
 
     `report` is called with the number of samples after each. `explain` makes the error of a sample that makes values
     that are not finite. The first samples are given to `keep`, if there is one, and not kept in memory. Raises
@@ -69,14 +70,18 @@ def gather(
         journal.add(sample)
         report(journal.total)
     journal.check_count(str(data))
-    tensors = sums.tensors()
-    found = [*journal.warnings(data.ranges), *tensor_warnings(tensors)]
-    if drawn:
-        found.insert(0, "calibrated with random numbers: ranges mean nothing")
-    statistics = Statistics(
-        about.model_hash, journal.data_hash, journal.total, drawn, len(journal.skipped), tuple(found), tensors
-    )
-    return Calibrated(statistics, tuple(kept))
+
+    def calibrated() -> Calibrated:
+        tensors = sums.tensors()
+        found = [*journal.warnings(data.ranges), *tensor_warnings(tensors)]
+        if drawn:
+            found.insert(0, "calibrated with random numbers: ranges mean nothing")
+        statistics = Statistics(
+            about.model_hash, journal.data_hash, journal.total, drawn, len(journal.skipped), tuple(found), tensors
+        )
+        return Calibrated(statistics, tuple(kept))
+
+    return calibrated
 
 
 def _run(model: Runnable, sums: Accumulator, sample: Sample, explain: Explain) -> None:

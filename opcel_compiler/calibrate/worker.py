@@ -53,8 +53,8 @@ def work(job: Job, report: Callable[[int], None], keep: Callable[[Feeds], None])
         warnings.simplefilter("always")
         try:
             with CompiledModel(job.folder, threads=job.threads) as model:
-                found = gather(model, job.about, job.data, report, explain=remember, keep=keep)
-            out = Outcome(statistics_text(found.statistics))
+                calibrated = gather(model, job.about, job.data, report, explain=remember, keep=keep)
+            out = Outcome(statistics_text(calibrated().statistics))
         except CalibrationError as error:
             out = Outcome(error=error, sample=bad[0] if bad else None)
     warned = tuple(str(w.message) for w in caught if issubclass(w.category, CalibrationWarning))

@@ -137,7 +137,9 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
         "--metric", default="kl", metavar="METRIC",
         help="kl, top1 (the share of changed first choices), sqnr (as relative L2), module.py:function (default: kl)",
     )  # fmt: skip
-    group.add_argument("--max-latency", type=limit, metavar="SECONDS", help="what a run should take; the report tells")
+    group.add_argument(
+        "--max-latency", type=limit, metavar="SECONDS", help="what a run may take, as far as the drop allows"
+    )
     group.add_argument("--sensitivity", type=Path, metavar="FILE", help="keep what is measured of layers in this file")
     group.add_argument("--search-seconds", type=limit, metavar="S", help="end the search with the best so far")
 

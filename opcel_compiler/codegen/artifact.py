@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import secrets
@@ -55,18 +56,32 @@ def staged(output: Path) -> Iterator[Path]:
 
 
 def put_in_place(work: Path, final: Path) -> None:
-    """Move the folder `work` to `final`, in the place of what is there."""
+    """Move the folder `work` to `final`, in the place of what is there: in one step where the system can do that."""
     if not final.exists():
         os.rename(work, final)
-        return
-    old = final.parent / f".{final.name}.{secrets.token_hex(4)}.old"
-    os.rename(final, old)
+    elif _exchange(work, final):
+        shutil.rmtree(work, ignore_errors=True)
+    else:
+        old = final.parent / f".{final.name}.{secrets.token_hex(4)}.old"
+        try:
+            os.rename(final, old)
+            os.rename(work, final)
+        except BaseException:
+            if not final.exists():
+                os.rename(old, final)
+            raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders by renameat2(2); False where there is none, or the file system has no exchange."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     try:
-        os.rename(work, final)
-    except OSError:
-        os.rename(old, final)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

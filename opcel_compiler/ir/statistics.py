@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,7 +191,7 @@ class Statistics:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the file: the same statistics give the same bytes."""
-        Path(path).write_text(statistics_text(self), encoding="utf-8")
+        replace_text(Path(path), statistics_text(self))
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> Statistics:
@@ -203,6 +204,16 @@ class Statistics:
             raise StatisticsError(
                 f"{os.fspath(path)} is not a statistics file of `opcel calibrate` ({error}); make it again"
             ) from error
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file in one step: whatever interrupts it, what was there before stays or the whole text is there."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from opcel_compiler.ir.dims import as_symbol
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.interpret import evaluate_node, run
 from opcel_compiler.ir.quantization import DYNAMIC, Plan
+from opcel_compiler.ir.statistics import replace_text
 from opcel_compiler.quantization.layers import root
 from opcel_compiler.quantization.metrics import kl, relative_l2
 from opcel_compiler.quantization.probe import Feeds, QuantizedLayer
@@ -27,18 +28,21 @@ FORMAT = 1
 
 class Sensitivity:
     """The file: by layer `found`, how far the outputs are with it in 8 bits, and `seconds`, what it takes in f32 and in
-    8 bits; for one model, data and scheme, named by `key`. Without a path it is in memory alone."""
+    8 bits; `runs`, what a run of the whole network takes, by a digest of the choice; for one model, data and scheme,
+    named by `key`. Without a path it is in memory alone."""
 
     def __init__(self, path: Path | None, key: str) -> None:
         self.path, self.key = path, key
         self.found: dict[str, float] = {}
         self.seconds: dict[str, tuple[float, float]] = {}
+        self.runs: dict[str, float] = {}
         if path is not None and path.exists():
             try:
                 data = json.loads(path.read_text(encoding="utf-8"))
                 if data["format"] == FORMAT and data["key"] == key:
                     self.found = {str(n): float(v) for n, v in data["layers"].items()}
                     self.seconds = {str(n): (float(a), float(b)) for n, (a, b) in data["seconds"].items()}
+                    self.runs = {str(n): float(v) for n, v in data.get("runs", {}).items()}
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise OpcelError(f"{path} is no sensitivity file of ours ({error}); remove it") from error
 
@@ -51,13 +55,17 @@ class Sensitivity:
         self.seconds = {n: (float(f"{a:.4g}"), float(f"{b:.4g}")) for n, (a, b) in seconds.items()}
         self._write()
 
+    def add_run(self, choice: str, seconds: float) -> float:
+        """The seconds as they are kept."""
+        self.runs[choice] = float(f"{seconds:.4g}")
+        self._write()
+        return self.runs[choice]
+
     def _write(self) -> None:
         if self.path is not None:
-            data = {"format": FORMAT, "key": self.key, "layers": self.found, "seconds": self.seconds}
-            text = json.dumps(data, indent=0, sort_keys=True)
-            beside = self.path.with_name(self.path.name + ".part")
-            beside.write_text(text + "\n", encoding="utf-8")
-            beside.replace(self.path)
+            runs = {"runs": self.runs} if self.runs else {}
+            data = {"format": FORMAT, "key": self.key, "layers": self.found, "seconds": self.seconds, **runs}
+            replace_text(self.path, json.dumps(data, indent=0, sort_keys=True) + "\n")
 
 
 def key_of(*parts: Any) -> str:

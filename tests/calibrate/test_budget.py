@@ -11,7 +11,16 @@ import pytest
 
 import opcel_compiler as oc
 from opcel_compiler.budget import Budget, compile_within
-from opcel_compiler.quantization.budget import Found, Priced, search, slower, to_revert
+from opcel_compiler.quantization.budget import (
+    Found,
+    Limits,
+    Priced,
+    knapsack,
+    search,
+    slower,
+    to_revert,
+    within_latency,
+)  # fmt: skip
 from opcel_compiler.quantization.recipe import QuantizationError, Recipe
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
@@ -34,19 +43,76 @@ def test_a_plan_is_checked_as_a_whole_and_float_is_the_last_resort(drops, revert
     asked: list[set[str]] = []
     better: list[Found] = []
 
-    def validate(kept) -> float:
+    def validate(kept) -> tuple[float, float]:
         asked.append(set(kept))
-        return drops[len(asked) - 1]
+        return drops[len(asked) - 1], 0.0
 
-    found = search(LAYERS, Found({}, 1.0), 0.1875, "kl", validate, better.append)
+    found = search(LAYERS, Found({}, 1.0), Limits(0.1875), "kl", validate, better.append)
     assert set(found.reverted) == reverted and len(asked) == validations
     assert found.drop <= 0.1875 and better[-1] is found
     assert all("saves" in why for why in found.reverted.values())
 
 
 def test_what_is_good_enough_is_not_searched() -> None:
-    found = search(LAYERS, Found({}, 0.1), 0.2, "kl", lambda _: pytest.fail("it validates"), lambda _: None)
+    base = Found({}, 0.1, 0.5)
+    found = search(LAYERS, base, Limits(0.2, 0.6), "kl", lambda _: pytest.fail("it validates"), lambda _: None)
     assert not found.reverted
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_knapsack_holds_the_most(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values, weights = rng.random(10), rng.integers(0, 50, 10) * 1.0
+    capacity = 64.0  # of which the parts are whole numbers, so that none is rounded
+    found = knapsack(list(values), list(weights), capacity)
+    each = [[i for i in range(10) if mask >> i & 1] for mask in range(1 << 10)]
+    best = max(values[items].sum() for items in each if weights[items].sum() <= capacity)
+    assert weights[sorted(found)].sum() <= capacity and values[sorted(found)].sum() == pytest.approx(best)
+    assert knapsack(list(values), list(weights), 0.0) == {i for i in range(10) if weights[i] == 0}
+
+
+# name, loss, seconds saved: the greedy order by loss for each second is a, b, c; b and c together lose more than a.
+COSTLY = [Priced("a", 0.4, 3e-3), Priced("b", 0.3, 2.5e-3), Priced("c", 0.29, 2.5e-3), Priced("d", 0.01, 4e-3)]
+
+
+def test_within_a_latency_the_layers_that_lose_most_go_back() -> None:
+    assert {p.name for p in within_latency(COSTLY, 5e-3)} == {"b", "c"}
+    assert {p.name for p in within_latency(COSTLY, 9e-3)} == {"a", "b", "c"}
+    assert {p.name for p in within_latency(LAYERS, 0.0)} == {"slow"}
+
+
+@pytest.mark.parametrize(
+    ("checked", "reverted"),
+    [
+        # What is fast enough keeps the drop too: taken, though less would have to go back for the drop alone.
+        ([(0.2, 15e-3)], {"a", "b", "c"}),
+        # It drops too much: what keeps the drop and saves the most seconds, however long it takes.
+        ([(0.6, 15e-3), (0.1, 18e-3)], {"a", "b", "c"}),
+        # It takes longer than expected, and nothing is faster and keeps the drop.
+        ([(0.2, 17e-3), (0.1, 17e-3)], {"a", "b", "c"}),
+        # Nothing keeps the drop: all in float.
+        ([(0.6, 15e-3), (0.6, 18e-3)], {"a", "b", "c", "d"}),
+    ],
+)
+def test_a_latency_is_kept_as_far_as_the_drop_allows(checked: list[tuple[float, float]], reverted: set[str]) -> None:
+    asked: list[set[str]] = []
+
+    def validate(kept) -> tuple[float, float]:
+        asked.append(set(kept))
+        return checked[len(asked) - 1]
+
+    better: list[Found] = []
+    found = search(COSTLY, Found({}, 1.0, 6e-3), Limits(0.5, 15.5e-3), "kl", validate, better.append)
+    assert set(found.reverted) == reverted and len(asked) == len(checked) and better[-1] is found
+    assert asked[0] == {"a", "b", "c"}, "the most loss in the 9.5 ms that may be given up"
+
+
+def test_only_layers_that_8_bits_make_slower_help_a_latency() -> None:
+    base, limits = Found({}, 0.1, 2e-3), Limits(0.2, 1.5e-3)
+    for seconds, reverted in ((1e-3, {"slow"}), (1.9e-3, set())):
+        found = search(LAYERS, base, limits, "kl", lambda _, s=seconds: (0.1, s), lambda _: None, slower(LAYERS))
+        assert set(found.reverted) == reverted
+    assert search(LAYERS, base, limits, "kl", lambda _: pytest.fail("it validates"), lambda _: None) is base
 
 
 # -- compiled ----------------------------------------------------------------------------------------------------------
@@ -80,6 +146,7 @@ def test_layers_go_back_until_the_drop_is_met(tight: tuple[Path, Path]) -> None:
     assert names and names <= set(kept) and all("saves" in kept[n] or "slower" in kept[n] for n in names)
     known = json.loads((tight[0] / "digits.sensitivity").read_text())
     assert set(known["layers"]) == set(known["seconds"]) == {row["name"] for row in told["rows"]}
+    assert budget["latency"] in known["runs"].values()
 
 
 def test_what_was_measured_before_gives_the_same_artifact(tight: tuple[Path, Path], tmp_path: Path) -> None:
