@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,16 @@ Row = dict[str, Any]
 WAYS = ("nearest", "clipped", "gptq")
 TITLES = {"nearest": "round to nearest", "clipped": "clipped ranges", "gptq": "GPTQ"}
 LANGUAGE_MODELS = ("char_lm",)
+KINDS = ("zero points", "symmetric")
 
 
-def rows_of(case: Case, group: int) -> list[Row]:
-    """One with zero points and one symmetric: KL and other figures by way, and GPTQ's KL over that of the nearest."""
+def rows_of(case: Case, group: int, kinds: Iterable[str]) -> Iterator[Row]:
+    """One a kind of grid: KL and other figures by way, and GPTQ's KL over that of the nearest."""
     want = outputs("ort", case.model, case.evaluation)
-    found = []
-    for symmetric in (False, True):
-        ways = {way: judged(case, way, want, group, symmetric) for way in WAYS}
+    for kind in kinds:
+        ways = {way: judged(case, way, want, group, kind == "symmetric") for way in WAYS}
         ratio = ways["gptq"]["kl"] / ways["nearest"]["kl"]
-        found.append({"network": case.name, "group": group, "symmetric": symmetric, "ways": ways, "ratio": ratio})
-    return found
+        yield {"network": case.name, "group": group, "kind": kind, "ways": ways, "ratio": ratio}
 
 
 def judged(case: Case, way: str, want: Any, group: int, symmetric: bool) -> Row:
@@ -61,10 +61,8 @@ def table(rows: list[Row]) -> str:
     lines = [f"| | {' | '.join(heads)} | GPTQ / nearest |", f"|---{'|---' * (len(WAYS) + 1)}|"]
     for row in rows:
         cells = [f"{row['ways'][way]['kl']:.2g}, {row['ways'][way]['agreement']:.1%}" for way in WAYS]
-        kind = "symmetric" if row["symmetric"] else "zero points"
-        lines.append(
-            f"| {row['network']}, groups of {row['group']}, {kind} | {' | '.join(cells)} | {row['ratio']:.2f} |"
-        )
+        what = f"{row['network']}, groups of {row['group']}, {row['kind']}"
+        lines.append(f"| {what} | {' | '.join(cells)} | {row['ratio']:.2f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -74,17 +72,23 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=LANGUAGE_MODELS, help=f"default: {', '.join(LANGUAGE_MODELS)}")
     parser.add_argument("--group", type=int, default=128)
     parser.add_argument("--limit", type=float, default=0.6)
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--kind", choices=KINDS, action="append", help="of grids; default: both")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="rows judged before and not now are kept")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     args = parser.parse_args()
     cases = {case.name: case for case in cases_in(args.folder)}
     if missing := [name for name in args.names if name not in cases]:
         parser.error(f"{args.folder} does not hold {', '.join(missing)}; it has {', '.join(cases)}")
-    rows = [row for name in args.names for row in rows_of(cases[name], args.group)]
-    print(table(rows), end="")
+    facts = json.loads(args.json.read_text()) if args.json and args.json.exists() else {"rows": []}
+    known = {(row["network"], row["group"], row["kind"]): row for row in facts["rows"]}
+    for name in args.names:
+        for row in rows_of(cases[name], args.group, args.kind or KINDS):
+            known[name, args.group, row["kind"]] = row
+            print(table([row]).splitlines()[-1], flush=True)
+    rows = list(known.values())
     if args.json:
-        facts = {"rows": rows, "machine": machine_facts(), "date": time.strftime("%Y-%m-%d %H:%M")}
-        args.json.write_text(json.dumps(facts, indent=1) + "\n")
+        made = {"rows": rows, "machine": machine_facts(), "date": time.strftime("%Y-%m-%d %H:%M")}
+        args.json.write_text(json.dumps(made, indent=1) + "\n")
     if args.markdown:
         args.markdown.write_text(table(rows))
     sys.exit(1 if any(row["ratio"] > args.limit for row in rows) else 0)
