@@ -13,8 +13,6 @@ import pytest
 
 from benchmarks import dynamic, export, int4, int4_accuracy, networks
 from benchmarks.int8.cases import Case, write
-from benchmarks.int8.evaluate import outputs
-from benchmarks.int8.metrics import METRICS
 
 from .builder import Net
 
@@ -119,16 +117,7 @@ def test_gptq_is_judged_beside_rounding_to_nearest(tmp_path: Path) -> None:
     mix = rng.standard_normal((16, 256)).astype(np.float32) / 4
     x = rng.standard_normal((48, 8, 16)).astype(np.float32) @ mix
     write(tmp_path, "small", {"x": x[:32]}, {"x": x[32:]}, metric="classes", about="a test")
-    case = Case(tmp_path, "small")
-    want = outputs("ort", case.model, case.evaluation)
-    assert "kl" in METRICS["classes"](want, want, None)
-    ways = {way: int4_accuracy.judged(case, way, want, 128, False) for way in ("nearest", "gptq")}
-    assert 0 < ways["gptq"]["kl"] < 0.6 * ways["nearest"]["kl"]
-    row = {
-        "network": "small",
-        "group": 128,
-        "symmetric": False,
-        "ratio": 0.5,
-        "ways": {"clipped": ways["gptq"], **ways},
-    }
-    assert int4_accuracy.table([row]).splitlines()[2].endswith("| 0.50 |")
+    (row,) = int4_accuracy.rows_of(Case(tmp_path, "small"), 128, ["symmetric"])
+    assert 0 < row["ways"]["gptq"]["kl"] == pytest.approx(row["ratio"] * row["ways"]["nearest"]["kl"])
+    assert row["ratio"] < 0.6
+    assert int4_accuracy.table([row]).splitlines()[2].endswith(f"| {row['ratio']:.2f} |")
