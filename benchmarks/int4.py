@@ -1,4 +1,4 @@
-"""Weights of 4 bits: one product too large for the caches, and decode steps, in the same file for every engine.
+"""Weights of 4 bits: products too large for the caches, and decode steps, in the same file for every engine.
 
     python -m benchmarks.int4 --build --networks NETS --work WORK               # files and artifacts, nothing is timed
     python -m benchmarks.int4 --networks NETS --work WORK [--peers DIR] [--json FILE] [--markdown FILE]
@@ -34,23 +34,25 @@ from opcel_compiler.bench.measure import Pace, as_dict, measure
 from opcel_compiler.compilation import prepare
 
 DECODERS = ("gpt2_decode", "llama_160m_decode")
-PRODUCTS = {"gemv_4096x28672_g128": 128, "gemv_4096x28672_g32": 32}
+PRODUCTS = {"gemv_4096x28672_g128": (128, 1), "gemv_4096x28672_g128_x4": (128, 4), "gemv_4096x28672_g32": (32, 1)}
+"""Group and count of the matrices: some CPUs hold one of them in a cache, none four."""
 DEPTH, COLUMNS = 4096, 28672
 Row = dict[str, Any]
 
 
-def product(k: int, n: int, group: int, rows: int = 1) -> onnx.ModelProto:
-    """x [rows, k] times weights of 4 bits."""
+def product(k: int, n: int, group: int, count: int = 1) -> onnx.ModelProto:
+    """x [1, k] times each of `count` matrices of 4 bits."""
     rng = np.random.default_rng(0)
-    tensors = {
-        "w": rng.integers(0, 256, (n, k // group, group // 2), np.uint8),
-        "s": (rng.random((n, k // group), np.float32) + 0.5) / np.float32(4 * k**0.5),
-    }
+    tensors, nodes = {}, []
     attrs = {"K": k, "N": n, "bits": 4, "block_size": group, "accuracy_level": 4}
-    node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], "product", domain=MICROSOFT, **attrs)
+    for i in range(count):
+        tensors[f"w{i}"] = rng.integers(0, 256, (n, k // group, group // 2), np.uint8)
+        tensors[f"s{i}"] = (rng.random((n, k // group), np.float32) + 0.5) / np.float32(4 * k**0.5)
+        operands = ["x", f"w{i}", f"s{i}"]
+        nodes.append(helper.make_node("MatMulNBits", operands, [f"y{i}"], f"product{i}", domain=MICROSOFT, **attrs))
     graph = helper.make_graph(
-        [node], "product", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, k])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [rows, n])],
+        nodes, "product", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, k])],
+        [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [1, n]) for i in range(count)],
         [numpy_helper.from_array(v, name) for name, v in tensors.items()],
     )  # fmt: skip
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(MICROSOFT, 1)]
@@ -63,7 +65,7 @@ def build(networks: Path, work: Path, names: list[str]) -> None:
         file = work / f"{name}.onnx"
         if name in PRODUCTS:
             if not file.exists():
-                onnx.save(product(DEPTH, COLUMNS, PRODUCTS[name]), file)
+                onnx.save(product(DEPTH, COLUMNS, *PRODUCTS[name]), file)
             state: tuple[str, ...] = ()
         else:
             state = ("past_*:1024",)
