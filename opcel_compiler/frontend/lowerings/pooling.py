@@ -28,10 +28,15 @@ def window_of(c: Lowering, x: Value) -> tuple[dict[str, Any], tuple[Dim, ...]]:
 
 @lowers("AveragePool")
 def average_pool(c: Lowering) -> Value:
-    window, pads = window_of(c, c.x())
+    return mean_of_windows(c, c.x())
+
+
+def mean_of_windows(c: Lowering, image: Value) -> Value:
+    """The means of the windows that a node describes, of `image`."""
+    window, pads = window_of(c, image)
     if not all(isinstance(p, int) for p in pads):
-        raise Unsupported("auto_pad of AveragePool needs known sizes")
-    x, window["pads"] = padded(c, c.x(), pads, 0.0)
+        raise Unsupported(f"auto_pad of {c.op_type} needs known sizes")
+    x, window["pads"] = padded(c, image, pads, 0.0)
     return c.emit("avg_pool", x, **window, count_include_pad=bool(c.attr_int("count_include_pad", 0)))
 
 

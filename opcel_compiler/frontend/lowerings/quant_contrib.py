@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from opcel_compiler.frontend.lowering import Lowering, Unsupported, lowers
+from opcel_compiler.frontend.lowerings.pooling import mean_of_windows
 from opcel_compiler.frontend.lowerings.quant import (
     MICROSOFT,
     along,
@@ -43,6 +44,16 @@ def concat(c: Lowering) -> Value:
 def where(c: Lowering) -> Value:
     x, y = (real(c, c.x(i), c.x(i + 1), c.opt(i + 2)) for i in (1, 4))
     return stepped(c, c.emit("where", c.x(0), x, y), c.x(7), c.opt(8), c.x(1))
+
+
+@lowers("QLinearAveragePool", domain=MICROSOFT, first=1)
+def average_pool(c: Lowering) -> Value:
+    x = real(c, c.x(0), c.x(1), c.opt(2))
+    last = c.rank(x) - 1
+    if not c.attr_int("channels_last", 0):
+        return stepped(c, mean_of_windows(c, x), c.x(3), c.opt(4), c.x(0))
+    y = mean_of_windows(c, c.transpose(x, (0, last, *range(1, last))))
+    return stepped(c, c.transpose(y, (0, *range(2, last + 1), 1)), c.x(3), c.opt(4), c.x(0))
 
 
 @lowers("QLinearGlobalAveragePool", domain=MICROSOFT, first=1)
