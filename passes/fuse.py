@@ -126,7 +126,8 @@ def _extra_fits(value: Value, anchor: Node) -> bool:
     if value.type.size == 1 or (same_shape(value.type, like) and anchor.op != "conv_transpose"):
         return True
     if anchor.op in ("conv", "conv_transpose"):
-        return value.constant is not None and _is_vector(value.type, like, 1 - len(like.dims))
+        known = value.constant is not None or (value.type.rank == like.rank and _of_integers(anchor))
+        return known and _is_vector(value.type, like, 1 - len(like.dims))
     return _is_vector(value.type, like, -1)
 
 

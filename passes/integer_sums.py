@@ -12,18 +12,64 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from opcel_compiler.ir.encodings import DENSE
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.ops.quant import integer_range
-from opcel_compiler.ir.types import F32, I8, I32, DType
+from opcel_compiler.ir.types import F32, I8, I32, U8, DType
 from opcel_compiler.rewrite.context import PassContext
 from opcel_compiler.rewrite.driver import apply_rules, erase_unused, optimizable
 from opcel_compiler.rewrite.emit import Emit
-from opcel_compiler.rewrite.facts import dtype_of, same_type
+from opcel_compiler.rewrite.facts import all_of, dtype_of, keeps_type, same_type, shape_of
 from opcel_compiler.rewrite.pass_ import Pass
-from opcel_compiler.rewrite.pattern import Match, op, value
+from opcel_compiler.rewrite.pattern import Match, const, op, value
 from opcel_compiler.rewrite.quantized import byte, is_number, maker, scale_number, scale_of, zero_of
 from opcel_compiler.rewrite.rule import Builder, Numerics, Rule, rule
+from opcel_compiler.rewrite.signs import never_negative
+
+# -- ranges that are computed ------------------------------------------------------------------------------------------
+
+
+def _positive_range(m: Match) -> str | None:
+    return None if never_negative(m["x"]) and (m.array("c") == 0).all() else "some number may be negative"
+
+
+@rule(op("min", op("reduce_min", value("x")), const("c")), all_of(_positive_range, keeps_type("c")), quiet=True)
+def least_is_zero(m: Match, build: Builder) -> Value:
+    """The least of 0 and of numbers that are not negative is 0"""
+    return m["c"]
+
+
+@rule(op("quantize", op("neg", const("c")), value("s"), dtype=U8), lambda m: _is_zero(m, "c"), quiet=True)
+def nothing_is_zero(m: Match, build: Builder) -> Value:
+    """A zero quantized by any scale is the integer 0"""
+    return build.constant(0, U8)
+
+
+def _is_zero(m: Match, name: str) -> str | None:
+    return None if m.array(name).shape == () == m.root.tensor.dims and m.array(name) == 0 else "it is not 0"
+
+
+def _of_all(m: Match) -> str | None:
+    shape, axes = shape_of(m["x"]), m.node.attrs["axes"]
+    if shape is None or len(axes) != len(shape) or m.node.attrs["keepdims"]:
+        return "it is not over all axes"
+    return "there is one row" if all(d == 1 for d in shape[: _leading(len(shape))]) else None
+
+
+def _leading(rank: int) -> int:
+    """How many axes number the rows of a tensor, or the planes of an image."""
+    return rank - 1 if rank < 4 else 2
+
+
+@rule(op("reduce_max|reduce_min", value("x")), _of_all, quiet=True)
+def extreme_of_rows(m: Match, build: Builder) -> Value:
+    """The extreme of all elements is that of the rows' extremes, which are found side by side"""
+    first, rank = _leading(len(m["x"].tensor.dims)), len(m["x"].tensor.dims)
+    rows = build(m.node.op, m["x"], axes=tuple(range(first, rank)), keepdims=False)
+    return build(m.node.op, rows, axes=tuple(range(first)), keepdims=False)
+
 
 # -- sums that are read as floats --------------------------------------------------------------------------------------
 
@@ -88,8 +134,8 @@ def _of_weights(m: Match) -> str | None:
     a, b = _steps(m["a"]), _steps(m["b"])
     if a is None or b is None:
         return "the operands are no integers of 8 bits"
-    if m.maker("sums").op == "conv" and a.zero is not None and a.zero.constant is None:
-        return "kernels of integers know the zero points of images; these sums are exact in floats"
+    if _shifts_images(m.maker("sums"), a) and b.zero is not None:
+        return "zero points of images and of weights are not both taken out of sums"
     return None if b.integers.constant is not None else "the weights are not constant"
 
 
@@ -99,7 +145,29 @@ def sums_as_floats(m: Match, build: Builder) -> Value:
     a, b = _steps(m["a"]), _steps(m["b"])
     assert a is not None and b is not None
     sums = m.maker("sums")
+    if _shifts_images(sums, a):
+        return _shifted(sums, a, b, build)
     return build(sums.op, _dequantized(a, build), _dequantized(b, build), **sums.attrs)
+
+
+def _shifts_images(sums: Node, a: _Steps) -> bool:
+    """Whether the zero point of a convolution's image is computed as it runs, which its kernels must know."""
+    return sums.op == "conv" and a.zero is not None and a.zero.constant is None
+
+
+def _shifted(sums: Node, a: _Steps, b: _Steps, build: Builder) -> Value:
+    """The convolution of integers as they are, less what their zero point adds to each sum. Around an image of
+    integers lies the zero point."""
+    image, weights = a.integers, b.integers.constant
+    pads, n = sums.attrs["pads"], len(sums.attrs["pads"]) // 2
+    assert weights is not None and a.zero is not None
+    if any(pads):
+        image = build("pad", image, a.zero, pads=(0, 0, *pads[:n], 0, 0, *pads[n:]), mode="constant")
+    attrs = {**sums.attrs, "pads": (0,) * len(pads), "exact": True}
+    total = build("conv", _dequantized(_Steps(image, None), build), _dequantized(b, build), **attrs)
+    added = weights.array.astype(np.float32).reshape(len(weights.array), -1).sum(1).reshape(1, -1, *[1] * n)
+    shift = build("mul", build("cast", a.zero, dtype=F32), build.constant(added, F32))
+    return build("sub", total, shift)
 
 
 def _scales(m: Match) -> tuple[list[Value], list[Value]] | None:
@@ -111,7 +179,7 @@ def _scales(m: Match) -> tuple[list[Value], list[Value]] | None:
     for factor in factors:
         if factor.constant is not None and _on_channels(factor, anchor):
             weights.append(factor)
-        elif is_number(factor):
+        elif is_number(factor) and (factor.constant is not None or anchor.op != "conv"):
             mine.append(factor)
         else:
             return None
@@ -255,7 +323,9 @@ class IntegerSums(Pass):
     name: ClassVar[str] = "integer-sums"
     summary: ClassVar[str] = "compute products of 8-bit integers as products of floats"
 
-    _rules: ClassVar[Sequence[Rule]] = (sums_as_floats, scales_into_operands)
+    _rules: ClassVar[Sequence[Rule]] = (
+        least_is_zero, nothing_is_zero, extreme_of_rows, sums_as_floats, scales_into_operands,
+    )  # fmt: skip
 
     def run(self, graph: Graph, ctx: PassContext) -> None:
         apply_rules(graph, self._rules, ctx)

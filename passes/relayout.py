@@ -22,7 +22,8 @@ from opcel_compiler.rewrite.pass_ import Pass, PassContext
 from opcel_compiler.schedule.choice.convolution import depthwise_quads, depthwise_tile
 from opcel_compiler.schedule.choice.integers import integer_form, is_integer, quantized_conv
 
-AGNOSTIC = frozenset({"elementwise", "max_pool", "avg_pool", "reduce_mean", "resample"})
+REDUCES = frozenset({"reduce_mean", "reduce_max", "reduce_min"})
+AGNOSTIC = REDUCES | {"elementwise", "max_pool", "avg_pool", "resample"}
 BLOCKED = frozenset({F32, U8, I8})
 """Element types of images that have a blocked form."""
 
@@ -134,7 +135,7 @@ class _Relayout:
         assert anchor is not None
         if anchor.op == "resample" and type(out[1]) is int and 4 * out[1] < self.width:
             return False  # three quarters of each block would be padding
-        if anchor.op == "reduce_mean":
+        if anchor.op in REDUCES:
             rank = len(kernel.inputs[0].shape)
             return rank in (3, 4) and anchor.attrs["axes"] == tuple(range(2, rank))
         return len(out) in (3, 4) and (len(kernel.inputs) == 1 or anchor.op == "resample")

@@ -170,7 +170,7 @@ def test_depthwise(isa: str, stride: int) -> None:
 @pytest.mark.parametrize("out", ["bf16", "float"])
 def test_pool(isa: str, maximum: bool, out: str) -> None:
     width = WIDTH[isa]
-    lib = build(SOURCE + POOL.replace("MAXIMUM", str(maximum).lower()).replace("OUT", out), isa)
+    lib = build(SOURCE + POOL.replace("MAXIMUM", "Pool::largest" if maximum else "Pool::mean").replace("OUT", out), isa)
     x = normal(2, 2 * width, 7, 9).astype(BF16)
     want = pool(x, maximum, (4, 5), (3, 3), (2, 2), (1, 1), [(1, 1)] * 2, False)
     xb, y = blocked(x, width, [(0, 0)] * 2), guarded((2, 2, 4, 5, width), BF16 if out == "bf16" else np.dtype("f4"))

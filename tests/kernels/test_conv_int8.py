@@ -65,12 +65,12 @@ MOVES = """
 extern "C" void max_pool(void* const* p, const int64_t* d) {
   PoolArgs<uint8_t> a{(uint8_t*)p[0], d[0], d[1], d[2], (uint8_t*)p[1], d[3], d[4], d[5], 2, 2, 7, 9, 4, 5,
                       3, 3, 2, 2, 1, 1, 1, 1, 1, 1, false, 3};
-  pool_tasks<true>(a, Exact{}, 0, pool_task_count(a));
+  pool_tasks<Pool::largest>(a, Exact{}, 0, pool_task_count(a));
 }
 extern "C" void mean(void* const* p, const int64_t* d) {
   PoolArgs<uint8_t, float> a{(uint8_t*)p[0], d[0], d[1], d[2], (float*)p[1], d[3], d[4], d[5], 2, 2, 7, 9, 1, 1,
                              7, 9, 1, 1, 1, 1, 0, 0, 0, 0, false, 3};
-  pool_tasks<false>(a, Exact{}, 0, pool_task_count(a));
+  pool_tasks<Pool::mean>(a, Exact{}, 0, pool_task_count(a));
 }
 #define RELAYOUT(NAME, FUNCTION, T, U, ...)                                                                       \\
   extern "C" void NAME(void* const* p, const int64_t* s) {                                                        \\

@@ -21,7 +21,7 @@ extern "C" void blocked(void* const* p, const int64_t* d, int64_t begin, int64_t
   PoolArgs<> a{(float*)p[0], d[0], d[1], d[2], (float*)p[1], d[3], d[4], d[5], d[6], d[7], d[8], d[9], d[10], d[11],
              d[12], d[13], d[14], d[15], d[16], d[17], d[18], d[19], d[20], d[21], d[22] != 0, d[23]};
   if (end < 0) end = pool_task_count(a);
-  if (d[24]) pool_tasks<true>(a, Epi{}, begin, end); else pool_tasks<false>(a, Epi{}, begin, end);
+  if (d[24]) pool_tasks<Pool::largest>(a, Epi{}, begin, end); else pool_tasks<Pool::mean>(a, Epi{}, begin, end);
 }
 extern "C" void reference(void* const* p, const int64_t* d) {
   PoolReferenceArgs<> a{(float*)p[0], (float*)p[1], (int64_t*)p[2], d[0], int(d[1]),

@@ -43,7 +43,7 @@ def test_sums_read_as_floats_are_products_of_dequantized_numbers(apply, body: st
 
 
 def test_convolutions_have_scales_along_their_channels(apply) -> None:
-    text = """graph main(%x: u8[1, 4, 6, 6], %s: f32[]) {
+    text = """graph main(%x: u8[1, 4, 6, 6]) {
       %xi = cast(%x){dtype=i32}
       %zi = i32[] 128
       %a = sub(%xi, %zi)
@@ -51,8 +51,7 @@ def test_convolutions_have_scales_along_their_channels(apply) -> None:
       %y = conv(%a, %b){strides=[1, 1], pads=[1, 1, 1, 1], dilations=[1, 1]}
       %f = cast(%y){dtype=f32}
       %c = f32[1, 3, 1, 1] [[[[0.5]], [[1.0]], [[2.0]]]]
-      %k = mul(%s, %c)
-      %r = mul(%f, %k)
+      %r = mul(%f, %c)
       return %r
     }"""
     out = apply(text, "integer-sums,dead-code", tolerance=1e-6, special=False)
@@ -63,19 +62,51 @@ def test_convolutions_have_scales_along_their_channels(apply) -> None:
     assert weights.operand(1).tensor.dims == (3, 1, 1, 1)
 
 
-def test_convolutions_with_computed_zero_points_are_exact(apply) -> None:
-    text = """graph main(%x: u8[1, 4, 6, 6], %z: u8[]) {
+def test_convolutions_with_computed_zero_points_are_of_the_integers_as_they_are(apply) -> None:
+    text = """graph main(%x: u8[1, 4, 6, 6], %z: u8[], %s: f32[]) {
       %xi = cast(%x){dtype=i32}
       %zi = cast(%z){dtype=i32}
       %a = sub(%xi, %zi)
       %b = i32[3, 4, 3, 3] -128
       %y = conv(%a, %b){strides=[1, 1], pads=[1, 1, 1, 1], dilations=[1, 1]}
       %f = cast(%y){dtype=f32}
-      return %f
+      %r = mul(%f, %s)
+      return %r
     }"""
-    out = apply(text, "integer-sums,dead-code", special=False)
+    out = apply(text, "integer-sums,dead-code", tolerance=1e-6, special=False)
+    assert [op for op in out.ops if op != "reshape"] == [
+        "pad",
+        "dequantize",
+        "dequantize",
+        "conv",
+        "cast",
+        "mul",
+        "sub",
+        "mul",
+    ]
     (conv,) = [n for n in out.graph.nodes if n.op == "conv"]
-    assert conv.attrs["exact"] and "zero points of images" in out.reasons
+    assert conv.attrs["exact"] and not any(conv.attrs["pads"])
+
+
+RANGE = """graph main(%x: f32[1, 2, 4, 3]) {
+  %p = HEAD(%x)
+  %n = f32[] 0.0
+  %least = reduce_min(%p){axes=[0, 1, 2, 3], keepdims=false}
+  %low = min(%least, %n)
+  %minus = neg(%low)
+  %most = reduce_max(%p){axes=[0, 1, 2, 3], keepdims=false}
+  %width = sub(%most, %low)
+  %z = quantize(%minus, %width){dtype=u8}
+  return %z, %width
+}"""
+
+
+def test_numbers_that_are_never_negative_have_the_zero_point_0(apply) -> None:
+    out = apply(RANGE.replace("HEAD", "relu"), "integer-sums,dead-code", special=False)
+    assert [n.op for n in out.graph.nodes].count("reduce_max") == 2, "planes side by side, then what is left"
+    assert "quantize" not in out.ops and "reduce_min" not in out.ops
+    out = apply(RANGE.replace("HEAD", "tanh"), "integer-sums,dead-code", special=False)
+    assert "quantize" in out.ops and out.ops.count("reduce_min") == 2
 
 
 @pytest.mark.parametrize(

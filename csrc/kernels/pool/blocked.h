@@ -1,4 +1,4 @@
-// Max and average pooling of f32, bf16 or bytes, sums in f32, on the blocked layout [n][channel block][h][w][W]. Windows are
+// Maxima, minima and averages of windows of f32, bf16 or bytes, sums in f32, on the blocked layout [n][channel block][h][w][W]. Windows are
 // clipped to the image, so the input needs no halo and its halo, if any, is not read.
 #pragma once
 
@@ -25,6 +25,8 @@ struct PoolArgs {
   std::int64_t rows_per_task;
 };
 
+enum class Pool { mean, largest, least };
+
 namespace detail {
 
 // One window's taps along one axis: those inside the image, and how many an average counts.
@@ -40,25 +42,29 @@ struct PoolSpan {
   }
 };
 
-// The larger, NaN if either is.
-OPCEL_INLINE vf max_or_nan(vf a, vf b) { return select(a != a, a, max(a, b)); }
+// One more element of a window; NaN if either is, but where they are added up.
+template <Pool P>
+OPCEL_INLINE vf pool_with(vf a, vf b) {
+  if constexpr (P == Pool::mean) return a + b;
+  return select(a != a, a, P == Pool::largest ? max(a, b) : min(a, b));
+}
 
-template <bool Max, class T>
+template <Pool P, class T>
 OPCEL_INLINE vf pool_window(const T* x, std::int64_t rows, std::int64_t x_row, std::int64_t taps, std::int64_t x_tap) {
   vf acc[4];
   OPCEL_UNROLL
-  for (int i = 0; i < 4; ++i) acc[i] = set(Max ? -__builtin_inff() : 0.0f);
+  for (int i = 0; i < 4; ++i) acc[i] = set(P == Pool::mean ? 0.0f : P == Pool::largest ? -__builtin_inff() : __builtin_inff());
   for (; rows > 0; --rows, x += x_row) {
     const T* p = x;
     std::int64_t tap = taps;
     for (; tap >= 4; tap -= 4, p += 4 * x_tap) {
       OPCEL_UNROLL
-      for (int i = 0; i < 4; ++i) acc[i] = Max ? max_or_nan(acc[i], load(p + i * x_tap)) : acc[i] + load(p + i * x_tap);
+      for (int i = 0; i < 4; ++i) acc[i] = pool_with<P>(acc[i], load(p + i * x_tap));
     }
-    for (; tap > 0; --tap, p += x_tap) acc[0] = Max ? max_or_nan(acc[0], load(p)) : acc[0] + load(p);
+    for (; tap > 0; --tap, p += x_tap) acc[0] = pool_with<P>(acc[0], load(p));
   }
   if (taps < 4) return acc[0];
-  return Max ? max_or_nan(max_or_nan(acc[0], acc[1]), max_or_nan(acc[2], acc[3])) : (acc[0] + acc[1]) + (acc[2] + acc[3]);
+  return pool_with<P>(pool_with<P>(acc[0], acc[1]), pool_with<P>(acc[2], acc[3]));
 }
 
 template <class T>
@@ -85,7 +91,7 @@ OPCEL_INLINE std::int64_t pool_task_count(const PoolArgs<T, U>& args) {
 
 // Tasks [begin, end). The largest byte goes to bytes of the same type as it is, without `epi`. A NaN in a window gives NaN. A
 // window without any element gives -inf or the least byte (max) or NaN (average). A global average is an average whose kernel is the image.
-template <bool Max, class T, class U, class Epi>
+template <Pool P, class T, class U, class Epi>
 void pool_tasks(const PoolArgs<T, U>& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
   const std::int64_t row_groups = detail::ceil_div(args.oh, args.rows_per_task);
   for (std::int64_t task = begin; task < end; ++task) {
@@ -102,11 +108,11 @@ void pool_tasks(const PoolArgs<T, U>& args, const Epi& epi, std::int64_t begin, 
         const detail::PoolSpan wide(left, args.iw, args.kw, args.dw, args.pw_end, args.count_include_pad);
         const T* window = x + (left + wide.first * args.dw) * W;
         const std::int64_t down = high.last - high.first, across = wide.last - wide.first;
-        if constexpr (Max && is_byte<T> && std::is_same_v<T, U>) {
+        if constexpr (P == Pool::largest && is_byte<T> && std::is_same_v<T, U>) {
           detail::max_of_bytes(y + col * W, window, down, args.dh * args.x_row, across, args.dw * W);
         } else {
-          vf v = detail::pool_window<Max>(window, down, args.dh * args.x_row, across, args.dw * W);
-          if constexpr (!Max) v /= set(static_cast<float>(high.counted * wide.counted));
+          vf v = detail::pool_window<P>(window, down, args.dh * args.x_row, across, args.dw * W);
+          if constexpr (P == Pool::mean) v /= set(static_cast<float>(high.counted * wide.counted));
           store(y + col * W, epi.template apply<false>(v, n, cb, row, col, W));
         }
       }

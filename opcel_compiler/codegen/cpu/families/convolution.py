@@ -205,15 +205,18 @@ def emit_depthwise(kernel: Kernel, target: Target) -> KernelUnit:
     )  # fmt: skip
 
 
+REDUCED = {"reduce_mean": "mean", "reduce_max": "largest", "reduce_min": "least"}
+
+
 def emit_pool(kernel: Kernel, target: Target) -> KernelUnit:
-    """Blocked max and average pools; a mean over all pixels is an average with the image as its window."""
+    """Blocked pools; what is reduced over all pixels is a pool with the image as its window."""
     anchor = kernel.anchor
     assert anchor is not None
     unit = KernelUnit()
     x, y = kernel.inputs[0], kernel.outputs[0]
     struct, make = epilogue(unit, kernel, anchor)
     ih, iw = extent(x)
-    if anchor.op == "reduce_mean":
+    if anchor.op in REDUCED:
         oh, ow = 1, 1  # type: tuple[Dim, Dim]
         window: tuple[Dim, ...] = (ih, iw, 1, 1, 1, 1, 0, 0, 0, 0, 0)
         yn, yc, yr = y.strides[0], y.strides[1], 0  # type: tuple[Dim, Dim, Dim]
@@ -235,11 +238,11 @@ def emit_pool(kernel: Kernel, target: Target) -> KernelUnit:
         *map(unit.integer, (yn, yc, yr, x.shape[0], cb, ih, iw, oh, ow, *sizes)), "true" if include else "false",
         unit.integer(rows_per_task),
     ]  # fmt: skip
-    kind = "true" if anchor.op == "max_pool" else "false"
+    kind = REDUCED.get(anchor.op) or ("largest" if anchor.op == "max_pool" else "mean")
     return unit.finish(
         ["kernels/pool/blocked.h", "base/vmath.h"], struct,
         f"  const PoolArgs<{read}, {written}> args{{{', '.join(fields)}}};\n{make}"
-        f"  pool_tasks<{kind}>(args, epilogue, begin, end);\n",
+        f"  pool_tasks<Pool::{kind}>(args, epilogue, begin, end);\n",
     )  # fmt: skip
 
 
