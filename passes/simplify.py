@@ -229,7 +229,11 @@ def divide_by_power_of_two(m: Match, build: Builder) -> Value:
     return _times_inverse(m, build)
 
 
-@rule(op("div", value("x"), const("c")), _invertible, Numerics.REASSOCIATES)
+def _many_invertible(m: Match) -> str | None:
+    return "it is one division" if m.root.tensor.size == 1 else _invertible(m)
+
+
+@rule(op("div", value("x"), const("c")), _many_invertible, Numerics.REASSOCIATES)
 def multiply_by_inverse(m: Match, build: Builder) -> Value:
     """x / c is x (1 / c)"""
     return _times_inverse(m, build)

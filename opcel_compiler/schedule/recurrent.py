@@ -22,7 +22,7 @@ GENERAL = "recurrent.general"
 def is_plain(node: Node) -> bool:
     """Whether a layer has the form of the kernels of a call a step."""
     a, states = node.attrs, len(node.results)
-    weights, behind = [*node.operands, None][1:4], node.operands[4 + states :]
+    weights, behind = [*node.operands, None][1:4], node.operands[4 + states : 6 + states]
     plain = node.op == "rnn" and set(a["activations"]) == {"relu"}
     return (
         all(v is None or v.constant is not None for v in weights)
@@ -41,10 +41,10 @@ def lower_recurrent(lowering: Lowering, node: Node) -> list[View]:
     Of a plain layer's biases, only what a gru's reset gate scales stays with the steps; any other's all do.
     """
     states, plain = len(node.results), is_plain(node)
-    x, r, w, bias, *rest = (*node.operands, *[None] * 4)[: 6 + states]
-    assert x is not None and r is not None and w is not None
+    x, r, w, bias, *rest = (*node.operands, *[None] * 5)[: 7 + states]
+    assert x is not None and r is not None
     sides = _bias(node, bias) if plain else (None, None)
-    gates = _input_gates(lowering, node, sides[0])
+    gates = lowering.contiguous(lowering.view(x)) if w is None else _input_gates(lowering, node, sides[0])
     body = Graph("body")
     views = [gates]
     operands: list[Value | None] = [body.add_input("gates", TensorType(gates.dtype, gates.shape))]
@@ -60,7 +60,7 @@ def lower_recurrent(lowering: Lowering, node: Node) -> list[View]:
     use("w", None)
     if plain:
         use("bias", None if sides[1] is None else whole(lowering.weight(Constant(sides[1]), "bias")))
-    for i, value in enumerate(rest[:states] if plain else [bias, *rest]):
+    for i, value in enumerate(rest if plain else [bias, *rest]):
         zero = value is None or (value.constant is not None and not value.constant.array.any())
         lengths = not plain and i == 1 + states
         use("side", None if value is None or (zero and not lengths) else lowering.contiguous(lowering.view(value)))

@@ -185,9 +185,10 @@ def recurrent(node: Node) -> str | None:
     """A recurrent layer has weights for its input, and a GRU that resets before the product at most 8192 units."""
     if node.op not in ("lstm", "gru", "rnn"):
         return None
-    if len(node.operands) < 3 or node.operands[2] is None:
-        return "it has no weights for its input"
     states = len(node.results)
+    of_bytes = len(node.operands) > 6 + states
+    if not of_bytes and (len(node.operands) < 3 or node.operands[2] is None):
+        return "it has no weights for its input"
     lengths = node.operands[4 + states] if len(node.operands) > 4 + states else None
     if lengths is not None and lengths.tensor.dtype.name != "i32":
         return f"its lengths are {lengths.tensor.dtype}"

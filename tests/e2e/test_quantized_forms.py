@@ -96,6 +96,20 @@ def dynamic(m: Model) -> None:
     m.out(m.node("MatMulIntegerToFloat", args, domain=MS)[0])
 
 
+def recurrent(m: Model) -> None:
+    """DynamicQuantizeLSTM in both directions, with scales for each column and with one."""
+    for hidden, count in ((24, 96), (19, 1)):
+        x = m.feed(RNG.standard_normal((5, 1, 20)).astype(np.float32))
+        args = [x, m.hold(i8(2, 20, 4 * hidden), np.int8), m.hold(i8(2, hidden, 4 * hidden), np.int8)]
+        args += [m.hold(RNG.standard_normal((2, 8 * hidden)) / 4), "", "", "", ""]
+        shape = (2, count) if count > 1 else (2,)
+        for depth in (20, hidden):
+            args += [m.hold(RNG.uniform(0.5, 2, shape) / (73 * depth**0.5)), m.hold(np.zeros(shape), np.int8)]
+        attrs = {"hidden_size": hidden, "direction": "bidirectional"}
+        for y in m.node("DynamicQuantizeLSTM", args, 3, domain=MS, **attrs):
+            m.out(y)
+
+
 def qdq(m: Model) -> None:
     """An island of u8 and one of s8: conv, relu, pool, conv, and a Gemm with weights that are transposed."""
     for kind, zeros in ((np.uint8, (110, 0)), (np.int8, (-10, -128))):
@@ -122,6 +136,7 @@ def forms() -> Model:
     m = Model()
     qlinear(m)
     dynamic(m)
+    recurrent(m)
     qdq(m)
     sums = m.node("MatMulInteger", [m.feed(u8(7, 700)), m.hold(i8(700, 24), np.int8)])[0]
     m.out(sums)
@@ -141,7 +156,7 @@ def test_every_form(model: Model) -> None:
     want = dict(zip(model.outputs, session.run(model.outputs, model.feeds), strict=True))
     with oc.compile(proto, fallback="error", threads=2, inputs=model.feeds) as compiled:
         got, report = compiled.run(model.feeds), compiled.report["quantization"]["imported"]
-    assert report["layers"] == 14
+    assert report["layers"] == 16
     (left,) = report["in_floats"]  # sums that are results are exact in floats
     assert left["operators"] == ["MatMulInteger:21"]
     for name, w in want.items():

@@ -2,11 +2,12 @@
 //
 // The inputs' part of the gates is computed before, for all steps at once, by a matrix product. What is left is bound by
 // reading R: it is packed so that a block of W hidden units is one stream, and a task gets the same blocks in every
-// step, so each core keeps its part of R in its own cache. R in bf16 is half of it; the hidden state is then rounded for
-// the product and kept in f32, as are the sums.
+// step, so each core keeps its part of R in its own cache. R in bf16 is half of it, in bytes a quarter; the hidden state is
+// then rounded for the product (for bytes on a grid of its own for each sequence and step) and kept in f32, as are the sums.
 #pragma once
 
 #include "base/bf16.h"
+#include "base/bytes.h"
 #include "base/tiling.h"
 #include "base/vec.h"
 #include "base/vmath.h"
@@ -17,6 +18,7 @@ struct RecurrentArgs {
   const float* gates;  // [steps][batch][directions][G][hidden], strides below
   std::int64_t gates_t, gates_b;
   // float: [directions][ceil(hidden / W)][hidden][G][W]; bf16: [directions][ceil(hidden / W)][ceil(hidden / 2)][G][W][2];
+  // s8: [directions][ceil(hidden / W)] of the sums over all k, s32 [G][W], then [ceil(hidden / 4)][G][W][4];
   // zero past the last unit
   const void* r;
   const float* bias;     // [directions][2][G][hidden]; only gru's last row is read here, the others are in gates; or null
@@ -28,6 +30,7 @@ struct RecurrentArgs {
   std::int64_t steps, directions, batch, hidden;
   std::int64_t blocks_per_task;
   bool reverse;  // the first direction runs backwards too
+  const float* r_scale = nullptr;  // [directions][G][hidden], of r in bytes
 };
 
 // Where a block of one row of the batch lies.
@@ -165,9 +168,86 @@ OPCEL_INLINE void recurrent_product(vf (&acc)[N][B][G], const bf16* r, std::int6
   }
 }
 
+// The grid of u8 that reaches from a row's least number to its largest and holds 0: numbers are (code - zero) * scale.
+struct RowGrid {
+  vf scale, zero;
+
+  RowGrid() = default;
+  RowGrid(const float* row, std::int64_t n) {
+    vf low{}, high{};
+    std::int64_t k = 0;
+    for (; k + W <= n; k += W) {
+      low = min(low, load(row + k));
+      high = max(high, load(row + k));
+    }
+    for (; k < n; ++k) {
+      low = min(low, set(row[k]));
+      high = max(high, set(row[k]));
+    }
+    const float least = hmin(low), width = hmax(high) - least;
+    scale = set((width == 0.0f ? 1.0f : width) / 255.0f);
+    zero = cut(round_even(set(-least) / scale));
+  }
+
+  static OPCEL_INLINE vf cut(vf v) { return min(set(255.0f), max(vf{}, v)); }
+
+  // The codes of `n` numbers, with those of up to three zeros behind them.
+  OPCEL_INLINE void codes(std::uint8_t* to, const float* row, std::int64_t n) const {
+    std::int64_t k = 0;
+    for (; k + W <= n; k += W) store(to + k, cut(round_even(load(row + k) / scale) + zero));
+    for (; k < n; ++k) to[k] = static_cast<std::uint8_t>(cut(round_even(set(row[k]) / scale) + zero)[0]);
+    for (; k % 4 != 0; ++k) to[k] = 0;
+  }
+};
+
+// As above with R in bytes: sums of codes, exact, less what the zero point adds to them; `scales` are those of the first
+// block's units, n from gate to gate, of which `left` are there.
+template <int N, int B, int G>
+OPCEL_INLINE void recurrent_product(vf (&acc)[N][B][G], const std::int8_t* r, std::int64_t panel, const float* const (&before)[B],
+                                    std::int64_t n, const float* scales, std::int64_t left) {
+  RowGrid grid[B];
+  for (int b = 0; b < B; ++b) grid[b] = RowGrid(before[b], n);
+  vi sum[N][B][G];
+  OPCEL_UNROLL
+  for (int i = 0; i < N; ++i) {
+    OPCEL_UNROLL
+    for (int b = 0; b < B; ++b) {
+      OPCEL_UNROLL
+      for (int g = 0; g < G; ++g) sum[i][b][g] = load_quads(r + i * panel + g * W * 4) * -detail::nearest(grid[b].zero);
+    }
+  }
+  r += G * W * 4;
+  std::uint8_t h[B][kChunk];
+  for (std::int64_t first = 0; first < n; first += kChunk) {
+    const std::int64_t count = least(kChunk, n - first);
+    for (int b = 0; b < B; ++b) grid[b].codes(h[b], before[b] + first, count);
+    for (std::int64_t k = 0; k < count; k += 4, r += G * W * 4) {
+      OPCEL_UNROLL
+      for (int i = 0; i < N; ++i) {
+        quads weights[G];
+        OPCEL_UNROLL
+        for (int g = 0; g < G; ++g) weights[g] = load_quads(r + i * panel + g * W * 4);
+        OPCEL_UNROLL
+        for (int b = 0; b < B; ++b) {
+          const quads x = set_quads(h[b] + k);
+          OPCEL_UNROLL
+          for (int g = 0; g < G; ++g) dot(sum[i][b][g], x, weights[g]);
+        }
+      }
+    }
+  }
+  for (int i = 0; i < N; ++i) {
+    const int lanes = static_cast<int>(least(W, left - i * W));
+    for (int b = 0; b < B; ++b)
+      for (int g = 0; g < G; ++g)
+        acc[i][b][g] = scaled(sum[i][b][g], grid[b].scale * load_t<true>(scales + g * n + i * W, lanes));
+  }
+}
+
 // Elements of R in a block.
 template <class Weight>
 constexpr std::int64_t recurrent_panel(std::int64_t n, int gates) {
+  if (sizeof(Weight) == 1) return (n + 7) / 4 * 4 * gates * W;
   return (sizeof(Weight) == 2 ? (n + 1) / 2 * 2 : n) * gates * W;
 }
 
@@ -188,8 +268,12 @@ __attribute__((noinline)) void recurrent_tile(const RecurrentArgs& args, std::in
       before[b] = args.hidden0 ? args.hidden0 + (direction * args.batch + row) * n : nullptr;
   }
   vf acc[N][B][G] = {};
-  if (before[0])
-    recurrent_product<U>(acc, static_cast<const Weight*>(args.r) + (direction * blocks + block) * panel, panel, before, n);
+  if (const Weight* r = static_cast<const Weight*>(args.r) + (direction * blocks + block) * panel; before[0]) {
+    if constexpr (sizeof(Weight) == 1)
+      recurrent_product(acc, r, panel, before, n, args.r_scale + direction * G * n + block * W, n - block * W);
+    else
+      recurrent_product<U>(acc, r, panel, before, n);
+  }
   for (int i = 0; i < N; ++i) {
     const std::int64_t unit = (block + i) * W;
     const int lanes = static_cast<int>(least(W, n - unit));

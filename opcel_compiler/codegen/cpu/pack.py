@@ -31,7 +31,10 @@ def _ordered(buffer: Buffer) -> np.ndarray:
     if buffer.packing.startswith("strassen:"):
         return strassen_panels(array, *map(int, buffer.packing.split(":")[1:]))
     if buffer.packing.startswith("recurrent:"):
-        return recurrent_panels(array, int(buffer.packing.split(":")[1]), 2 if buffer.layout.storage == "bf16" else 1)
+        width = int(buffer.packing.split(":")[1])
+        if array.dtype == np.int8:
+            return recurrent_bytes(array, width)
+        return recurrent_panels(array, width, 2 if buffer.layout.storage == "bf16" else 1)
     if buffer.packing.startswith("nbits:"):
         dtype = buffer.type.dtype
         group, panel = map(int, buffer.packing.split(":")[1:])
@@ -148,6 +151,16 @@ def recurrent_panels(r: np.ndarray, width: int, together: int = 1) -> np.ndarray
     out[:, :, :n, :n] = r.reshape(directions, gates, n, n)
     split = out.reshape(directions, gates, blocks, width, depth, together)
     return np.ascontiguousarray(split.transpose(0, 2, 4, 1, 3, 5)).reshape(-1)
+
+
+def recurrent_bytes(r: np.ndarray, width: int) -> np.ndarray:
+    """As recurrent_panels of four together, each block after its sums over all k in s32, [gates][width]."""
+    directions, _, n = r.shape
+    blocks = -(-n // width)
+    sums = recurrent_panels(np.broadcast_to(r.sum(2, dtype=np.int32)[..., None], r.shape), width)
+    first = sums.reshape(directions * blocks, n, -1)[:, 0].copy().view(np.int8)
+    panels = recurrent_panels(r, width, 4).reshape(directions * blocks, -1)
+    return np.concatenate([first, panels], 1).reshape(-1)
 
 
 WINOGRAD_FILTERS = {

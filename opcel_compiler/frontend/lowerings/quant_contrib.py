@@ -15,6 +15,7 @@ from opcel_compiler.frontend.lowerings.quant import (
     weights_for_integers,
     whole,
 )
+from opcel_compiler.frontend.lowerings.recurrent import last_states
 from opcel_compiler.ir.graph import Value
 from opcel_compiler.ir.types import F32, U8
 
@@ -122,3 +123,38 @@ def _oriented(c: Lowering, a: Value, b: Value) -> Value:
     """The product of a Gemm's operands."""
     a = c.transpose(a, (1, 0)) if c.attr_int("transA", 0) else a
     return c.emit("matmul", a, c.transpose(b, (1, 0)) if c.attr_int("transB", 0) else b)
+
+
+@lowers("DynamicQuantizeLSTM", domain=MICROSOFT, first=1)
+def dynamic_lstm(c: Lowering) -> list[Value | None]:
+    """Both products multiply bytes: the inputs of all steps are quantized at once, each hidden state by itself."""
+    w, r, bias = c.x(1), c.x(2), c.opt(3)
+    direction, given = c.attr_str("direction", "forward"), (w, r, c.x(8), c.x(10), *([] if bias is None else [bias]))
+    usual = not any(map(c.has, ("activations", "clip"))) and not c.attr_int("input_forget", 0)
+    if not usual or c.opt(4) is not None or c.opt(7) is not None or any(v.constant is None for v in given):
+        raise Unsupported(
+            "a quantized LSTM has a lowering with constant weights, its own functions and whole sequences"
+        )
+    if not all(weights_for_integers(v, zero) for v, zero in ((w, c.opt(9)), (r, c.opt(11)))):
+        raise Unsupported("a quantized LSTM has a lowering with weights that are symmetric about their zero points")
+    (w8, ws), (r8, rs) = (_signed(v, scale) for v, scale in ((w, c.x(8)), (r, c.x(10))))
+    scale, zero = range_of(c, c.x(0))
+    x = real(c, c.emit("quantize", c.x(0), scale, zero, dtype=U8), scale, zero)
+    columns = c.constant(np.concatenate(list(w8), 1))
+    gates = c.emit("matmul", x, c.emit("dequantize", columns, c.constant(ws.reshape(-1)), dtype=F32))
+    if bias is not None:
+        assert bias.constant is not None
+        halves = bias.constant.array.reshape(len(w8), 2, -1)
+        gates = c.emit("add", gates, c.constant((halves[:, 0] + halves[:, 1]).reshape(-1)))
+    turned = c.constant(np.ascontiguousarray(r8.transpose(0, 2, 1)))
+    operands = [gates, turned, None, None, c.opt(5), c.opt(6), None, None, c.constant(rs)]
+    y, cell = c.builder.add("lstm", operands, {"direction": direction}, c.origin).results
+    return [y, last_states(c, y, direction, None) if c.wants(1) else None, cell][: len(c.node.output)]
+
+
+def _signed(v: Value, scale: Value) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [d, k, n] as s8, and their scales as [d, n]."""
+    assert v.constant is not None and scale.constant is not None
+    data, scales = v.constant.array, scale.constant.array.reshape(len(v.constant.array), -1)
+    data = data if data.dtype == np.int8 else data.view(np.int8) ^ np.int8(-128)
+    return data, np.ascontiguousarray(np.broadcast_to(scales, (len(data), data.shape[2])))

@@ -77,7 +77,7 @@ def recurrent(c: Lowering) -> list[Value | None]:
         operands.pop()
     node = c.builder.add(c.op_type.lower(), operands, attrs, c.origin)
     y, *cell = node.results
-    results: list[Value | None] = [y, _last(c, y, direction, lengths) if c.wants(1) else None, *cell]
+    results: list[Value | None] = [y, last_states(c, y, direction, lengths) if c.wants(1) else None, *cell]
     if batch_first:
         perms = ((2, 0, 1, 3), (1, 0, 2), (1, 0, 2))
         results = [None if v is None else c.transpose(v, p) for v, p in zip(results, perms, strict=False)]
@@ -89,7 +89,7 @@ def _all_equal(x: Value, number: Dim) -> bool:
     return x.constant is not None and isinstance(number, int) and bool((x.constant.array == number).all())
 
 
-def _last(c: Lowering, y: Value, direction: str, lengths: Value | None) -> Value:
+def last_states(c: Lowering, y: Value, direction: str, lengths: Value | None) -> Value:
     """The hidden state [directions, batch, hidden] after each sequence's last step, from all of them."""
     t, _, batch, hidden = c.shape(y)
     parts = []

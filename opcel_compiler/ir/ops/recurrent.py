@@ -9,6 +9,10 @@ also where the direction is reverse, and zero behind a sequence's end; absent bi
 `activations` names the functions of each direction in ONNX's order, and `alphas` and `betas` hold their parameters;
 without names they are sigmoid for gates and tanh for states. A positive `clip` bounds what goes into the functions of
 the gates.
+
+An lstm whose r is of s8 has its scales in r_scale [d, g·n], and of the other operands only x, h and c. Hidden states
+are then rounded for the product with it, those of each sequence and step to u8 on a grid that reaches from their least
+to their largest and holds 0.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from opcel_compiler.ir.ops.common import (
     unknown_rank,
     widen,
 )
-from opcel_compiler.ir.types import TensorType, Type
+from opcel_compiler.ir.types import I8, TensorType, Type
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
@@ -98,17 +102,32 @@ def _infer(op: str) -> Callable[[Operands, Attrs], tuple[Type, ...]]:
     gates, states = GATES[op], 2 if op == "lstm" else 1
 
     def infer(operands: Operands, attrs: Attrs) -> tuple[Type, ...]:
-        x, r = tensor_of(operands, 0, "f"), tensor_of(operands, 1, "f")
-        w, bias, *rest = (optional_tensor(operands, i) for i in range(2, 6 + states))
-        initial, lengths, peepholes = rest[:states], rest[states], rest[states + 1]
-        floats = [t for t in (x, r, w, bias, *initial, peepholes) if t is not None]
+        x, r = tensor_of(operands, 0, "f"), tensor_of(operands, 1, "fi")
+        w, bias, *rest = (optional_tensor(operands, i) for i in range(2, 7 + states))
+        initial, lengths, peepholes, scale = rest[:states], rest[states], rest[states + 1], rest[states + 2]
+        if r.dtype.is_float == (scale is not None) or not (r.dtype.is_float or (r.dtype == I8 and op == "lstm")):
+            raise InferenceError(f"r of {r.dtype} {'without' if scale is None else 'with'} a scale")
+        special = attrs["activations"] or attrs["clip"] > 0 or attrs.get("input_forget")
+        if scale is not None and (special or any(t is not None for t in (w, bias, lengths, peepholes))):
+            raise InferenceError("r of s8 needs gates that are complete, and a layer that has nothing special")
+        given = (x, None if r.dtype == I8 else r, w, bias, *initial, peepholes, scale)
+        floats = [t for t in given if t is not None]
         dtype = same_dtype(floats)
         _check(op, attrs)
         if lengths is not None and lengths.dtype.kind not in "iu":
             raise InferenceError(f"the lengths are {lengths.dtype}, not integers")
-        if any(t.shape is None for t in (*floats, *([] if lengths is None else [lengths]))):
+        if any(t.shape is None for t in (*floats, r, *([] if lengths is None else [lengths]))):
             return unknown_rank(dtype) * states
-        ranks = ((x, 3), (w, 3), (r, 3), (bias, 2), *((s, 3) for s in initial), (lengths, 1), (peepholes, 2))
+        ranks = (
+            (x, 3),
+            (w, 3),
+            (r, 3),
+            (bias, 2),
+            *((s, 3) for s in initial),
+            (lengths, 1),
+            (peepholes, 2),
+            (scale, 2),
+        )
         for operand, rank in ranks:
             if operand is not None and len(operand.dims) != rank:
                 raise InferenceError(f"an operand {operand} must have rank {rank}")
@@ -125,6 +144,9 @@ def _infer(op: str) -> Callable[[Operands, Attrs], tuple[Type, ...]]:
         if bias is not None:
             unify(bias.dims[0], d, "the bias' directions do not fit the direction")
             unify(bias.dims[1], rows * 2, "the bias is not twice as long as r has rows")
+        if scale is not None:
+            unify(scale.dims[0], d, "the scales' directions do not fit the direction")
+            unify(scale.dims[1], rows, "the scales are not one for each row of r")
         if lengths is not None:
             unify(lengths.dims[0], b, "the lengths are not one for each sequence")
         if peepholes is not None:
@@ -145,8 +167,10 @@ def _evaluate(op: str, cell: Cell) -> Callable[[Arrays, Attrs], State]:
     @quiet
     def evaluate(arrays: Arrays, attrs: Attrs) -> State:
         x, r = widen(array_at(arrays, 0)), widen(array_at(arrays, 1))
-        w, bias, *rest = (optional_array(arrays, i) for i in range(2, 6 + states))
-        initial, lengths, peepholes = rest[:states], rest[states], rest[states + 1]
+        w, bias, *rest = (optional_array(arrays, i) for i in range(2, 7 + states))
+        initial, lengths, peepholes, scale = rest[:states], rest[states], rest[states + 1], rest[states + 2]
+        if scale is not None:
+            r = r.astype(x.dtype) * widen(scale)[..., None]
         (t, b), (d, rows, n) = x.shape[:2], r.shape
         y = np.zeros((t, d, b, n), x.dtype)
         last = np.empty((d, b, n), x.dtype)
@@ -158,18 +182,28 @@ def _evaluate(op: str, cell: Cell) -> Callable[[Arrays, Attrs], State]:
             state = tuple(np.zeros((b, n), x.dtype) if s is None else widen(s[k]) for s in initial)
             backward = k == 1 or attrs["direction"] == "reverse"
             for i in range(t - 1, -1, -1) if backward else range(t):
-                new = step(inputs[i] + both[:rows], r[k], both[rows:], peep, state)
+                old = state if scale is None else (on_own_grids(state[0]), *state[1:])
+                new = step(inputs[i] + both[:rows], r[k], both[rows:], peep, old)
                 if lengths is None:
                     state, y[i, k] = new, new[0]
                 else:
                     going = (i < lengths)[:, None]
-                    state = tuple(np.where(going, a, old) for a, old in zip(new, state, strict=True))
+                    state = tuple(np.where(going, a, b) for a, b in zip(new, state, strict=True))
                     y[i, k] = np.where(going, new[0], 0)
             last[k] = state[-1]
         dtype = array_at(arrays, 0).dtype
         return tuple(a.astype(dtype, copy=False) for a in (y, last)[:states])
 
     return evaluate
+
+
+def on_own_grids(h: np.ndarray) -> np.ndarray:
+    """Each row rounded to the 256 steps from its least number to its largest, moved so that 0 is one of them."""
+    low, high = np.minimum(h.min(1, keepdims=True), 0), np.maximum(h.max(1, keepdims=True), 0)
+    width = np.where(high == low, h.dtype.type(1), high - low)
+    scale = width / h.dtype.type(255)
+    zero = np.clip(np.rint(-low / scale), 0, 255)
+    return np.asarray((np.clip(np.rint(h / scale) + zero, 0, 255) - zero) * scale)
 
 
 def _clipped(x: np.ndarray, attrs: Attrs) -> np.ndarray:
@@ -242,7 +276,7 @@ def _define(op: str, summary: str, operands: str, cell: Cell, *attrs: AttrDef) -
 _define(
     "lstm",
     "Long short-term memory: every hidden state y and the last cell state; input_forget: the forget gate is 1 - input",
-    "x r w? bias? h? c? lengths? peepholes?",
+    "x r w? bias? h? c? lengths? peepholes? r_scale?",
     _lstm,
     AttrDef("input_forget", "bool", False),
 )

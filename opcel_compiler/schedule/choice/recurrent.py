@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from opcel_compiler.ir.layout import PLAIN
 from opcel_compiler.ir.program import Kernel, whole
+from opcel_compiler.ir.types import I8
 from opcel_compiler.schedule.choice.context import TASKS, Choosing, heights
 
 
@@ -14,7 +15,8 @@ def choose_recurrent(kernel: Kernel, choosing: Choosing) -> None:
     r = anchor.operand(1)
     directions, rows, n = r.tensor.static_shape
     at = list(kernel.body.inputs).index(r)
-    layout = PLAIN.stored_as("bf16") if choosing.precision == "bf16" else PLAIN
+    precision = "int8" if r.tensor.dtype == I8 else choosing.precision
+    layout = PLAIN.stored_as("bf16") if precision == "bf16" else PLAIN
     kernel.inputs[at] = whole(choosing.packed_weight(kernel.inputs[at], layout, f"recurrent:{choosing.width}"))
     batch, gates, blocks = kernel.outputs[0].shape[2], rows // n, directions * -(-n // choosing.width)
     registers: int = choosing.target.vector.registers
@@ -28,5 +30,5 @@ def choose_recurrent(kernel: Kernel, choosing: Choosing) -> None:
         "rows": heights(batch, min(tallest, 8), batch, general),
         "blocks": wide,
         "blocks_per_task": -(-per_task // wide) * wide,
-        "precision": choosing.precision,
+        "precision": precision,
     }

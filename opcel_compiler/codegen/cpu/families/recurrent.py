@@ -25,7 +25,8 @@ def emit_recurrent(kernel: Kernel, target: Target) -> KernelUnit:
     steps, directions, batch, n = y.shape
     width = target.vector.width_f32 if target.vector else 1
     rows = ", ".join(map(str, kernel.params["rows"]))
-    weight = "bf16" if kernel.params["precision"] == "bf16" else "float"
+    weight = {"bf16": "bf16", "int8": "int8_t"}.get(kernel.params["precision"], "float")
+    scale = anchor.optional(8) if weight == "int8_t" else None
     per_task: Dim = kernel.params["blocks_per_task"]
     unit.tasks = ceildiv(directions * ceildiv(n, width), per_task)
     unit.calls = steps
@@ -36,6 +37,7 @@ def emit_recurrent(kernel: Kernel, target: Target) -> KernelUnit:
         unit.pointer(kernel.outputs[1], const=False) if len(kernel.outputs) > 1 else "nullptr",
         *map(unit.integer, (steps, directions, batch, n, per_task)),
         "true" if anchor.attrs["direction"] == "reverse" else "false",
+        "nullptr" if scale is None else unit.pointer(inputs[scale]),
     ]  # fmt: skip
     relu = str("relu" in anchor.attrs["activations"]).lower()
     cells = {"lstm": "LstmCell", "gru": "GruCell", "rnn": f"RnnCell<{relu}>"}
