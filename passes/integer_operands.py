@@ -1,7 +1,8 @@
 """Give products of quantized numbers the one form that integer kernels take (`rewrite/quantized.py`).
 
-Activations of s8 become u8 and weights of u8 become s8, by a shift of 128 of integers and zero points (exact). What can
-not have that form is computed in floats: its weights become floats now, and the reason is reported.
+Activations of s8 become u8, by a shift of 128 of integers and zero points. Weights less their zero point become s8, or
+the sum of two that are, for activations that come twice (exact). What can not have that form is computed in floats: its
+weights become floats now, and the reason is reported.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from opcel_compiler.rewrite.quantized import (
     computes_integers,
     integer_operands,
     maker,
+    per_tensor,
     scale_of,
     zero_number,
     zero_of,
@@ -60,6 +62,11 @@ class IntegerOperands(Pass):
         signed = _signed_weights(anchor, w)
         if signed is not None:
             anchor.set_operand(1, signed)
+        elif (twice := _in_two_parts(anchor, w)) is not None:
+            x, (image, signed) = maker(anchor.operand(0), "dequantize"), twice
+            anchor.set_operand(0, image)
+            anchor.set_operand(1, signed)
+            erase_unused([x] if x is not None else [])
         found = integer_operands(anchor)
         if isinstance(found, str):
             ctx.refuse("weights", anchor, f"it is computed in floats: {found}")
@@ -89,19 +96,59 @@ def _with_zero_point(anchor: Node) -> None:
 def _signed_weights(anchor: Node, w: Node) -> Value | None:
     """The weights as s8 without zero point, their scales shaped as integer kernels want them; None where they cannot
     be, or are."""
-    data, zero, scale = w.operand(0).constant, zero_number(w), scale_of(w).constant
-    if data is None or scale is None or zero is None or data.encoding != DENSE or data.dtype not in (I8, U8):
-        return None
-    if zero != (HALF if data.dtype == U8 else 0):
-        return None
-    emit, rank = Emit(anchor), len(w.result.tensor.dims)
-    wide: tuple[int, ...] = (1,) * (rank - scale.array.ndim) + scale.array.shape
-    shape = () if scale.array.size == 1 else wide[-1:] if anchor.op == "matmul" else wide
-    if int(np.prod(shape)) != scale.array.size:
+    data, scale = w.operand(0).constant, scale_of(w).constant
+    steps, shape = _steps(w), _scale_shape(anchor, w)
+    if data is None or scale is None or steps is None or shape is None or not _fits(steps):
         return None
     if data.dtype == I8 and zero_of(w) is None and scale.array.shape == shape:
         return None
-    wq = w.operand(0) if data.dtype == I8 else emit.constant(data.array.view(np.int8) ^ np.int8(-HALF), I8)
+    return _weights(anchor, w, steps, shape)
+
+
+def _in_two_parts(anchor: Node, w: Node) -> tuple[Value, Value] | None:
+    """(activations, weights) for weights that s8 does not hold less their zero point: sums of two terms that it holds,
+    the first for the activations and the second for the same once more."""
+    x, steps, shape = maker(anchor.operand(0), "dequantize"), _steps(w), _scale_shape(anchor, w)
+    if x is None or steps is None or shape is None or _fits(steps) or not per_tensor(x):
+        return None
+    if anchor.op not in ("conv", "matmul") or anchor.attrs.get("groups", 1) != 1 or dtype_of(x.operand(0)) != U8:
+        return None
+    first = np.clip(steps, -HALF, HALF - 1)
+    if not _fits(steps - first) or len(x.result.tensor.dims) < 2:
+        return None
+    emit = Emit(anchor)
+    depth, along = (1, 1) if anchor.op == "conv" else (steps.ndim - 2, len(x.result.tensor.dims) - 1)
+    twice = emit("concat", x.operand(0), x.operand(0), axis=along)
+    weights = _weights(anchor, w, np.concatenate([first, steps - first], depth), shape)
+    return emit("dequantize", twice, *x.operands[1:], **x.attrs), weights
+
+
+def _steps(w: Node) -> np.ndarray | None:
+    """The weights in steps, less their zero point, where that is one."""
+    data, zero = w.operand(0).constant, zero_number(w)
+    if data is None or zero is None or data.encoding != DENSE or data.dtype not in (I8, U8):
+        return None
+    return np.asarray(data.array.astype(np.int32) - zero)
+
+
+def _fits(steps: np.ndarray) -> bool:
+    return bool(steps.size) and steps.min() >= -HALF and steps.max() < HALF
+
+
+def _scale_shape(anchor: Node, w: Node) -> tuple[int, ...] | None:
+    """The shape that integer kernels want the constant scales of weights in."""
+    scale, rank = scale_of(w).constant, len(w.result.tensor.dims)
+    if scale is None:
+        return None
+    wide: tuple[int, ...] = (1,) * (rank - scale.array.ndim) + scale.array.shape
+    shape = () if scale.array.size == 1 else wide[-1:] if anchor.op == "matmul" else wide
+    return shape if int(np.prod(shape)) == scale.array.size else None
+
+
+def _weights(anchor: Node, w: Node, steps: np.ndarray, shape: tuple[int, ...]) -> Value:
+    scale, emit = scale_of(w).constant, Emit(anchor)
+    assert scale is not None
+    wq = emit.constant(steps.astype(np.int8), I8)
     return emit("dequantize", wq, emit.constant(scale.array.reshape(shape), scale.dtype), **w.attrs)
 
 

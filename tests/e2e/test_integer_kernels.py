@@ -96,6 +96,11 @@ def epilogues(m: Codes) -> None:
     c = m.node("Conv", [m.real(m.feed(image)), w, m.hold(RNG.standard_normal(32))])[0]
     c = m.node("Add", [m.real(m.rounded(c, 0.03)), m.real(m.feed(u8(1, 32, 9, 9)))])[0]
     m.named("residual", m.rounded(m.node("Relu", [c])[0], 0.02, 0))
+    for title, shape, zero in (("u8 filters", (24, 16, 3, 3), 108), ("u8 weights", (40, 24), 129)):
+        w = m.node("DequantizeLinear", [m.hold(u8(*shape), np.uint8), m.hold(2e-3), m.hold(zero, np.uint8)])[0]
+        x = m.real(m.feed(u8(1, 16, 9, 9) if len(shape) == 4 else u8(5, 40)))
+        y = m.node("Conv", [x, w], pads=[1] * 4)[0] if len(shape) == 4 else m.node("MatMul", [x, w])[0]
+        m.named(title, m.rounded(y, 0.04))
     for title, op in (("sigmoid", "Sigmoid"), ("tanh", "Tanh")):
         w = m.node("DequantizeLinear", [m.hold(i8(64, 48), np.int8), m.scales(64, 48)], axis=1)[0]
         y = m.node("MatMul", [m.real(m.feed(u8(6, 64))), w])[0]
@@ -147,7 +152,7 @@ def test_products_are_of_integers(compiled: tuple[Codes, dict[str, np.ndarray]])
     program = prepare(compiled[0].proto(), "host").program
     assert program is not None
     kernels = [k for k in program.kernels if k.anchor is not None and k.anchor.op in ("conv", "matmul")]
-    assert len(kernels) == len(CONVS) + len(PRODUCTS) + len(LARGEST) + 7
+    assert len(kernels) == len(CONVS) + len(PRODUCTS) + len(LARGEST) + 9
     floats = [k.family for k in kernels if not _multiplies_bytes(k)]
     assert not floats
 
