@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("speed", "distance"), help="default: both")
     parser.add_argument("--rounds", type=int, default=15, metavar="N", help="turns of each engine (default: 15)")
     parser.add_argument("--threads", default="2,1", metavar="N,...", help="numbers of threads (default: 2,1)")
-    parser.add_argument("--inputs", type=int, default=5, metavar="N", help="of a distance (default: 5)")
+    parser.add_argument("--inputs", type=int, default=9, metavar="N", help="of a distance (default: 9)")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="where artifacts are kept")
     parser.add_argument("--compile-only", action="store_true", help="make the artifacts and measure nothing")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write all rows of the JSON file as a section")

@@ -126,7 +126,7 @@ class _Relayout:
             return conv_kind(kernel, self.width) is not None and self._extras_fit(kernel)
         if any(v.dtype != F32 for v in images) and not _pools_bytes(kernel):
             return False
-        if kernel.family not in AGNOSTIC or not any(v.buffer in self.blocked for v in images):
+        if kernel.family not in AGNOSTIC or not any(self._is_blocked(v) for v in images):
             return False
         out = kernel.outputs[0].shape
         if kernel.family == "elementwise":
@@ -139,6 +139,11 @@ class _Relayout:
             rank = len(kernel.inputs[0].shape)
             return rank in (3, 4) and anchor.attrs["axes"] == tuple(range(2, rank))
         return len(out) in (3, 4) and (len(kernel.inputs) == 1 or anchor.op == "resample")
+
+    def _is_blocked(self, view: View) -> bool:
+        """Whether there is a blocked form of what a view shows, or one of which it is to be a part."""
+        found = self.blocked.get(view.buffer)
+        return found is not None and (part_of(view) is not None or found.type.shape == view.shape)
 
     def _writes_parts(self, kernel: Kernel) -> bool:
         """Whether a blocked kernel can write what `kernel` does; a depthwise one only pixels that are adjacent."""

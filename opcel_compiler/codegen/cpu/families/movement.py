@@ -59,6 +59,8 @@ def emit_relayout(kernel: Kernel, target: Target) -> KernelUnit:
     top, left, bottom, right = _halo(y.buffer)
     h, w = extent(y)
     _, _, row, pixel = image_steps(y)
+    if not any((top, left, bottom, right)) and _narrow(x, y):
+        h, w = 1, h * w
     corner = View(y.buffer, y.shape, y.strides, y.offset - row * top - pixel * left)
     per_task = 8
     slabs = y.shape[0] * ceildiv(y.shape[1], max(into, out_of))
@@ -71,6 +73,14 @@ def emit_relayout(kernel: Kernel, target: Target) -> KernelUnit:
         *([str(int(y.buffer.layout.pad_value))] if y.dtype != F32 else []),
     ]  # fmt: skip
     return unit.over_tasks(["kernels/movement/relayout.h"], f"RelayoutArgs<{read}, {written}>", fields, f"{kind}_tasks")
+
+
+def _narrow(*views: View) -> bool:
+    """Whether rows are shorter than a vector and follow each other without a gap: an image is as well one row."""
+    h, w = extent(views[0])
+    if not (isinstance(h, int) and isinstance(w, int) and h > 1 and w < 16):
+        return False
+    return all(row == w * pixel for _, _, row, pixel in map(image_steps, views))
 
 
 def halo_unit(view: View) -> KernelUnit:
