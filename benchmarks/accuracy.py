@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="written after each row; read at the start")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     parser.add_argument("--speed", type=Path, metavar="FILE", help="what benchmarks.int8 wrote, for the page")
+    parser.add_argument("--same-file", type=Path, metavar="FILE", help="what benchmarks.same_file --markdown wrote")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--block", type=float, default=0.05, metavar="SECONDS")
@@ -156,7 +157,8 @@ def main() -> None:
     facts = facts or written(None, rows)
     if args.markdown:
         speed = json.loads(args.speed.read_text()) if args.speed else None
-        args.markdown.write_text(page.page(facts, speed))
+        same_file = args.same_file.read_text() if args.same_file else ""
+        args.markdown.write_text(page.page(facts, speed, same_file))
     sys.exit(1 if any("error" in row for row in rows.values()) else 0)
 
 

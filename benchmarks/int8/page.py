@@ -18,11 +18,13 @@ def figure(row: Facts, values: Mapping[str, float]) -> str:
     return f"{value:.2g}" if row["figure"] in LOWER_IS_BETTER else f"{100 * value:.2f} %"
 
 
-def page(accuracy: Facts, speed: Facts | None) -> str:
-    """Markdown."""
+def page(accuracy: Facts, speed: Facts | None, same_file: str = "") -> str:
+    """Markdown; `same_file` is the section that benchmarks.same_file wrote."""
     parts = ["# In 8 bits", _made(accuracy)]
     if speed:
         parts += ["## Speed", _speed_words(speed), speed_table(speed)]
+    if same_file:
+        parts.append(same_file.rstrip())
     parts += ["## Accuracy", ACCURACY, accuracy_table(accuracy)]
     if failed := [row for row in accuracy["rows"] if row.get("failed")]:
         parts += ["Peers that could not quantize a network:", "\n".join(map(_failures, failed))]
