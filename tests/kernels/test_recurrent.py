@@ -108,7 +108,9 @@ def check(
     operands = [gates, r, None, bias, h] + ([c] if cell == "lstm" else [])
     operands += [] if scale is None else [None, None, scale]
     assert op.evaluate is not None
-    want = op.evaluate([a if a is None or a.dtype == np.int8 else a.astype(np.float64) for a in operands], op.complete(attrs))
+    want = op.evaluate(
+        [a if a is None or a.dtype == np.int8 else a.astype(np.float64) for a in operands], op.complete(attrs)
+    )
     # The hidden state is rounded too: by at most 2^-9 of itself; on a grid a number may lie between two steps.
     bound = {"rtol": 2e-5, "atol": 2e-6} if storage in (F32, np.int8) else {"rtol": 0.0, "atol": 1e-2}
     np.testing.assert_allclose(y[..., :-1], want[0], **bound)
@@ -128,6 +130,7 @@ def test_how_blocks_are_shared_out_changes_no_bit(isa: str) -> None:
     got = []
     for per_task in (1, 2, 9):
         y, c = np.empty((3, 1, 1, n), np.float32), np.empty((1, 1, n), np.float32)
-        lib.steps(pointers(one, r, None, None, None, y, c, None), integers(4 * n, 4 * n, n, n, n, 3, 1, 1, n, per_task, 0))
+        numbers = integers(4 * n, 4 * n, n, n, n, 3, 1, 1, n, per_task, 0)
+        lib.steps(pointers(one, r, None, None, None, y, c, None), numbers)
         got.append(y)
     assert np.array_equal(got[0], got[1]) and np.array_equal(got[0], got[2])
