@@ -121,6 +121,11 @@ def _collected(work: Compilation, layers: Sequence[Node], recipe: Recipe, thread
                 made = opened.run(last.feeds)
                 held_out = journal.total % HELD_OUT == HELD_OUT - 1
                 for v, output in zip(names, outputs, strict=True):
+                    if not np.isfinite(made[output]).all():
+                        raise CalibrationError(
+                            f"{last} makes elements of %{v} NaN or infinite, or too large to be squared; leave the "
+                            "sample out", sample=last.index, tensor=v,
+                        )  # fmt: skip
                     total = sums[v][held_out]
                     total += made[output]
                 journal.add(last)

@@ -48,8 +48,8 @@ class Accumulator:
         self._sums = np.zeros((n, 2))
         ends = np.cumsum([0, *(2 * o.channels for o in observed)])
         self._slices = [slice(int(a), int(b)) for a, b in itertools.pairwise(ends)]
-        self._largest = [np.zeros(o.channels, np.float32) for o in observed]
-        self._totals = [np.zeros(o.channels) for o in observed]
+        self._largest = np.zeros(ends[-1], np.float32)  # of each value the channels' magnitudes, then what is not read
+        self._totals = np.zeros(ends[-1])  # of each value what is not read, then the channels' sums
 
     def run(self, model: Runnable, sample: Sample) -> None:
         """Run a sample and add what is observed.
@@ -65,11 +65,8 @@ class Accumulator:
                 f"{sample} makes {many} elements of %{name} NaN or infinite", sample=sample.index, tensor=name
             )
         self._add(counts[:, :BINS], results[SEEN].reshape(-1, 4).astype(np.float64))
-        found = results[CHANNELS]
-        for i, part in enumerate(self._slices):
-            largest, total = found[part].reshape(2, -1)
-            np.maximum(self._largest[i], largest, out=self._largest[i])
-            self._totals[i] += total
+        np.maximum(self._largest, results[CHANNELS], out=self._largest)
+        self._totals += results[CHANNELS]
         self.samples += 1
 
     def _add(self, counts: np.ndarray, seen: np.ndarray) -> None:
@@ -79,6 +76,9 @@ class Accumulator:
         self._extremes[:, 1] = np.maximum(self._extremes[:, 1], high)
         self._sums += np.where(some[:, None], seen[:, 2:], 0)
         moved = (seen[:, :2] != self._windows).any(axis=1)
+        if not moved.any():
+            self._counts += counts
+            return
         for i, (own, new) in enumerate(zip(self._counts, counts, strict=True)):  # rows: copies of all take memory
             if not moved[i]:
                 own += new
@@ -104,9 +104,10 @@ class Accumulator:
         means = self._sums[i] / max(1, self.samples)
         each = max(1.0, histogram.total / o.channels)
         has = o.axis is not None
+        largest, totals = (a[self._slices[i]].reshape(2, -1)[j] for j, a in enumerate((self._largest, self._totals)))
         return TensorStatistics(
             o.name, histogram, low, high, self.samples, 0, float(means[0]), float(means[1]), o.axis,
-            self._largest[i] if has else None, (self._totals[i] / each).astype(np.float32) if has else None,
+            largest if has else None, (totals / each).astype(np.float32) if has else None,
         )  # fmt: skip
 
 

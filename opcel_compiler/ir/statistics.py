@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,7 +207,7 @@ class Statistics:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file in one step: whatever interrupts it, what was there before stays or the whole text is there."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)

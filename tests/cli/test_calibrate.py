@@ -33,6 +33,16 @@ def test_statistics_are_written_and_a_compile_takes_them(
     assert json.loads(made.out)["calibration"]["samples"] == 40
 
 
+def test_channels_that_are_never_seen_are_listed(opcel: Opcel, models: Path, data: Path) -> None:
+    x = np.load(data)["x"]
+    x[:, 0, [2, 5]] = 0
+    np.savez(data, x=x)
+    found = opcel("calibrate", models / "mlp.onnx", "--data", data)
+    assert found.code == 0 and "dead        %x: 2 channels are zero in all samples: 2, 5\n" in found.out
+    facts = json.loads(opcel("calibrate", models / "mlp.onnx", "--data", data, "--json").out)
+    assert [v["dead_channels"] for v in facts["values"] if v["name"] == "x"] == [[2, 5]]
+
+
 def test_mistakes_are_told(opcel: Opcel, models: Path, data: Path, tmp_path: Path) -> None:
     model = models / "mlp.onnx"
     assert opcel("calibrate", model).code == 2

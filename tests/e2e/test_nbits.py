@@ -112,4 +112,8 @@ def test_samples_make_weights_of_4_bits_better(tmp_path: Path) -> None:
     assert 0.01 < off[0] < 0.2 and off[1] < 0.4 * off[0]
     with pytest.raises(CalibrationError, match="needs 8 samples or more, and the calibration data hold 3"):
         oc.compile(model, precision="int4", recipe=Recipe(calibrate=samples[:3]), output=tmp_path / "out")
+    large = [*samples[:4], {"x": np.full_like(test, 3e38)}, *samples[4:]]
+    with pytest.raises(CalibrationError, match=r"sample 4 .* makes elements of %x NaN or infinite") as caught:
+        oc.compile(model, precision="int4", recipe=Recipe(calibrate=large), output=tmp_path / "out")
+    assert (caught.value.sample, caught.value.tensor) == (4, "x")
     assert list(tmp_path.iterdir()) == []
