@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from benchmarks import figures
 from benchmarks.artifacts import written_bytes
 from benchmarks.int8.cases import arrays
 from benchmarks.nbits import MICROSOFT, as_nbits
-from benchmarks.networks import machine_facts
+from benchmarks.networks import keep
 from opcel_compiler.bench.machine import Machine
 from opcel_compiler.bench.measure import Pace, as_dict, measure
 from opcel_compiler.compilation import prepare
@@ -161,11 +160,9 @@ def main() -> None:
     known = {(each["threads"], each["network"]): each for each in facts["rows"]}
     for each in rows(args, names, [int(t) for t in args.threads.split(",")]):
         known[each["threads"], each["network"]] = each
+        keep(args.json, known.values())
         print(table([each]).splitlines()[-1], flush=True)
     found = list(known.values())
-    if args.json:
-        made = {"rows": found, "machine": machine_facts(), "date": time.strftime("%Y-%m-%d %H:%M")}
-        args.json.write_text(json.dumps(made, indent=1) + "\n")
     if args.markdown:
         args.markdown.write_text(table(found))
 

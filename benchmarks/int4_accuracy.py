@@ -21,7 +21,7 @@ import opcel_compiler as oc
 from benchmarks.int8.cases import Case, arrays, cases_in, feeds
 from benchmarks.int8.evaluate import outputs
 from benchmarks.int8.metrics import METRICS
-from benchmarks.networks import machine_facts
+from benchmarks.networks import keep
 from opcel_compiler.ir.nbits import WeightScheme
 from opcel_compiler.quantization.recipe import Recipe
 
@@ -84,11 +84,9 @@ def main() -> None:
     for name in args.names:
         for row in rows_of(cases[name], args.group, args.kind or KINDS):
             known[name, args.group, row["kind"]] = row
+            keep(args.json, known.values())
             print(table([row]).splitlines()[-1], flush=True)
     rows = list(known.values())
-    if args.json:
-        made = {"rows": rows, "machine": machine_facts(), "date": time.strftime("%Y-%m-%d %H:%M")}
-        args.json.write_text(json.dumps(made, indent=1) + "\n")
     if args.markdown:
         args.markdown.write_text(table(rows))
     sys.exit(1 if any(row["ratio"] > args.limit for row in rows) else 0)

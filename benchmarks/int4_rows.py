@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import opcel_compiler as oc
 from benchmarks import figures
-from benchmarks.networks import machine_facts
+from benchmarks.networks import keep
 from opcel_compiler.bench.measure import Pace, as_dict, measure
 
 COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 13, 16, 17, 24, 31, 32, 48, 64, 100, 128, 197, 256, 384, 512)
@@ -105,11 +104,9 @@ def main() -> None:
     for threads in map(int, args.threads.split(",")):
         for rows in counts:
             made = known[threads, rows, k, n] = row(args, rows, threads, k, n)
+            keep(args.json, known.values())
             print(f"{threads} threads, {rows} rows: {1e3 * made['p50_s']:.3f} ms, f32 {made['ratio']:.2f}", flush=True)
     found = list(known.values())
-    if args.json:
-        made = {"rows": found, "machine": machine_facts(), "date": time.strftime("%Y-%m-%d %H:%M")}
-        args.json.write_text(json.dumps(made, indent=1) + "\n")
     if args.markdown:
         args.markdown.write_text(table([each for each in found if each["shape"] == [k, n]]))
     sys.exit(1 if any(each["ratio"] < 1 for each in found) else 0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,3 +37,10 @@ def machine_facts() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return facts
+
+
+def keep(file: Path | None, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Rows of figures as JSON, with the machine and the date; nothing where no file is given."""
+    if file:
+        facts = {"rows": list(rows), "machine": machine_facts(), "date": time.strftime("%Y-%m-%d %H:%M")}
+        file.write_text(json.dumps(facts, indent=1) + "\n")
