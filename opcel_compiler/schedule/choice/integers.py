@@ -97,6 +97,19 @@ def integer_form(kernel: Kernel, quantized: Quantized, name: Callable[[str], str
     return _Rewriting(kernel, quantized, name).kernel()
 
 
+def _by_channel(numbers: np.ndarray, rank: int) -> np.ndarray:
+    return numbers.astype(np.float32).reshape(-1, *[1] * rank)
+
+
+def _integers(data: np.ndarray, steps: np.ndarray) -> np.ndarray | None:
+    """`data` in steps where, up to f32's rounding, these are integers that can be added to sums exactly. Else None."""
+    with np.errstate(all="ignore"):
+        numbers = data / steps
+        found = np.rint(numbers)
+        near = np.abs(numbers - found) <= np.abs(numbers) * 2.0**-22
+    return found if bool(np.all(near & (np.abs(found) < 1 << 22))) else None
+
+
 class _Rewriting:
     def __init__(self, kernel: Kernel, quantized: Quantized, name: Callable[[str], str]) -> None:
         assert kernel.anchor is not None
@@ -213,15 +226,19 @@ class _Rewriting:
     def _real_sums(self, factor: float) -> Value:
         q = self.quantized
         rank = len(self.anchor.result.tensor.dims) - 2
-        factors = (q.filter_scales * q.scale * factor).astype(np.float32).reshape(-1, *[1] * rank)
-        real = self.body.add("mul", [self.products, self._vector(factors)]).result
+        steps = q.filter_scales * q.scale
+        factors = self._vector(_by_channel(steps * factor, rank))
         bias = self.anchor.optional(2)
         if bias is None:
-            return real
+            return self.body.add("mul", [self.products, factors]).result
         data = constant_of(self.old, bias)
         assert data is not None
-        made = (data.astype(np.float64) * factor).astype(np.float32).reshape(-1, *[1] * rank)
-        return self.body.add("add", [real, self._vector(made)]).result
+        if (whole_steps := _integers(data, steps)) is not None:
+            total = self.body.add("add", [self.products, self._vector(_by_channel(whole_steps, rank))]).result
+            return self.body.add("mul", [total, factors]).result
+        real = self.body.add("mul", [self.products, factors]).result
+        added = self._vector(_by_channel(data.astype(np.float64) * factor, rank))
+        return self.body.add("add", [real, added]).result
 
     def _input(self, value: Value) -> Value:
         if value not in self.inputs:
