@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from benchmarks import calibration_data
 from benchmarks.artifacts import compiler_digest
 from benchmarks.calibration_data import samples
 from benchmarks.tables import table
+from opcel_compiler.calibrate.worker import ENVIRONMENT
 
 Row = dict[str, Any]
 
@@ -100,7 +101,7 @@ class Subject:
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
-def alone(code: str, inputs: Path, count: int) -> Row:
+def alone(code: str, inputs: Path, count: int, environment: Mapping[str, str] | None = None) -> Row:
     """The seconds and the largest resident set, in MiB, of a process that runs `code`, or why it failed."""
     told = (
         "import time\nstart = time.perf_counter()\n"
@@ -108,7 +109,8 @@ def alone(code: str, inputs: Path, count: int) -> Row:
         "import sys\nprint(time.perf_counter() - start, file=sys.stderr)\n"
         "print([l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')][0], file=sys.stderr)"
     )
-    env = {**os.environ, "CALIBRATED_INPUTS": str(inputs.resolve()), "CALIBRATED_SAMPLES": str(count)}
+    given = {"CALIBRATED_INPUTS": str(inputs.resolve()), "CALIBRATED_SAMPLES": str(count)}
+    env = {**os.environ, **given, **(environment or {})}
     done = subprocess.run([sys.executable, "-c", told], env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"failed": done.stderr[-300:]}
@@ -123,7 +125,8 @@ def measure_memory(subject: Subject, counts: list[int], peers: bool) -> Row:
     if peers:
         codes |= {method: subject.peer(method) for method in PEERS}
     for kind, code in codes.items():
-        found[kind] = {str(count): alone(code, subject.inputs, count) for count in counts}
+        own = ENVIRONMENT if kind == "calibration" else {}
+        found[kind] = {str(count): alone(code, subject.inputs, count, own) for count in counts}
     job = pickle.loads(subject.job.read_bytes())
     peaks = [found["calibration"][str(c)]["peak_mib"] for c in counts]
     base = min(found["inference"][str(c)]["peak_mib"] for c in counts)

@@ -35,15 +35,19 @@ class NonfiniteError(CalibrationError):
     """A sample made a value that is not finite; `tensor` names it."""
 
 
+MOST_U32 = 2**32 - 1
+
+
 class Accumulator:
-    """The statistics of the values `observed`, in the order of the model's `observe` nodes; 16 KiB each."""
+    """The statistics of the values `observed`, in the order of the model's `observe` nodes; 8 KiB each."""
 
     def __init__(self, observed: Sequence[Observed]) -> None:
         n = len(observed)
         self.observed = tuple(observed)
         self.samples = 0
         self._windows = np.tile(np.array([-127, 0], np.float32), (n, 1))
-        self._counts = np.zeros((n, BINS), np.int64)
+        self._counts = np.zeros((n, BINS), np.uint32)  # i64 as soon as a value might have 2^32 elements
+        self._elements = 0
         self._extremes = np.tile([np.inf, -np.inf], (n, 1))
         self._sums = np.zeros((n, 2))
         ends = np.cumsum([0, *(2 * o.channels for o in observed)])
@@ -75,6 +79,9 @@ class Accumulator:
         self._extremes[:, 0] = np.minimum(self._extremes[:, 0], low)
         self._extremes[:, 1] = np.maximum(self._extremes[:, 1], high)
         self._sums += np.where(some[:, None], seen[:, 2:], 0)
+        self._elements += int(counts.sum(axis=1, dtype=np.int64).max())
+        if self._elements > MOST_U32 and self._counts.dtype != np.int64:
+            self._counts = self._counts.astype(np.int64)
         moved = (seen[:, :2] != self._windows).any(axis=1)
         if not moved.any():
             self._counts += counts
@@ -91,11 +98,11 @@ class Accumulator:
     def _histogram(self, i: int, counts: np.ndarray) -> Histogram:
         exponent, start = (int(v) for v in self._windows[i])
         place = (exponent, start) if exponent > -127 else Histogram.fitting(0.0, 0.0)
-        return Histogram(*place, counts)
+        return Histogram(*place, counts.astype(np.int64))
 
     def tensors(self) -> dict[str, TensorStatistics]:
-        """By name. They hold the counters themselves, so this is the end: nothing can be added."""
-        self._counts.flags.writeable = False
+        """By name. They hold sums of channels themselves, so this is the end: nothing can be added."""
+        self._largest.flags.writeable = self._totals.flags.writeable = False
         return {o.name: self._tensor(i, o) for i, o in enumerate(self.observed)}
 
     def _tensor(self, i: int, o: Observed) -> TensorStatistics:

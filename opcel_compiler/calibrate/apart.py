@@ -17,7 +17,7 @@ from opcel_compiler.calibrate.accumulate import NonfiniteError
 from opcel_compiler.calibrate.errors import CalibrationError, CalibrationWarning
 from opcel_compiler.calibrate.gather import Calibrated, Explain
 from opcel_compiler.calibrate.samples import Feeds, Input
-from opcel_compiler.calibrate.worker import Job, Outcome
+from opcel_compiler.calibrate.worker import ENVIRONMENT, Job, Outcome
 from opcel_compiler.ir.statistics import parse_statistics
 
 
@@ -28,7 +28,7 @@ def apart(job: Job, report: Callable[[int], None], explain: Explain) -> Calibrat
         given.write_bytes(pickle.dumps(job))
         command = [sys.executable, "-m", "opcel_compiler.calibrate.worker", str(given), str(made)]
         paths = os.pathsep.join([*(p for p in sys.path if p), os.environ.get("PYTHONPATH", "")])
-        env = {**os.environ, "PYTHONPATH": paths}
+        env = {**os.environ, **ENVIRONMENT, "PYTHONPATH": paths}
         with tempfile.TemporaryFile("w+") as said:
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=env) as child:
                 assert child.stdout is not None

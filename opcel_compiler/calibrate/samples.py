@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -136,7 +137,8 @@ class Journal:
 
     total: int = 0
     skipped: list[str] = field(default_factory=list)
-    reaches: dict[str, list[tuple[int, float, float]]] = field(default_factory=dict)
+    reaches: dict[str, array[float]] = field(default_factory=dict)
+    """By input, one after another: a sample's number, its least and its largest element."""
     _hash: hashlib._Hash = field(default_factory=hashlib.sha256)
     _first: dict[bytes, int] = field(default_factory=dict)
     _twins: list[tuple[int, int]] = field(default_factory=list)
@@ -149,10 +151,10 @@ class Journal:
         else:
             self._first[digest] = sample.index
         self.total += 1
-        for name, array in sample.feeds.items():
-            if array.dtype.kind == "f" and array.size:
-                seen = (sample.index, float(array.min()), float(array.max()))
-                self.reaches.setdefault(name, []).append(seen)
+        for name, x in sample.feeds.items():
+            if x.dtype.kind == "f" and x.size:
+                seen = (sample.index, float(x.min()), float(x.max()))
+                self.reaches.setdefault(name, array("d")).extend(seen)
 
     @property
     def data_hash(self) -> str:
@@ -179,7 +181,8 @@ class Journal:
             shown = ", ".join(f"{a} like {b}" for a, b in self._twins[:4])
             more = f" and {len(self._twins) - 4} more" if len(self._twins) > 4 else ""
             out.append(f"{len(self._twins)} samples are the same as earlier ones: {shown}{more}")
-        for name, rows in self.reaches.items():
+        for name, flat in self.reaches.items():
+            rows = [(int(flat[i]), flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3)]
             out += _outside(name, rows, declared.get(name))
         if self.skipped:
             shown = "; ".join(self.skipped[:3])

@@ -20,6 +20,10 @@ from opcel_compiler.calibrate.samples import Feeds, Sample
 from opcel_compiler.ir.statistics import statistics_text
 from opcel_compiler.runtime.model import CompiledModel
 
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+"""Of the process, beside its parent's: glibc then gives back at once what arrays took, so that memory does not depend
+on how many samples came before."""
+
 
 @dataclass(frozen=True)
 class Job:

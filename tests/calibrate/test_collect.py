@@ -15,12 +15,13 @@ import pytest
 from small import network, sample, samples
 
 import opcel_compiler as oc
+from opcel_compiler.calibrate.accumulate import Accumulator, Observed
 from opcel_compiler.calibrate.data import Data
 from opcel_compiler.calibrate.errors import CalibrationError, CalibrationWarning
 from opcel_compiler.calibration import Observing, collect, observed_graph, observing, over
 from opcel_compiler.ir.graph import Node
 from opcel_compiler.ir.interpret import run
-from opcel_compiler.ir.statistics import Histogram, Statistics, StatisticsError, statistics_text
+from opcel_compiler.ir.statistics import BINS, Histogram, Statistics, StatisticsError, statistics_text
 from opcel_compiler.quantization.recipe import Recipe
 from opcel_compiler.targets import load_target
 
@@ -91,6 +92,18 @@ def test_the_number_of_threads_and_the_run_change_no_byte(tmp_path: Path) -> Non
     texts = {(tmp_path / f"{i}.json").read_bytes() for i in range(3)}
     assert len(texts) == 1
     assert Statistics.read(tmp_path / "0.json").samples == 32
+
+
+def test_counters_grow_before_they_overflow() -> None:
+    sums = Accumulator([Observed("x", None, 1)])
+    counts = np.zeros((1, BINS), np.uint32)
+    counts[0, 3] = 3 << 30
+    for _ in range(3):
+        sums._add(counts, np.array([[0.0, 0.0, 3.0, 1100.0]]))
+    counts[0, 3], counts[0, 9] = 0, 5
+    sums._add(counts, np.array([[1.0, 0.0, 36.0, 3000.0]]))
+    found = sums.tensors()["x"].histogram
+    assert found.total == 9 * 2**30 + 5 and found.counts[found.counts > 0].tolist() == [9 << 30, 5]
 
 
 def test_the_order_of_samples_changes_no_histogram() -> None:
