@@ -42,17 +42,23 @@ def row_of(case: Case, folder: Path, work: Path) -> Row:
     metric = METRICS[facts["metric"]]
     want = kept_outputs(case, "ort", case.model, work)
     own = metric(want, want, labels)
+    failed = peers.failures(folder, case.name)
     row: Row = {
         "network": case.name, **facts, "key": key_of(case, folder), "samples": len(want), "figure": next(iter(own)),
-        "float": own, "engines": {}, "failed": peers.failures(folder, case.name),
+        "float": own, "engines": {},
     }  # fmt: skip
 
     def made() -> Row:
         path, report = artifact(case, work, "int8")
         engines: dict[str, Any] = {"opcel": {"figures": metric(want, outputs("opcel", path, samples), labels)}}
         for way, file in peers.paths(folder, case.name).items():
-            engines[way] = {"figures": metric(want, kept_outputs(case, RUNS[way], file, work), labels)}
-        return {"engines": engines, "integer_share": integer_share(report)}
+            try:
+                got = kept_outputs(case, RUNS[way], file, work)
+            except Exception as error:  # a peer's file that its engine refuses is told in the row
+                failed[way] = f"{type(error).__name__}: {error}"[:300]
+                continue
+            engines[way] = {"figures": metric(want, got, labels)}
+        return {"engines": engines, "integer_share": integer_share(report), "failed": failed}
 
     return guarded(row, made)
 
@@ -101,7 +107,7 @@ def measured(row: Row | None, case: Case, work: Path, args: argparse.Namespace) 
         row = row_of(case, args.peers, work)
         yield row
         if args.no_times and "error" not in row:
-            artifact(case, work, "f32")
+            guarded({}, lambda: {"path": artifact(case, work, "f32")})
     if not args.no_times and "error" not in row and "p50_s" not in row["engines"]["opcel"]:
         yield with_times(row, case, args.peers, work, args)
 

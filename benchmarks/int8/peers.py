@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.version_converter
 
 from benchmarks.int8.cases import Case, Samples, arrays, feeds
 
@@ -26,6 +27,7 @@ SUBSET = 300
 """NNCF's own number of samples to calibrate on at most."""
 
 PERCENTILE = 99.99
+PER_CHANNEL = 13
 FAILED = "failed.json"
 """What could not be made, by file name, and why."""
 GROUP = 128
@@ -73,12 +75,22 @@ def ort_int8(model: Path, samples: Samples, out: Path, method: str = "MinMax") -
     products = ["Conv", "Gemm", "MatMul"] if attends(onnx.load(model, load_external_data=False)) else None
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
+        quant_pre_process(_of_opset(model, Path(folder)), str(prepared), skip_symbolic_shape=True)
         q.quantize_static(
             str(prepared), str(out), Reader(), quant_format=q.QuantFormat.QDQ, per_channel=True,
             activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8,
             calibrate_method=q.CalibrationMethod[method], extra_options=options, op_types_to_quantize=products,
         )  # fmt: skip
+
+
+def _of_opset(model: Path, folder: Path) -> str:
+    """The model's file, or one in `folder` of the first opset that has a scale for each channel."""
+    loaded = onnx.load(model)
+    if all(o.version >= PER_CHANNEL for o in loaded.opset_import if not o.domain):
+        return str(model)
+    converted = folder / "converted.onnx"
+    onnx.save(onnx.version_converter.convert_version(loaded, PER_CHANNEL), converted)
+    return str(converted)
 
 
 def ort_int4(model: Path, out: Path, group: int = GROUP) -> None:

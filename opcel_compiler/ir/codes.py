@@ -16,6 +16,8 @@ SMALLEST = np.float32(1e-30)
 """The least largest magnitude of a row with a scale of its own: rows of zeros have a scale too."""
 CLIPS = np.linspace(0.5, 1.0, 41)
 """The shares of the largest weight that are tried as the end of a channel's range."""
+CHANNELS = 32
+"""So many channels are searched at a time, which then stay in cache."""
 OUTLIERS = 64
 """How many of a channel's largest weights a clip may cut; a grid that cuts more is never the best one at 8 bits."""
 
@@ -53,9 +55,13 @@ def weight_scales(w: np.ndarray, terms: tuple[int, ...], clip: bool = True) -> n
     if clip and rows.shape[1] > 1:
         count = min(OUTLIERS, rows.shape[1])
         top = np.partition(magnitude, rows.shape[1] - count, axis=1)[:, -count:].astype(np.float64)
-        cut = np.maximum(top[:, :, None] - ends[:, None, None] * CLIPS, 0)
-        rounding = rows.shape[1] * (ends[:, None] * CLIPS / LARGEST) ** 2 / 12
-        cost = (cut * cut).sum(axis=1) + rounding
+        cost = rows.shape[1] * (ends[:, None] * CLIPS / LARGEST) ** 2 / 12
+        for at in range(0, len(rows), CHANNELS):
+            block = slice(at, at + CHANNELS)
+            cut = top[block, :, None] - ends[block, None, None] * CLIPS
+            np.maximum(cut, 0, out=cut)
+            np.multiply(cut, cut, out=cut)
+            cost[block] += cut.sum(axis=1)
         chosen = (ends * CLIPS[np.argmin(cost, axis=1)]).astype(np.float32)
         better = _squares(rows, chosen) < _squares(rows, ends)
         ends = np.where(better, chosen, ends)

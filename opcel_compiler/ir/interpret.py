@@ -96,11 +96,16 @@ def _solve(dim: Dim, value: int, symbols: Mapping[str, int]) -> tuple[Symbol, in
     return monomial[0], (value - offset) // slope
 
 
-def _bind(value: Value, array: np.ndarray, symbols: dict[str, int], what: str, final: bool = True) -> None:
-    """Take unbound symbols from the shape of `array`, then check it against the value's type, wholly when `final`."""
+def _bind(value: Value, array: np.ndarray, symbols: dict[str, int], whose: str | Node, final: bool = True) -> None:
+    """Take unbound symbols from the shape of `array`, then check it against the value's type, wholly when `final`.
+    `whose` says in an error what the value is, or is the node that makes it."""
     t = value.type
     if not isinstance(t, TensorType):
         return
+    shape = t.shape
+    if shape is not None and isinstance(array, np.ndarray) and array.shape == shape and array.dtype == t.dtype.numpy:
+        return
+    what = whose if isinstance(whose, str) else f"%{value.name} of\n  {print_node(whose)}\n"
     if not isinstance(array, np.ndarray):
         raise InterpretError(f"{what} is a {type(array).__name__}, not an array of {t}")
     if array.dtype != t.dtype.numpy and not (t.dtype.kind == "s" and array.dtype.kind in "US"):
@@ -140,7 +145,7 @@ class _Run:
         for node in graph.nodes:
             results = self.node(node, env)
             for value, array in zip(node.results, results, strict=True):
-                _bind(value, array, self.symbols, f"%{value.name} of\n  {print_node(node)}\n", final=False)
+                _bind(value, array, self.symbols, node, final=False)
                 if value in last or value in keep:
                     env[value] = array
             if self.observe is not None:
