@@ -108,8 +108,9 @@ def add_quantization(parser: argparse.ArgumentParser) -> None:
         help="how an activation's range follows from what was seen of it (default: mse)",
     )  # fmt: skip
     group.add_argument(
-        "--activations", choices=("static", "dynamic"), default="static",
-        help="scales known when compiling, or for matrix products one a row, computed as it runs (default: static)",
+        "--activations", choices=("auto", "static", "dynamic"), default="auto",
+        help="scales known when compiling, or for matrix products one a row, computed as it runs; auto (default): a "
+        "row's own where that is measured to be much better",
     )  # fmt: skip
 
 

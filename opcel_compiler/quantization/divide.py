@@ -21,8 +21,8 @@ from opcel_compiler.quantization.probe import Feeds, QuantizedLayer, visit
 
 SHARES = (0.3, 0.5, 0.7, 0.85, 1.0)
 """The exponents a that are tried."""
-TRIGGER = {"matmul": 20.0, "conv": 4.0}
-"""How many times the median channel the largest must reach; a convolution's is divided at no cost."""
+TRIGGER = 4.0
+"""How many times the median channel the largest must reach."""
 GAIN = 0.8
 """The noise of the readers together must fall below this share of what it is undivided."""
 MOST_SAMPLES = 4
@@ -46,7 +46,7 @@ def divisions(
         readers = channel_readers(value)
         if readers is not None and all(n in allowed for n in readers[0]):
             reach = _reach(seen.get(value.name), readers[1], value)
-            if reach is not None and _uneven(reach, "matmul" if readers[0][0].op == "matmul" else "conv"):
+            if reach is not None and _uneven(reach):
                 found[value] = readers[0], readers[1]
     if not samples:
         return {
@@ -67,9 +67,9 @@ def _reach(t: TensorStatistics | None, axis: int, value: Value) -> np.ndarray | 
     return np.asarray(t.absmax, np.float64) if len(value.tensor.dims) + t.axis == axis else None
 
 
-def _uneven(reach: np.ndarray, kind: str) -> bool:
+def _uneven(reach: np.ndarray) -> bool:
     live = reach[reach > 0]
-    return bool(live.size > 1 and live.max() > TRIGGER[kind] * np.median(live))
+    return bool(live.size > 1 and live.max() > TRIGGER * np.median(live))
 
 
 def _inputs(node: Node, magnitude: np.ndarray) -> np.ndarray:

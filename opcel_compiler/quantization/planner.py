@@ -25,6 +25,7 @@ from opcel_compiler.quantization.observe import Feeds, interpreted
 from opcel_compiler.quantization.plan import Range, make_plan, observed_values
 from opcel_compiler.quantization.probe import Measured, measure
 from opcel_compiler.quantization.recipe import Recipe
+from opcel_compiler.quantization.rows import by_rows
 from opcel_compiler.schedule.cost import nominal
 from opcel_compiler.targets.schema import Target
 
@@ -74,7 +75,7 @@ class Planner:
     def before_equalize(self) -> Plan:
         """What the pass `equalize` is to do, of the graph that stands before it."""
         self.seen = dict(self._statistics())
-        if self.recipe.equalize and self.recipe.activations == "static":
+        if self.recipe.equalize and self.recipe.activations != "dynamic":
             layers = candidates(self.graph, self.target)
             self.divided = divisions(self.graph, layers, self.seen, self.samples)
         return Plan(divided=self.divided)
@@ -98,10 +99,15 @@ class Planner:
 
     def _measured_plan(self) -> Plan:
         ranges = self._ranges()
-        plan = self._plan(ranges, dict(self.recipe.kept))
+        products = [n for n in self.graph.nodes if n.op == "matmul" and n.results]
+        dynamic = frozenset(n.results[0].name for n in products if self.recipe.activations == "dynamic")
+        plan = self._plan(ranges, dict(self.recipe.kept), dynamic)
         if not self.samples:
             return plan
-        self.measured, self.references = measure(self.graph, plan, self.samples)
+        both = self.recipe.activations == "auto"
+        self.measured, rows, self.references = measure(self.graph, plan, self.samples, both)
+        better = by_rows(products, self.measured, rows)
+        self.measured |= {n: rows[n] for n in better}
         corrections, poor = {}, dict(self.recipe.kept)
         for name, m in self.measured.items():
             correction = m.correction if self.recipe.correct else None
@@ -111,15 +117,12 @@ class Planner:
             if m.sqnr < self.recipe.least_sqnr:
                 least = self.recipe.least_sqnr
                 poor[name] = f"its result has {m.sqnr:.1f} dB of signal to noise in 8 bits, less than {least:g}"
-        if len(poor) > len(self.recipe.kept):
-            plan = self._plan(ranges, poor)
+        if better or len(poor) > len(self.recipe.kept):
+            plan = self._plan(ranges, poor, dynamic | better)
         plan.corrections = {n: c for n, c in corrections.items() if plan.quantized(n)}
         return plan
 
-    def _plan(self, ranges: Mapping[str, Range], kept: Mapping[str, str]) -> Plan:
-        dynamic: frozenset[str] = frozenset()
-        if self.recipe.activations == "dynamic":
-            dynamic = frozenset(n.results[0].name for n in self.graph.nodes if n.op == "matmul" and n.results)
+    def _plan(self, ranges: Mapping[str, Range], kept: Mapping[str, str], dynamic: frozenset[str]) -> Plan:
         plan = make_plan(self.graph, ranges, self.target, kept, dynamic)
         plan.divided = self.divided
         return plan

@@ -12,7 +12,7 @@ from opcel_compiler.ir.nbits import WeightScheme
 from opcel_compiler.ir.statistics import Statistics
 from opcel_compiler.ir.thresholds import THRESHOLDS
 
-ACTIVATIONS = ("static", "dynamic")
+ACTIVATIONS = ("auto", "static", "dynamic")
 LEAST_SQNR = 15.0
 
 
@@ -25,7 +25,8 @@ class Recipe:
     """`calibrate`: the data, as `calibrate.readers.read_samples` takes them, images with the description `preprocess`;
     `statistics`: what was seen of data, or the file of it, which is written if there is none yet. `on_bad_sample` and
     `allow_random` are those of `calibration.collect`. `threshold` chooses ranges from them. `activations`: "static"
-    grids or, for matrix products, "dynamic" ones, a scale for each row, computed as the model runs. `equalize` and
+    grids or, for matrix products, "dynamic" ones, a scale for each row, computed as the model runs; "auto" is static
+    but where rows are measured to be much better. `equalize` and
     `correct` allow channels to be divided between layers and biases to be corrected where that is measured to help. A
     layer whose own result has a signal-to-noise ratio below `least_sqnr` decibels stays float, and so do those `kept`,
     by the names of their results, with reasons. `planned` is shown the planner once the plan is made and the graph not
@@ -39,7 +40,7 @@ class Recipe:
     on_bad_sample: str = "error"
     allow_random: bool = False
     threshold: str = "mse"
-    activations: str = "static"
+    activations: str = "auto"
     equalize: bool = True
     correct: bool = True
     least_sqnr: float = LEAST_SQNR

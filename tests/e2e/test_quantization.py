@@ -15,8 +15,10 @@ import opcel_compiler as oc
 from opcel_compiler.cli import main
 from opcel_compiler.compilation import prepare
 from opcel_compiler.frontend.importer import import_model
+from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph
 from opcel_compiler.ir.interpret import run
+from opcel_compiler.ir.parse import parse_graph
 from opcel_compiler.ir.quantization import Plan, channel_readers
 from opcel_compiler.quantization.planner import Planner
 from opcel_compiler.quantization.recipe import QuantizationError, Recipe
@@ -109,6 +111,35 @@ def test_channels_far_apart_are_evened_out(name: str, op: str, factors) -> None:
 def test_rows_with_scales_of_their_own_are_a_choice() -> None:
     found, planner = after(*imported("vit"), activations="dynamic")
     assert found >= 30 and {layer.scheme for layer in planner.plan.layers.values()} >= {"dynamic"}
+
+
+@pytest.mark.parametrize(("loud", "scheme"), [(100.0, "dynamic"), (1.0, "static")])
+def test_rows_have_scales_of_their_own_where_few_are_loud(loud: float, scheme: str) -> None:
+    """Two products read one value, whose first row reaches `loud` times as far; what is lost is counted by row."""
+    losses = {}
+    for activations in ("auto", "static"):
+        random = np.random.default_rng(0)
+        held = [Constant(random.standard_normal((32, n)).astype(np.float32)) for n in (24, 16)]
+        graph = parse_graph(
+            f"""graph main(%x: f32[16, 32]) {{
+              %w = f32[32, 24] #{held[0].digest}
+              %u = f32[32, 16] #{held[1].digest}
+              %a = matmul(%x, %w)
+              %b = matmul(%x, %u)
+              %y = concat(%a, %b){{axis=1}}
+              return %y
+            }}""",
+            {c.digest: c for c in held},
+        )
+        data = [{"x": random.standard_normal((16, 32)).astype(np.float32)} for _ in range(12)]
+        for given in data:
+            given["x"][0] *= loud
+        quiet = [{k: v[1:] for k, v in run(graph, f).items()} for f in data[8:]]
+        planner = quantized(graph, data[:8], activations=activations)
+        losses[activations] = sqnr(quiet, [{k: v[1:] for k, v in run(graph, f).items()} for f in data[8:]])
+        layers = {layer.scheme for layer in planner.plan.layers.values()}
+        assert layers == {scheme if activations == "auto" else "static"}
+    assert losses["auto"] > 30 and (losses["auto"] > losses["static"] + 20) == (scheme == "dynamic")
 
 
 def test_a_layer_that_eight_bits_ruin_stays_float_and_says_so() -> None:
