@@ -104,13 +104,14 @@ def add_quantization(parser: argparse.ArgumentParser) -> None:
         "--statistics", type=Path, metavar="FILE", help="what was seen of samples; written if there is no such file"
     )
     group.add_argument(
-        "--threshold", choices=("mse", "minmax", "percentile", "entropy"), default="mse",
-        help="how an activation's range follows from what was seen of it (default: mse)",
+        "--threshold", choices=("auto", "mse", "minmax", "percentile", "entropy"), default="auto",
+        help="how an activation's range follows from what was seen of it; auto (default): mse, or minmax where the "
+        "outputs of a network of matrix products are measured to be nearer",
     )  # fmt: skip
     group.add_argument(
         "--activations", choices=("auto", "static", "dynamic"), default="auto",
         help="scales known when compiling, or for matrix products one a row, computed as it runs; auto (default): a "
-        "row's own where that is measured to be much better",
+        "row's own where the outputs are measured to be much nearer",
     )  # fmt: skip
 
 

@@ -24,12 +24,13 @@ from opcel_compiler.quantization.layers import candidates
 from opcel_compiler.quantization.observe import Feeds, interpreted
 from opcel_compiler.quantization.plan import Range, make_plan, observed_values
 from opcel_compiler.quantization.probe import Measured, measure
-from opcel_compiler.quantization.recipe import Recipe
-from opcel_compiler.quantization.rows import by_rows
+from opcel_compiler.quantization.recipe import AUTO, Recipe
+from opcel_compiler.quantization.trial import ENOUGH, GAIN, Trial, products
 from opcel_compiler.schedule.cost import nominal
 from opcel_compiler.targets.schema import Target
 
 PROBE_FLOPS = 1e11
+TINY = 1e-30
 LEAST_PROBED, MOST_PROBED = 4, 12
 """On how many samples layers are measured: as many as take so many operations, within these limits."""
 
@@ -49,6 +50,7 @@ class Planner:
         self.planned: Callable[[Planner], None] | None = recipe.planned
         self.statistics: Statistics | None = None
         self.seen: dict[str, TensorStatistics] = {}
+        self.now: dict[str, TensorStatistics] = {}
         self.divided: Mapping[str, np.ndarray] = {}
         self.samples = list(islice(self._read(), self._probed()))
 
@@ -98,16 +100,19 @@ class Planner:
         return plan
 
     def _measured_plan(self) -> Plan:
-        ranges = self._ranges()
-        products = [n for n in self.graph.nodes if n.op == "matmul" and n.results]
-        dynamic = frozenset(n.results[0].name for n in products if self.recipe.activations == "dynamic")
-        plan = self._plan(ranges, dict(self.recipe.kept), dynamic)
+        kept = dict(self.recipe.kept)
+        dynamic: frozenset[str] = frozenset()
+        if self.recipe.activations == "dynamic":
+            dynamic = frozenset(n.results[0].name for n in self.graph.nodes if n.op == "matmul" and n.results)
+        ranges: Mapping[str, Range] = self._ranges("mse" if self.recipe.threshold == AUTO else self.recipe.threshold)
+        plan = self._plan(ranges, kept, dynamic)
         if not self.samples:
             return plan
-        both = self.recipe.activations == "auto"
-        self.measured, rows, self.references = measure(self.graph, plan, self.samples, both)
-        better = by_rows(products, self.measured, rows)
-        self.measured |= {n: rows[n] for n in better}
+        chosen = AUTO in (self.recipe.threshold, self.recipe.activations)
+        if chosen and (names := products(self.graph, plan)):
+            ranges, dynamic = self._tried(ranges, names, plan)
+            plan = self._plan(ranges, kept, dynamic)
+        self.measured, self.references = measure(self.graph, plan, self.samples)
         corrections, poor = {}, dict(self.recipe.kept)
         for name, m in self.measured.items():
             correction = m.correction if self.recipe.correct else None
@@ -117,10 +122,26 @@ class Planner:
             if m.sqnr < self.recipe.least_sqnr:
                 least = self.recipe.least_sqnr
                 poor[name] = f"its result has {m.sqnr:.1f} dB of signal to noise in 8 bits, less than {least:g}"
-        if better or len(poor) > len(self.recipe.kept):
-            plan = self._plan(ranges, poor, dynamic | better)
+        if len(poor) > len(self.recipe.kept):
+            plan = self._plan(ranges, poor, dynamic)
         plan.corrections = {n: c for n, c in corrections.items() if plan.quantized(n)}
         return plan
+
+    def _tried(
+        self, ranges: Mapping[str, Range], names: frozenset[str], plan: Plan
+    ) -> tuple[Mapping[str, Range], frozenset[str]]:
+        """(ranges, the layers with scales for rows): those that move the outputs least of what the recipe leaves open,
+        for a network of the matrix products `names`."""
+        kept, trial = dict(self.recipe.kept), Trial(self.graph, plan, self.samples)
+        noise = trial.noise(plan)
+        if self.recipe.threshold == AUTO:
+            whole = self._ranges("minmax")
+            if (other := trial.noise(self._plan(whole, kept, frozenset()))) < noise:
+                ranges, noise = whole, other
+        if self.recipe.activations == AUTO and noise > ENOUGH:
+            if trial.noise(self._plan(ranges, kept, names)) < GAIN * noise:
+                return ranges, names
+        return ranges, frozenset()
 
     def _plan(self, ranges: Mapping[str, Range], kept: Mapping[str, str], dynamic: frozenset[str]) -> Plan:
         plan = make_plan(self.graph, ranges, self.target, kept, dynamic)
@@ -138,20 +159,24 @@ class Planner:
             return statistics.tensors
         return interpreted(self.graph, self._read(), observed_values(self.graph, self.target))
 
-    def _ranges(self) -> dict[str, Range]:
-        """The range of every value that may be quantized; of those that were divided by what they are now."""
-        threshold = THRESHOLDS[self.recipe.threshold]
+    def _ranges(self, name: str) -> dict[str, Range]:
+        """The range of every value that may be quantized, by the threshold `name`; of those that were divided by what
+        they are now."""
+        threshold = THRESHOLDS[name]
         wanted = observed_values(self.graph, self.target)
         changed = {n: a for n, a in wanted.items() if n in self.divided or n.removesuffix(".divided") in self.divided}
-        if self.samples and changed:
-            self.seen |= interpreted(self.graph, self.samples, changed)
-        out = {n: threshold(self.seen[n], False) for n in wanted if n in self.seen}
-        if not self.samples:
-            out |= {n: self._divided_range(n.removesuffix(".divided")) for n in changed}
+        out = {n: threshold(t, False) for n, t in self.seen.items() if n in wanted and n not in changed}
+        if self.samples and changed and not self.now:
+            self.now = interpreted(self.graph, self.samples, changed)
+        for name in changed:
+            before = self.seen[name.removesuffix(".divided")]
+            assert before.absmax is not None
+            reach = float((before.absmax / self.divided[before.name]).max())
+            if name in self.now:
+                t = self.now[name]
+                low, high = threshold(t, False)
+                wider = max(1.0, reach / max(-t.minimum, t.maximum, TINY))  # what samples not among these reach
+                out[name] = low * wider, high * wider
+            else:
+                out[name] = (-reach if before.minimum < 0 else 0.0), (reach if before.maximum > 0 else 0.0)
         return out
-
-    def _divided_range(self, name: str) -> Range:
-        t = self.seen[name]
-        assert t.absmax is not None
-        most = float((t.absmax / self.divided[name]).max())
-        return (-most if t.minimum < 0 else 0.0), (most if t.maximum > 0 else 0.0)

@@ -11,7 +11,7 @@ import numpy as np
 from opcel_compiler.ir.codes import rounded, rounded_rows, term_axes, weight_codes, weight_scales
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.interpret import evaluate_node, run
-from opcel_compiler.ir.quantization import DYNAMIC, STATIC, Plan
+from opcel_compiler.ir.quantization import DYNAMIC, Plan
 from opcel_compiler.quantization.layers import root
 
 Feeds = Mapping[str, np.ndarray]
@@ -140,31 +140,23 @@ def decibels(signal: float, noise: float) -> float:
 
 
 def measure(
-    graph: Graph, plan: Plan, samples: Iterable[Feeds], both: bool = False
-) -> tuple[dict[str, Measured], dict[str, Measured], list[dict[str, np.ndarray]]]:
-    """(each layer that `plan` quantizes, measured with the operands that the float graph gives it; with `both` also
-    the matrix products that have grids, with a scale for each row instead; the float graph's outputs, sample by
-    sample)."""
+    graph: Graph, plan: Plan, samples: Iterable[Feeds]
+) -> tuple[dict[str, Measured], list[dict[str, np.ndarray]]]:
+    """(each layer that `plan` quantizes, measured with the operands that the float graph gives it; the float graph's
+    outputs, sample by sample)."""
     nodes = [n for n in graph.nodes if n.results and plan.quantized(n.results[0].name)]
     layers = {node: QuantizedLayer(node) for node in nodes}
     out = {n.results[0].name: Measured() for n in nodes}
-    other = {
-        n.results[0].name: Measured()
-        for n in nodes if both and n.op == "matmul" and plan.layers[n.results[0].name].scheme == STATIC
-    }  # fmt: skip
 
     def see(index: int, node: Node, x: np.ndarray, y: np.ndarray) -> None:
-        name, axis = node.results[0].name, y.ndim - 1 if node.op == "matmul" else 1
+        name = node.results[0].name
         if plan.layers[name].scheme == DYNAMIC:
             near = rounded_rows(x)
         else:
             near = rounded(x, plan.grids[root(node.operand(0)).name])
-        out[name].add(index, y, layers[node](near), axis)
-        if name in other:
-            other[name].add(index, y, layers[node](rounded_rows(x)), axis)
+        out[name].add(index, y, layers[node](near), y.ndim - 1 if node.op == "matmul" else 1)
 
-    references = visit(graph, samples, nodes, see)
-    return out, other, references
+    return out, visit(graph, samples, nodes, see)
 
 
 def _counts(x: np.ndarray, span: tuple[float, float]) -> np.ndarray:

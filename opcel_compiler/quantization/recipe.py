@@ -12,7 +12,8 @@ from opcel_compiler.ir.nbits import WeightScheme
 from opcel_compiler.ir.statistics import Statistics
 from opcel_compiler.ir.thresholds import THRESHOLDS
 
-ACTIVATIONS = ("auto", "static", "dynamic")
+AUTO = "auto"
+ACTIVATIONS = (AUTO, "static", "dynamic")
 LEAST_SQNR = 15.0
 
 
@@ -25,13 +26,13 @@ class Recipe:
     """`calibrate`: the data, as `calibrate.readers.read_samples` takes them, images with the description `preprocess`;
     `statistics`: what was seen of data, or the file of it, which is written if there is none yet. `on_bad_sample` and
     `allow_random` are those of `calibration.collect`. `threshold` chooses ranges from them. `activations`: "static"
-    grids or, for matrix products, "dynamic" ones, a scale for each row, computed as the model runs; "auto" is static
-    but where rows are measured to be much better. `equalize` and
-    `correct` allow channels to be divided between layers and biases to be corrected where that is measured to help. A
-    layer whose own result has a signal-to-noise ratio below `least_sqnr` decibels stays float, and so do those `kept`,
-    by the names of their results, with reasons. `planned` is shown the planner once the plan is made and the graph not
-    yet quantized. `weights` is what becomes of weights with precision "int4", for which
-    data are no must.
+    grids or, for matrix products, "dynamic" ones, a scale for each row, computed as the model runs. Both can be left to
+    what is measured on the outputs ("auto"): "mse" or, in networks of matrix products, "minmax"; static or dynamic.
+    `equalize` and `correct` allow channels to be divided between layers and biases to be corrected where that is
+    measured to help. A layer whose own result has a signal-to-noise ratio below `least_sqnr` decibels stays float, and
+    so do those `kept`, by the names of their results, with reasons. `planned` is shown the planner once the plan is
+    made and the graph not yet quantized. `weights` is what becomes of weights with precision "int4", for which data are
+    no must.
     """
 
     calibrate: Any = None
@@ -39,8 +40,8 @@ class Recipe:
     preprocess: str | os.PathLike[str] | None = None
     on_bad_sample: str = "error"
     allow_random: bool = False
-    threshold: str = "mse"
-    activations: str = "auto"
+    threshold: str = AUTO
+    activations: str = AUTO
     equalize: bool = True
     correct: bool = True
     least_sqnr: float = LEAST_SQNR
@@ -56,7 +57,7 @@ class Recipe:
                 "statistics of earlier ones with --statistics FILE"
             )
         for what, value, known in (
-            ("the threshold", self.threshold, tuple(THRESHOLDS)), ("activations", self.activations, ACTIVATIONS),
+            ("the threshold", self.threshold, (AUTO, *THRESHOLDS)), ("activations", self.activations, ACTIVATIONS),
         ):  # fmt: skip
             if value not in known:
                 raise QuantizationError(f"{what} can be {', '.join(known)}, not {value!r}")

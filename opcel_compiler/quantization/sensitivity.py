@@ -79,17 +79,17 @@ def sensitivities(
     """For every quantized layer by name the KL of the outputs with it alone in 8 bits, or their relative L2 error where
     no output is a distribution; `tick` is told how many are done, of how many. Known ones are not measured again."""
     nodes = [n for n in graph.nodes if n.results and plan.quantized(n.results[0].name)]
-    replays: list[_Replay] = []
+    replays: list[Replay] = []
     for i, node in enumerate(nodes):
         name = node.results[0].name
         if name not in known.found:
-            replays = replays or [_Replay(graph, feeds) for feeds in samples[:SAMPLES]]
+            replays = replays or [Replay(graph, feeds) for feeds in samples[:SAMPLES]]
             known.add(name, _loss(node, plan, replays))
         tick(i + 1, len(nodes))
         yield name, known.found[name]
 
 
-def _loss(node: Node, plan: Plan, replays: Sequence[_Replay]) -> float:
+def _loss(node: Node, plan: Plan, replays: Sequence[Replay]) -> float:
     layer = QuantizedLayer(node)
     dynamic = plan.layers[node.results[0].name].scheme == DYNAMIC
     gots = []
@@ -101,7 +101,7 @@ def _loss(node: Node, plan: Plan, replays: Sequence[_Replay]) -> float:
     return kl(wants, gots) or relative_l2(wants, gots)
 
 
-class _Replay:
+class Replay:
     """All values of one sample, so that a change is followed only through what depends on it."""
 
     def __init__(self, graph: Graph, feeds: Feeds) -> None:
@@ -120,12 +120,18 @@ class _Replay:
 
     def again(self, changed: Node, result: np.ndarray) -> dict[str, np.ndarray]:
         """The outputs when `changed` has another result."""
-        new: dict[Value, np.ndarray] = {changed.results[0]: result}
-        node = changed._next
-        while node is not None:
-            if any(v in new for v in node.operands):
+        return self.through(lambda node, _: result if node is changed else None)
+
+    def through(self, compute: Callable[[Node, np.ndarray], np.ndarray | None]) -> dict[str, np.ndarray]:
+        """The outputs when the nodes for which `compute`, given operand 0, gives something have that result."""
+        new: dict[Value, np.ndarray] = {}
+        for node in self.graph.nodes:
+            x = node.operands[0] if node.operands else None
+            result = compute(node, new.get(x, self.values[x])) if x is not None else None
+            if result is not None:
+                new[node.results[0]] = result
+            elif any(v in new for v in node.operands):
                 given = [None if v is None else new.get(v, self.values[v]) for v in node.operands]
                 new.update(zip(node.results, evaluate_node(node, given, self.symbols), strict=True))
-            node = node._next
         names = zip(self.graph.output_names, self.graph.outputs, strict=True)
         return {name: new.get(v, self.values[v]) for name, v in names}

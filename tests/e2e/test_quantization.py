@@ -113,33 +113,46 @@ def test_rows_with_scales_of_their_own_are_a_choice() -> None:
     assert found >= 30 and {layer.scheme for layer in planner.plan.layers.values()} >= {"dynamic"}
 
 
+def with_a_loud_row(loud: float, rows: slice) -> tuple[Graph, list[dict[str, np.ndarray]]]:
+    """Two products of one value, whose first row reaches `loud` times as far, and `rows` of what they give; samples."""
+    random = np.random.default_rng(0)
+    held = [Constant(random.standard_normal((32, n)).astype(np.float32)) for n in (24, 16)]
+    graph = parse_graph(
+        f"""graph main(%x: f32[64, 32]) {{
+          %w = f32[32, 24] #{held[0].digest}
+          %u = f32[32, 16] #{held[1].digest}
+          %a = matmul(%x, %w)
+          %b = matmul(%x, %u)
+          %c = concat(%a, %b){{axis=1}}
+          %y = slice(%c){{starts=[{rows.start}, 0], sizes=[{rows.stop - rows.start}, 40], steps=[1, 1]}}
+          return %y
+        }}""",
+        {c.digest: c for c in held},
+    )
+    data = [{"x": random.standard_normal((64, 32)).astype(np.float32)} for _ in range(12)]
+    for given in data:
+        given["x"][0] *= loud
+    return graph, data
+
+
 @pytest.mark.parametrize(("loud", "scheme"), [(100.0, "dynamic"), (1.0, "static")])
-def test_rows_have_scales_of_their_own_where_few_are_loud(loud: float, scheme: str) -> None:
-    """Two products read one value, whose first row reaches `loud` times as far; what is lost is counted by row."""
+def test_rows_have_scales_of_their_own_where_a_loud_one_drowns_the_others(loud: float, scheme: str) -> None:
     losses = {}
     for activations in ("auto", "static"):
-        random = np.random.default_rng(0)
-        held = [Constant(random.standard_normal((32, n)).astype(np.float32)) for n in (24, 16)]
-        graph = parse_graph(
-            f"""graph main(%x: f32[16, 32]) {{
-              %w = f32[32, 24] #{held[0].digest}
-              %u = f32[32, 16] #{held[1].digest}
-              %a = matmul(%x, %w)
-              %b = matmul(%x, %u)
-              %y = concat(%a, %b){{axis=1}}
-              return %y
-            }}""",
-            {c.digest: c for c in held},
-        )
-        data = [{"x": random.standard_normal((16, 32)).astype(np.float32)} for _ in range(12)]
-        for given in data:
-            given["x"][0] *= loud
-        quiet = [{k: v[1:] for k, v in run(graph, f).items()} for f in data[8:]]
-        planner = quantized(graph, data[:8], activations=activations)
-        losses[activations] = sqnr(quiet, [{k: v[1:] for k, v in run(graph, f).items()} for f in data[8:]])
+        graph, data = with_a_loud_row(loud, slice(1, 64))
+        losses[activations], planner = after(graph, data[:8], data[8:], activations=activations)
         layers = {layer.scheme for layer in planner.plan.layers.values()}
         assert layers == {scheme if activations == "auto" else "static"}
     assert losses["auto"] > 30 and (losses["auto"] > losses["static"] + 20) == (scheme == "dynamic")
+
+
+def test_a_loud_row_that_matters_is_not_clipped() -> None:
+    """The squares of all elements say that it should be."""
+    losses = {}
+    for threshold in ("auto", "mse", "minmax"):
+        graph, data = with_a_loud_row(30.0, slice(0, 1))
+        losses[threshold], _ = after(graph, data[:8], data[8:], threshold=threshold, activations="static")
+    assert losses["auto"] == losses["minmax"] > losses["mse"] + 2
 
 
 def test_a_layer_that_eight_bits_ruin_stays_float_and_says_so() -> None:

@@ -1,0 +1,54 @@
+"""What a plan does to a network's outputs, of the networks that are mostly matrix products: which of several is taken.
+
+Rows differ where few of them, such as those of a text's first or last token, reach many times as far as the others.
+What a grid loses then hardly shows in a layer's own signal to noise, whose signal is that of the loud rows, so whole
+networks are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from opcel_compiler.ir.codes import rounded, rounded_rows
+from opcel_compiler.ir.graph import Graph, Node
+from opcel_compiler.ir.quantization import DYNAMIC, STATIC, Plan
+from opcel_compiler.quantization.layers import root
+from opcel_compiler.quantization.metrics import relative_l2
+from opcel_compiler.quantization.probe import Feeds, QuantizedLayer
+from opcel_compiler.quantization.sensitivity import SAMPLES, Replay
+
+ENOUGH = 10 ** (-25.0 / 10)
+"""Noise by signal of the outputs up to which grids are good enough: 25 dB."""
+GAIN = 0.5
+"""With scales for rows the noise must fall below this share: they have no zero point, and are computed at each run."""
+
+
+def products(graph: Graph, plan: Plan) -> frozenset[str]:
+    """The matrix products of `plan` that have grids, by the names of their results; none where most layers are
+    convolutions."""
+    nodes = [n for n in graph.nodes if n.results and plan.quantized(n.results[0].name)]
+    found = [n.results[0].name for n in nodes if n.op == "matmul" and plan.layers[n.results[0].name].scheme == STATIC]
+    return frozenset(found if 2 * len(found) > len(nodes) else ())
+
+
+class Trial:
+    """A graph on a few samples, in float and with the layers of `plan` in 8 bits."""
+
+    def __init__(self, graph: Graph, plan: Plan, samples: Sequence[Feeds]) -> None:
+        nodes = (n for n in graph.nodes if n.results and plan.quantized(n.results[0].name))
+        self.layers = {node: QuantizedLayer(node) for node in nodes}
+        self.replays = [Replay(graph, feeds) for feeds in samples[:SAMPLES]]
+
+    def noise(self, plan: Plan) -> float:
+        """Of all outputs together, by the signal."""
+
+        def compute(node: Node, x: np.ndarray) -> np.ndarray | None:
+            if node not in self.layers:
+                return None
+            if plan.layers[node.results[0].name].scheme == DYNAMIC:
+                return self.layers[node](rounded_rows(x))
+            return self.layers[node](rounded(x, plan.grids[root(node.operand(0)).name]))
+
+        return relative_l2([r.outputs for r in self.replays], [r.through(compute) for r in self.replays]) ** 2
