@@ -59,23 +59,24 @@ class IntegerOperands(Pass):
         if w is None or w.operand(0).constant is None:
             return
         _with_zero_point(anchor)
+        given = (anchor.operand(0), w.result)
         signed = _signed_weights(anchor, w)
-        if signed is not None:
-            anchor.set_operand(1, signed)
-        elif (twice := _in_two_parts(anchor, w)) is not None:
-            x, (image, signed) = maker(anchor.operand(0), "dequantize"), twice
-            anchor.set_operand(0, image)
-            anchor.set_operand(1, signed)
-            erase_unused([x] if x is not None else [])
+        made = (given[0], signed) if signed is not None else _in_two_parts(anchor, w)
+        _set_operands(anchor, made or given)
         found = integer_operands(anchor)
         if isinstance(found, str):
             ctx.refuse("weights", anchor, f"it is computed in floats: {found}")
-            anchor.set_operand(1, w.result)
+            _set_operands(anchor, given)
             if (folded := _floats(anchor, w)) is not None:
                 anchor.set_operand(1, folded)
-        elif signed is not None:
+        elif made is not None:
             ctx.changed("weights", anchor)
-        erase_unused([n for n in (w, None if signed is None else signed.producer) if n is not None])
+        erase_unused([v.producer for v in (*given, *(made or ())) if v.producer is not None])
+
+
+def _set_operands(anchor: Node, operands: tuple[Value, Value]) -> None:
+    for i, value in enumerate(operands):
+        anchor.set_operand(i, value)
 
 
 def _quantized(anchor: Node) -> bool:

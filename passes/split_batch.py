@@ -117,7 +117,7 @@ def _seconds(held: int, moved: int, target: Target) -> float:
 
 
 def _batched(kernel: Kernel) -> Batched | None:
-    """How a kernel treats samples; None where it joins or tells them apart."""
+    """How a kernel treats samples; None where it joins or tells them apart, or has weights for each."""
     if any(not isinstance(d, int) for v in kernel.views for d in v.shape):
         return None
     access = analyze(kernel.body, kernel.anchor)
@@ -132,10 +132,12 @@ def _batched(kernel: Kernel) -> Batched | None:
         uses = [i for i, index in enumerate(access_map) if any(a == axis for a, _ in index.terms)]
         if uses and not (uses == [0] and access_map[0] == sample and view.shape[0] == count):
             return None
+        if uses and view.buffer.kind == "weight":
+            return None
         flags.append(bool(uses))
     if not all(flags[len(kernel.inputs) :]) or not isinstance(count, int):
         return None
-    return Batched(kernel, count, tuple(flags))
+    return Batched(kernel, count, tuple(flags)) if all(_by_sample(v, count) for v in kernel.outputs) else None
 
 
 def _stretches(program: Program) -> Iterator[tuple[int, list[Batched]]]:
@@ -144,13 +146,21 @@ def _stretches(program: Program) -> Iterator[tuple[int, list[Batched]]]:
     run: list[Batched] = []
     for i, (step, inside) in enumerate(zip(program.steps, blocks(program.steps), strict=True)):
         found = _batched(step) if isinstance(step, Kernel) and not inside else None
-        if run and (found is None or found.count != run[0].count):
+        if run and (found is None or not _follows(run, found)):
             yield i - len(run), run
             run = []
         if found is not None and found.count > 1:
             run.append(found)
     if run:
         yield len(program.steps) - len(run), run
+
+
+def _follows(run: Sequence[Batched], each: Batched) -> bool:
+    """Whether a sample of `each` needs what the run's kernels make of the same sample, and of no other."""
+    made = {v.buffer for before in run for v in before.kernel.outputs}
+    read = zip(each.kernel.inputs, each.views, strict=False)
+    alike = all(part and _by_sample(v, each.count) for v, part in read if v.buffer in made)
+    return each.count == run[0].count and alike
 
 
 def _best(batched: Sequence[Batched], target: Target) -> tuple[int, int, int] | None:
@@ -201,7 +211,7 @@ def _inner(program: Program, batched: Sequence[Batched]) -> set[Buffer]:
     parts = {
         (each.kernel, v) for each in batched for v, part in zip(each.kernel.views, each.views, strict=True) if part
     }
-    inner = {view.buffer for _, view in parts if _by_sample(view, batched[0].count)}
+    inner = {view.buffer for _, view in parts if view.buffer.kind == "temp"}
     for step in program.steps:
         for view in step.views:
             if (step, view) not in parts or not _by_sample(view, batched[0].count):
@@ -210,13 +220,10 @@ def _inner(program: Program, batched: Sequence[Batched]) -> set[Buffer]:
 
 
 def _by_sample(view: View, count: int) -> bool:
-    """Whether a temporary buffer holds one sample after the other, and the view begins in the first of them."""
-    buffer, layout, dims = view.buffer, view.buffer.layout, view.buffer.type.dims
-    if buffer.kind != "temp" or not dims or dims[0] != count or layout.room or (layout.halo and any(layout.halo[0])):
+    """Whether a buffer holds one sample after the other, and the view begins in the first of them."""
+    layout, dims = view.buffer.layout, view.buffer.type.dims
+    if not dims or dims[0] != count or layout.room or (layout.halo and any(layout.halo[0])):
         return False
-    strides = layout.strides(dims)
-    if not all(isinstance(d, int) for d in (*strides, view.offset)):
-        return False
-    sample = evaluate(strides[0], {})
-    inside = (*strides[1:], view.offset)
-    return view.strides[0] == sample and all(evaluate(d, {}) < sample for d in inside)
+    sample, outermost = layout.strides(dims)[0], layout.order[:1] in ((), (0,)) and layout.block_axis != 0
+    fixed = isinstance(sample, int) and isinstance(view.offset, int) and view.offset < sample
+    return outermost and fixed and view.strides[0] == sample

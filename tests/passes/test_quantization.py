@@ -222,6 +222,23 @@ def test_convolutions_form_an_island(apply, x: str, groups: int) -> None:
     assert pool.result.tensor.dtype.name == "u8"
 
 
+def test_a_computed_scale_leaves_the_operands_of_a_convolution(apply) -> None:
+    """Weights that would take two terms of s8 are not divided where no integer kernel takes the activations."""
+    text = """graph main(%x: u8[1, 3, 5, 5], %s: f32[]) {
+      %z = u8[] 0
+      %xf = dequantize(%x, %s, %z){dtype=f32}
+      %w = i8[4, 3, 1, 1] 100
+      %ws = f32[] 0.5
+      %wz = i8[] -54
+      %wf = dequantize(%w, %ws, %wz){dtype=f32}
+      %y = conv(%xf, %wf){strides=[1, 1], pads=[0, 0, 0, 0], dilations=[1, 1]}
+      return %y
+    }"""
+    out = apply(text, PIPELINE, tolerance=1e-6, special=False)
+    assert out.ops == ["dequantize", "conv"]
+    assert "it is computed in floats" in out.reasons
+
+
 def test_signed_values_become_unsigned_across_movement(apply) -> None:
     text = """graph main(%x: f32[2, 4], %k: i8[2, 4]) {
       %s = f32[] 0.125

@@ -93,3 +93,19 @@ def test_samples_that_meet() -> None:
 
 def test_one_kernel_alone_saves_nothing() -> None:
     assert marks(split(images("%y = relu(%x)"))) == []
+
+
+def test_weights_of_each_sample() -> None:
+    """A kernel with a constant for each sample is no part of a loop: constants are packed whole."""
+    nodes = "%b = f32[6, 32, 8, 8] 0.5", "%s = add(%x, %b)", conv("a", "s", "w"), conv("y", "a", "v", 1)
+    program = split(images(*nodes))
+    loop = [i for i, _ in marks(program)]
+    assert all(
+        v.buffer.kind != "weight" or v.offset == 0 for step in program.steps[loop[0] : loop[1]] for v in step.views
+    )
+
+
+def test_axes_of_one_size() -> None:
+    """What reads another axis of a result as its samples needs all of them."""
+    text = "graph main(%x: f32[6, 6, 64]) {\n%a = exp(%x)\n%b = softmax(%a){axis=0}\n%y = abs(%b)\nreturn %y\n}"
+    split(text, 1 << 10)
