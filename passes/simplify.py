@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from opcel_compiler.ir.dims import product
 from opcel_compiler.ir.graph import Value
 from opcel_compiler.ir.types import DType
 from opcel_compiler.rewrite.facts import all_of, dtype_of, is_float, keeps_type, numbers, same_dims, same_type, shape_of
@@ -230,7 +231,8 @@ def divide_by_power_of_two(m: Match, build: Builder) -> Value:
 
 
 def _many_invertible(m: Match) -> str | None:
-    return "it is one division" if m.root.tensor.size == 1 else _invertible(m)
+    shape = shape_of(m.root)
+    return "it is one division" if shape is not None and product(shape) == 1 else _invertible(m)
 
 
 @rule(op("div", value("x"), const("c")), _many_invertible, Numerics.REASSOCIATES)

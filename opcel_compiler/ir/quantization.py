@@ -56,7 +56,8 @@ class Plan:
 def channel_readers(value: Value) -> tuple[list[Node], int, bool] | None:
     """The layers with constant weights that read `value`, also through max pools; the axis of its channels; and
     whether nothing else reads it. None where its channels cannot be divided: there is no such layer, or images have
-    other readers, as those would want the value twice, or are joined from parts, which are written as codes."""
+    other readers, as those would want the value twice, or are joined from parts, or an attention makes the value: both
+    are written as codes by the kernels that make them."""
     readers: list[Node] = []
     alone = True
     stack = [value]
@@ -75,9 +76,19 @@ def channel_readers(value: Value) -> tuple[list[Node], int, bool] | None:
     matmul = kinds.pop()
     axis = len(value.tensor.shape) - 1 if matmul else 1
     joined = value.producer is not None and value.producer.op == "concat"
+    if _source(value) == "attention":
+        return None
     if not isinstance(value.tensor.shape[axis], int) or (not matmul and (joined or not alone)):
         return None
     return readers, axis, alone
+
+
+def _source(value: Value) -> str:
+    """The operator that makes the elements of a value, before they were moved."""
+    node = value.producer
+    while node is not None and node.op in ("reshape", "transpose"):
+        node = node.operand(0).producer
+    return "" if node is None else node.op
 
 
 def _constant_weights(node: Node) -> bool:

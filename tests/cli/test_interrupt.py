@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def interrupted(folder: Path, data: Path, step: str, occurrence: int, cache: bool) -> tuple[int, list[str]]:
-    """The exit status and the lines on the standard error of a search that is interrupted when `step` is told."""
+    """The exit status and the lines on the standard error of a search that is interrupted when `step` is told.
+
+    A process that a shell started in the background ignores SIGINT, and so do its children unless they are told."""
     command = [sys.executable, "-m", "opcel_compiler.cli", "compile", DIGITS / "digits.onnx", "-o", folder / "a.opcel"]
     command += ["--precision", "int8", "--calibrate", data, "--max-drop", "1e-9", "--metric", "sqnr"]
     (folder / "tmp").mkdir()
@@ -36,7 +39,7 @@ def interrupted(folder: Path, data: Path, step: str, occurrence: int, cache: boo
     lines: list[str] = []
     with subprocess.Popen(
         list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=env,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as child:  # fmt: skip
         assert child.stderr is not None
         for line in child.stderr:

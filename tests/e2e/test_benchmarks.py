@@ -104,7 +104,7 @@ def test_a_product_of_4_bits_beside_the_peers(tmp_path: Path, monkeypatch: pytes
     assert row["bytes"] == 256 * 512 // 2 + 2 * 512 * 4 + 4 * (256 + 512)  # codes, scales, x and y
     assert row["engines"][0]["engine"] == "opcel" and row["engines"][0]["within"]
     assert row["bandwidth_low"] <= row["bandwidth"] <= row["bandwidth_high"] and row["share"] > 0
-    assert row["ratio"] == min(e["speedup"] for e in row["engines"][1:])
+    assert row["ratio"] == min(e["speedup"] for e in row["engines"][1:] if "speedup" in e)
     assert (tmp_path / "int4.md").read_text().splitlines()[2].startswith(f"| {name} | 1 | ")
 
 

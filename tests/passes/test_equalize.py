@@ -97,6 +97,14 @@ def test_an_image_joined_from_parts_is_left_alone() -> None:
     assert divided(graph, "v", 8)[0] == 0
 
 
+def test_what_attention_makes_is_left_alone() -> None:
+    """Its kernel writes codes; a product would read them all again."""
+    heads = "%q = reshape(%x){shape=[1, 3, 2, 4]}\n%h = transpose(%q){perm=[0, 2, 1, 3]}\n"
+    back = "%t = transpose(%a){perm=[0, 2, 1, 3]}\n%v = reshape(%t){shape=[3, 8]}\n"
+    lines = f"{heads}%a = attention(%h, %h, %h){{scale=0.5}}\n{back}%y = matmul(%v, %u)\nreturn %y"
+    assert divided(graph_of(lines, ROWS, u=(8, 2)), "v", 8)[0] == 0
+
+
 def found(graph: Graph, samples: int) -> dict[str, np.ndarray]:
     feeds = [feeds_of(graph, seed) for seed in range(4)]
     seen = interpreted(graph, feeds, observed_values(graph))

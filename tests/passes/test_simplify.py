@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from opcel_compiler.ir.parse import parse_graph
 from opcel_compiler.rewrite.context import PassContext
+from opcel_compiler.rewrite.pipeline import PassManager, Pipeline
 from opcel_compiler.rewrite.rule import Numerics
 
 # -- simplify: each line is an expression over x: f32[2, 3], and what stays of it ------------------------------------
@@ -59,6 +61,12 @@ UNARY = [
 def test_algebra(apply, body: str, ops: list[str]) -> None:
     lines = "\n  ".join(body.split("|"))
     assert apply(f"graph main(%x: f32[2, 3]) {{\n  {lines}\n  return %y\n}}", "simplify", tolerance=2e-6).ops == ops
+
+
+def test_a_division_of_unknown_rank() -> None:
+    graph = parse_graph("graph main(%x: f32[*]) {\n%c = f32[] 3.0\n%y = div(%x, %c)\nreturn %y\n}")
+    PassManager.run(graph, Pipeline.parse("simplify"), PassContext())
+    assert [n.op for n in graph.nodes if n.op != "constant"] == ["mul"]
 
 
 def test_booleans_and_integers(apply) -> None:

@@ -57,8 +57,9 @@ class KernelUnit:
 
     @property
     def call(self) -> str:
-        """The C++ expression of the number of the call, from 0; asked for after the last `integer`."""
-        return f"d[{len(self.integers)}]"
+        """The C++ expression of the number of the call, from 0; asked for after the last `integer` and with `calls`
+        set."""
+        return "0" if self.calls == 1 else f"d[{len(self.integers)}]"
 
     @property
     def name(self) -> str:
