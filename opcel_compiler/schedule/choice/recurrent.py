@@ -15,7 +15,7 @@ def choose_recurrent(kernel: Kernel, choosing: Choosing) -> None:
     r = anchor.operand(1)
     directions, rows, n = r.tensor.static_shape
     at = list(kernel.body.inputs).index(r)
-    precision = "int8" if r.tensor.dtype == I8 else choosing.precision
+    precision = "int8" if r.tensor.dtype == I8 else "bf16" if choosing.precision == "bf16" else "f32"
     layout = PLAIN.stored_as("bf16") if precision == "bf16" else PLAIN
     kernel.inputs[at] = whole(choosing.packed_weight(kernel.inputs[at], layout, f"recurrent:{choosing.width}"))
     batch, gates, blocks = kernel.outputs[0].shape[2], rows // n, directions * -(-n // choosing.width)
