@@ -26,8 +26,9 @@ from opcel_compiler.targets.schema import Target
 
 LAUNCH = 2e-6
 """Seconds that a kernel takes to begin and end on all threads."""
-SHARE = 4
-"""The part of the last-level cache that a program may count on: others use it, too."""
+LEAVES, STAYS = 2, 1 / 4
+"""How many last-level caches images must fill to be taken to leave it, and up to what share of one they stay: others
+use it, too, at times more and at times less, and a loop shall pay in either case."""
 WORTH = 0.02
 """The share of its kernels' time that a loop must save."""
 
@@ -75,7 +76,8 @@ class Batched:
     def seconds(self, samples: int, target: Target) -> float:
         """All samples' time on one core, so many of them at a time: arithmetic overlaps with what leaves the caches."""
         compute = self.flops / peak(self.kernel.outputs[0].dtype, target)
-        return max(compute, _seconds(self.moved[0] * samples // self.count, self.moved[0], target))
+        held, share = self.moved[0] * samples // self.count, LEAVES if samples == self.count else STAYS
+        return max(compute, _seconds(held, self.moved[0], target, share))
 
     def gain(self, samples: int, target: Target) -> float:
         """Seconds less in a loop, so many samples an iteration; weights come from the last-level cache each time."""
@@ -88,7 +90,7 @@ class Batched:
         """Seconds for those of the inputs or outputs that a loop beginning or ending here takes from outside."""
         flags = dict(zip(self.kernel.views, self.views, strict=True))
         moved = sum(_bytes(v) for v in views if flags[v])
-        return _seconds(moved, moved, target)
+        return _seconds(self.moved[0], moved, target, LEAVES)
 
     def body(self, samples: int) -> Graph | None:
         """The kernel's body for so many samples; None where an operator of it states their number."""
@@ -110,10 +112,10 @@ def _bytes(view: View) -> int:
     return evaluate(product(dims), {}) * view.buffer.element_bytes
 
 
-def _seconds(held: int, moved: int, target: Target) -> float:
-    """To bring `moved` bytes from the outermost memory; 0 where `held` of them stay in the last-level cache."""
+def _seconds(held: int, moved: int, target: Target, share: float) -> float:
+    """To bring `moved` bytes from the outermost memory; 0 where `held` of them fit in that share of the next one."""
     memory, cache = target.memories[:2]
-    return moved / memory.bandwidth if SHARE * held > cache.size else 0.0
+    return moved / memory.bandwidth if held > share * cache.size else 0.0
 
 
 def _batched(kernel: Kernel) -> Batched | None:
