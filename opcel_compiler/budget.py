@@ -30,7 +30,7 @@ from opcel_compiler.quantization.metrics import metric_of
 from opcel_compiler.quantization.planner import Planner
 from opcel_compiler.quantization.recipe import QuantizationError, Recipe
 from opcel_compiler.quantization.sensitivity import Sensitivity, key_of, sensitivities
-from opcel_compiler.report.facts import layer_kernel
+from opcel_compiler.report.facts import layer_kernels
 from opcel_compiler.report.html import page
 from opcel_compiler.runtime.decoding import load, run_whole
 from opcel_compiler.runtime.model import CompiledModel
@@ -226,8 +226,8 @@ class _Search:
             runs = max(1, int(BLOCK_S / max(once, 1e-6)))
             blocks = [model.profile(feeds, runs) for _ in range(BLOCKS)]
             seconds = [statistics.median(steps) / runs for steps in zip(*blocks, strict=True)]
-            found = {n: layer_kernel(model.report["kernels"], origin) for n, origin in origins.items()}
-        return {n: seconds[kernel["step"]] for n, kernel in found.items() if kernel is not None}
+            found = {n: layer_kernels(model.report["kernels"], origin) for n, origin in origins.items()}
+        return {n: sum(seconds[k["step"]] for k in kernels) for n, kernels in found.items() if kernels}
 
     # -- candidates ----------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 A layer reads `dequantize(codes of x)` and `dequantize(constant s8 weights, a scale for each output channel)`. A value
 that several layers read is quantized once, and each reader has a `dequantize` of its own. Max pools and concats work on
-the codes themselves. Without a plan nothing changes.
+the codes themselves. A recurrent layer becomes such a product for x's part of the gates, and the steps with s8 weights,
+which round the state on grids of its own. Without a plan nothing changes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import numpy as np
 from opcel_compiler.ir.codes import LARGEST, SMALLEST, term_axes, weight_codes, weight_scales
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.ops.recurrent import SCALE_AT
 from opcel_compiler.ir.quantization import DYNAMIC, LAYERS, STATIC, Plan
+from opcel_compiler.ir.recurrent import RECURRENT, bias_parts
 from opcel_compiler.ir.thresholds import Grid
 from opcel_compiler.ir.types import F32, I8, U8
 from opcel_compiler.rewrite.context import PassContext
@@ -51,8 +54,8 @@ class _Quantizer:
                 continue
             name = node.results[0].name
             layer = self.plan.layers.get(name)
-            if node.op in LAYERS and layer is not None and layer.scheme in (STATIC, DYNAMIC):
-                self._layer(node, name, layer.scheme)
+            if node.op in LAYERS | RECURRENT and layer is not None and layer.scheme in (STATIC, DYNAMIC):
+                (self._layer if node.op in LAYERS else self._recurrent)(node, name, layer.scheme)
             for i in self.plan.readers.get(name, ()):
                 node.set_operand(i, self._read(node.operand(i), node))
 
@@ -62,7 +65,7 @@ class _Quantizer:
     def _layer(self, node: Node, name: str, scheme: str) -> None:
         x, weights = node.operand(0), node.operand(1)
         given = x.producer
-        node.set_operand(0, self._read(x, node) if scheme == STATIC else self._read_rows(x, node))
+        node.set_operand(0, self._read_as(scheme, x, node))
         node.set_operand(1, self._weights(node, weights))
         correction = self.plan.corrections.get(name)
         if correction is not None:
@@ -70,18 +73,40 @@ class _Quantizer:
         self.ctx.changed(scheme, node)
         erase_unused([n for n in (weights.producer, given) if n is not None])
 
+    def _recurrent(self, node: Node, name: str, scheme: str) -> None:
+        x, r, w = node.operand(0), node.operand(1), node.operand(2)
+        given = [v.producer for v in (x, r, w, node.optional(3)) if v is not None]
+        total, kept = bias_parts(node)
+        codes, scales = _coded(node.op, w)
+        columns = np.ascontiguousarray(codes.reshape(-1, codes.shape[2]).T)
+        weights = self._dequantized_weights(node, w, columns, scales.reshape(-1))
+        gates = self._add(node, "matmul", self._read_as(scheme, x, node), weights)
+        if total is not None:
+            gates = self._add(node, "add", gates, self._constant(node, total, "bias"))
+        codes, scales = _coded(node.op, r)
+        at = SCALE_AT[node.op]
+        operands = [gates, self._constant(node, codes, f"{r.name}.codes"), None, None, *node.operands[4:at]]
+        operands += [None] * (at - len(operands))
+        operands[3] = None if kept is None else self._constant(node, kept, "bias")
+        operands.append(self._constant(node, scales[..., 0], f"{r.name}.scale"))
+        names = [v.name for v in node.results]
+        for v in node.results:
+            v.name += ".float"
+        again = self.graph.add(node.op, operands, node.attrs, before=node, origin=node.origin, names=names)
+        self.ctx.changed(scheme, node)
+        self.graph.replace(node, again.results)
+        erase_unused([n for n in given if n is not None])
+
     # -- weights -----------------------------------------------------------------------------------------------------
 
     def _weights(self, node: Node, weights: Value) -> Value:
-        data = weights.constant
-        assert data is not None
-        w = np.asarray(data.array)
-        terms = term_axes(node.op, w.ndim)
-        scales = weight_scales(w, terms)
-        flat = scales.reshape(-1) if node.op == "matmul" else scales
-        codes = self._constant(node, weight_codes(w, scales), f"{weights.name}.codes")
-        scale = self._constant(node, flat, f"{weights.name}.scale")
-        return self._add(node, "dequantize", codes, scale, dtype=F32)
+        codes, scales = _coded(node.op, weights)
+        return self._dequantized_weights(node, weights, codes, scales.reshape(-1) if node.op == "matmul" else scales)
+
+    def _dequantized_weights(self, node: Node, weights: Value, codes: np.ndarray, scales: np.ndarray) -> Value:
+        held = self._constant(node, codes, f"{weights.name}.codes")
+        scale = self._constant(node, scales, f"{weights.name}.scale")
+        return self._add(node, "dequantize", held, scale, dtype=F32)
 
     def _correct(self, node: Node, correction: np.ndarray) -> None:
         """Add a constant for each output channel to the layer's result."""
@@ -116,6 +141,9 @@ class _Quantizer:
             erase_unused([before])
 
     # -- activations -------------------------------------------------------------------------------------------------
+
+    def _read_as(self, scheme: str, x: Value, reader: Node) -> Value:
+        return self._read(x, reader) if scheme == STATIC else self._read_rows(x, reader)
 
     def _read(self, x: Value, reader: Node) -> Value:
         """What the codes of `x` stand for, for `reader` alone."""
@@ -197,3 +225,12 @@ class _Quantizer:
     def _constant(self, before: Node | None, array: np.ndarray | np.generic, name: str) -> Value:
         dtype = I8 if array.dtype == np.int8 else U8 if array.dtype == np.uint8 else F32
         return self.graph.constant(Constant(np.asarray(array), dtype), before=before, name=name)
+
+
+def _coded(op: str, weights: Value) -> tuple[np.ndarray, np.ndarray]:
+    """(codes, scales with ones in the other axes) of a layer's constant weights."""
+    data = weights.constant
+    assert data is not None
+    w = np.asarray(data.array)
+    scales = weight_scales(w, term_axes(op, w.ndim))
+    return weight_codes(w, scales), scales

@@ -99,7 +99,7 @@ def _layer_seconds(artifact: Path, origins: Sequence[Sequence[str]], args: argpa
     """What the kernels of layers take, by the layers' nodes: the median of blocks. None where there is no kernel."""
     from opcel_compiler.cli.files import read_arrays
     from opcel_compiler.cli.run import random_inputs
-    from opcel_compiler.report.facts import layer_kernel
+    from opcel_compiler.report.facts import layer_kernels
     from opcel_compiler.runtime.decoding import load
 
     with load(artifact, threads=args.threads) as model:
@@ -108,5 +108,5 @@ def _layer_seconds(artifact: Path, origins: Sequence[Sequence[str]], args: argpa
         runs = max(1, int(BLOCK_S / max(once, 1e-6)))
         blocks = [model.profile(feeds, runs) for _ in range(BLOCKS)]
         seconds = [statistics.median(steps) / runs for steps in zip(*blocks, strict=True)]
-        found = [layer_kernel(model.report["kernels"], origin) for origin in origins]
-    return [None if kernel is None else seconds[kernel["step"]] for kernel in found]
+        found = [layer_kernels(model.report["kernels"], origin) for origin in origins]
+    return [sum(seconds[k["step"]] for k in kernels) if kernels else None for kernels in found]

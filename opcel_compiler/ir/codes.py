@@ -36,7 +36,9 @@ def channel_axis(op: str, rank: int) -> int:
 
 
 def term_axes(op: str, rank: int) -> tuple[int, ...]:
-    """The other axes, over which a contraction adds up."""
+    """The other axes, over which a contraction adds up; of a recurrent layer's [directions, gate rows, in] the last."""
+    if op in ("lstm", "gru", "rnn"):
+        return (rank - 1,)
     return tuple(i for i in range(rank) if i != channel_axis(op, rank))
 
 

@@ -15,8 +15,10 @@ from opcel_compiler.ir.graph import Node, Value
 from opcel_compiler.ir.thresholds import Grid
 from opcel_compiler.ir.types import F32
 
-LAYERS = frozenset({"conv", "conv_transpose", "matmul"})
-"""The operators that can be layers: contractions that have kernels of integers."""
+CONVOLUTIONS = frozenset({"conv", "conv_transpose"})
+LAYERS = CONVOLUTIONS | {"matmul"}
+"""The operators whose kernels of integers read dequantized operands. Recurrent layers can be quantized too; they have
+an operator's form of their own (`ir/ops/recurrent.py`)."""
 
 STATIC, DYNAMIC, FLOAT = "static", "dynamic", "float"
 """Schemes: a grid known when compiling; a scale for each row, computed as the model runs; not quantized."""

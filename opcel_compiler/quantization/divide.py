@@ -55,7 +55,7 @@ def divisions(
         }
     trials = {v: _Trial(nodes, axis, _reach(seen.get(v.name), axis, v)) for v, (nodes, axis) in found.items()}
     by_node = {n: t for t in trials.values() for n in t.nodes}
-    visit(graph, samples[:MOST_SAMPLES], by_node, lambda _, node, x, y: by_node[node].see(node, x, y))
+    visit(graph, samples[:MOST_SAMPLES], by_node, lambda _, node, xs, y: by_node[node].see(node, xs[0], y))
     best = {v.name: t.best for v, t in trials.items()}
     return {name: s for name, s in best.items() if s is not None}
 
@@ -115,7 +115,7 @@ class _Trial:
         for i, (s, layer) in enumerate(zip(self.divisors, self.layers[node], strict=True)):
             most = float(self.limits[i].max())
             near = rounded(x / s.reshape(shape), grid_of(-most if x.min(initial=0) < 0 else 0.0, most))
-            error = layer(near) - y
+            error = layer([near])[0] - y
             self.noise[i] += float(np.vdot(error, error))
 
     @property

@@ -10,8 +10,9 @@ from opcel_compiler.ir.analysis import flops
 from opcel_compiler.ir.dims import evaluate
 from opcel_compiler.ir.encodings import DENSE
 from opcel_compiler.ir.graph import Graph, Node, Value
-from opcel_compiler.ir.quantization import LAYERS
-from opcel_compiler.ir.types import F32, TensorType
+from opcel_compiler.ir.quantization import CONVOLUTIONS, LAYERS
+from opcel_compiler.ir.recurrent import RECURRENT, special
+from opcel_compiler.ir.types import F32, I8, TensorType
 from opcel_compiler.schedule.cost import nominal, peak
 from opcel_compiler.targets.schema import Target
 
@@ -49,6 +50,8 @@ def _contracts(node: Node) -> bool:
 
 
 def _reason(node: Node, target: Target | None) -> str:
+    if node.op in RECURRENT:
+        return _recurrent_reason(node, target)
     if node.op not in LAYERS:
         return f"{node.op} is computed in f32"
     x, w = node.operand(0), node.operand(1)
@@ -73,14 +76,37 @@ def _reason(node: Node, target: Target | None) -> str:
         return "it has no weights"
     if (terms := terms_of(node)) > MOST_TERMS:
         return f"sums of {terms} products may leave 32 bits"
+    return _slow(target)
+
+
+def _recurrent_reason(node: Node, target: Target | None) -> str:
+    x, r, w = node.operand(0), node.operand(1), node.optional(2)
+    if r.tensor.dtype == I8:
+        return "its weights are of s8 already"
+    if reason := special(node):
+        return reason
+    if w is None or w.constant is None or r.constant is None:
+        return "it has no weights for its input"
+    if x.tensor.shape is None:
+        return "the rank of its operand is not known"
+    if any(c.encoding != DENSE or not c.array.size for c in (w.constant, r.constant)):
+        return "its weights are no dense array"
+    if (terms := terms_of(node)) > MOST_TERMS:
+        return f"sums of {terms} products may leave 32 bits"
+    return _slow(target)
+
+
+def _slow(target: Target | None) -> str:
     if target is not None and not faster(target):
         return f"target {target.id} multiplies bytes no faster than f32"
     return ""
 
 
 def terms_of(node: Node) -> int:
-    """The products in one element of a layer's result."""
+    """The products in one element of a layer's result; in a gate of a recurrent layer, of x's part or of the state's."""
     dims = node.operand(1).tensor.static_shape
+    if node.op in RECURRENT:
+        return max(dims[2], node.operand(2).tensor.static_shape[2])
     if node.op == "matmul":
         return dims[-2]
     if node.op == "conv":
@@ -152,7 +178,7 @@ def shared_values(layers: Iterable[Node]) -> Shared:
     for layer in layers:
         v = root(layer.operand(0))
         out.values.setdefault(v, list(_parts(v)))
-    images = {root(n.operand(0)) for n in layers if n.op != "matmul"}
+    images = {root(n.operand(0)) for n in layers if n.op in CONVOLUTIONS}
     for v in list(out.values):
         for node in _additions(v):
             a, b = node.operand(0), node.operand(1)
@@ -197,7 +223,7 @@ def _adds_images(node: Node) -> bool:
 
 def _alone(x: Value, layers: set[Node]) -> bool:
     """Whether `x` is the result of a convolution that nothing else reads."""
-    return x.producer in layers and x.producer is not None and x.producer.op != "matmul" and len(x.uses) == 1
+    return x.producer in layers and x.producer is not None and x.producer.op in CONVOLUTIONS and len(x.uses) == 1
 
 
 def _before(a: Value, b: Value) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from opcel_compiler.ir.graph import Graph, Value
-from opcel_compiler.ir.quantization import DYNAMIC, FLOAT, STATIC, Layer, Plan
+from opcel_compiler.ir.quantization import CONVOLUTIONS, DYNAMIC, FLOAT, STATIC, Layer, Plan
 from opcel_compiler.ir.thresholds import grid_of
 from opcel_compiler.quantization.layers import Candidate, candidates, root, shared_values
 from opcel_compiler.targets.schema import Target
@@ -23,7 +23,7 @@ def observed_values(graph: Graph, target: Target | None = None) -> dict[str, int
     out: dict[str, int | None] = {v.name: None for v in shared_values(nodes).all}
     for node in nodes:
         rank = len(node.operand(0).tensor.dims)
-        out[root(node.operand(0)).name] = -1 if node.op == "matmul" else 1 - rank
+        out[root(node.operand(0)).name] = 1 - rank if node.op in CONVOLUTIONS else -1
     return out
 
 

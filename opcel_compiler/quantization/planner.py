@@ -15,7 +15,8 @@ from opcel_compiler.calibrate.samples import checked, inputs_of
 from opcel_compiler.ir.analysis import flops
 from opcel_compiler.ir.dims import evaluate
 from opcel_compiler.ir.graph import Graph
-from opcel_compiler.ir.quantization import Plan
+from opcel_compiler.ir.quantization import CONVOLUTIONS, Plan
+from opcel_compiler.ir.recurrent import RECURRENT
 from opcel_compiler.ir.statistics import Statistics, TensorStatistics
 from opcel_compiler.ir.thresholds import THRESHOLDS
 from opcel_compiler.quantization.divide import divisions
@@ -103,7 +104,7 @@ class Planner:
         kept = dict(self.recipe.kept)
         dynamic: frozenset[str] = frozenset()
         if self.recipe.activations == "dynamic":
-            dynamic = frozenset(n.results[0].name for n in self.graph.nodes if n.op == "matmul" and n.results)
+            dynamic = frozenset(c.name for c in candidates(self.graph) if c.node.op not in CONVOLUTIONS)
         ranges: Mapping[str, Range] = self._ranges("mse" if self.recipe.threshold == AUTO else self.recipe.threshold)
         plan = self._plan(ranges, kept, dynamic)
         if not self.samples:
@@ -114,8 +115,9 @@ class Planner:
             plan = self._plan(ranges, kept, dynamic)
         self.measured, self.references = measure(self.graph, plan, self.samples)
         corrections, poor = {}, dict(self.recipe.kept)
+        recurrent = {n.results[0].name for n in self.graph.nodes if n.op in RECURRENT}
         for name, m in self.measured.items():
-            correction = m.correction if self.recipe.correct else None
+            correction = m.correction if self.recipe.correct and name not in recurrent else None
             if correction is not None:
                 m.corrected(correction)
                 corrections[name] = correction
@@ -164,7 +166,8 @@ class Planner:
         they are now."""
         threshold = THRESHOLDS[name]
         wanted = observed_values(self.graph, self.target)
-        changed = {n: a for n, a in wanted.items() if n in self.divided or n.removesuffix(".divided") in self.divided}
+        apart = {n for n in wanted if f"{n}.divided" in wanted}  # read as it was too
+        changed = {n: a for n, a in wanted.items() if n not in apart and n.removesuffix(".divided") in self.divided}
         out = {n: threshold(t, False) for n, t in self.seen.items() if n in wanted and n not in changed}
         if self.samples and changed and not self.now:
             self.now = interpreted(self.graph, self.samples, changed)

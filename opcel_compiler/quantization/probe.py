@@ -3,46 +3,51 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from opcel_compiler.ir.codes import rounded, rounded_rows, term_axes, weight_codes, weight_scales
-from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.graph import Graph, Node
 from opcel_compiler.ir.interpret import evaluate_node, run
-from opcel_compiler.ir.quantization import DYNAMIC, Plan
+from opcel_compiler.ir.ops.recurrent import SCALE_AT
+from opcel_compiler.ir.quantization import CONVOLUTIONS, DYNAMIC, Plan
+from opcel_compiler.ir.recurrent import RECURRENT
 from opcel_compiler.quantization.layers import root
 
 Feeds = Mapping[str, np.ndarray]
-See = Callable[[int, Node, np.ndarray, np.ndarray], None]
-"""Called with the number of the sample, a layer, its operand and its result."""
+Operands = Sequence["np.ndarray | None"]
+"""Those of a node; a constant may be left out."""
+See = Callable[[int, Node, Operands, np.ndarray], None]
+"""Called with the number of the sample, a layer, its operands without constants, and its first result."""
 KL_BINS = 256
 KL_MOST = 1 << 16
 """The elements of a result, evenly spread, whose distribution is compared."""
 
 
 def visit(graph: Graph, samples: Iterable[Feeds], nodes: Iterable[Node], see: See) -> list[dict[str, np.ndarray]]:
-    """Run `graph` on samples by the interpreter and show `see` the operand 0 and the result of each of `nodes`; gives
-    the outputs, sample by sample.
+    """Run `graph` on samples by the interpreter and show `see` the operands and the first result of each of `nodes`;
+    gives the outputs, sample by sample.
 
     An operand is held from when it is made to the last of these nodes that reads it.
     """
-    wanted, outputs = list(nodes), []
+    read, outputs = {n: [None if v is None or v.constant is not None else v for v in n.operands] for n in nodes}, []
     for index, feeds in enumerate(samples):
-        waiting: dict[Value, int] = {}
-        for node in wanted:
-            waiting[node.operand(0)] = waiting.get(node.operand(0), 0) + 1
+        waiting = Counter(v for operands in read.values() for v in operands if v is not None)
         held = {v: np.asarray(feeds[v.name]) for v in graph.inputs if v in waiting}
-        pending = set(wanted)
+        pending = set(read)
 
         def observe(node: Node, results: Sequence[np.ndarray], index: int = index) -> None:
             if node in pending:  # noqa: B023
-                x = node.operand(0)
-                see(index, node, held[x], np.asarray(results[0]))  # noqa: B023
-                waiting[x] -= 1  # noqa: B023
-                if not waiting[x]:  # noqa: B023
-                    del held[x]  # noqa: B023
+                operands = read[node]
+                see(index, node, [None if v is None else held[v] for v in operands], np.asarray(results[0]))  # noqa: B023
+                for v in operands:
+                    if v is not None:
+                        waiting[v] -= 1  # noqa: B023
+                        if not waiting[v]:  # noqa: B023
+                            del held[v]  # noqa: B023
             for value, array in zip(node.results, results, strict=True):
                 if waiting.get(value):  # noqa: B023
                     held[value] = np.asarray(array)  # noqa: B023
@@ -55,18 +60,44 @@ class QuantizedLayer:
     """A layer with its weights as their codes give them back."""
 
     def __init__(self, node: Node, factors: np.ndarray | None = None) -> None:
-        data = node.operand(1).constant
+        self.node = node
+        self.weights = {i: _Codes(node, i, factors) for i in ((1, 2) if node.op in RECURRENT else (1,))}
+
+    def __call__(self, operands: Operands) -> tuple[np.ndarray, ...]:
+        """The results for operands of which the first is rounded already; constants are the layer's own."""
+        given = [None if v is None or v.constant is None else np.asarray(v.constant.array) for v in self.node.operands]
+        given = [c if c is not None else x for c, x in zip(given, [*operands, *[None] * len(given)], strict=False)]
+        for i, codes in self.weights.items():
+            given[i] = codes.reals
+        if self.node.op in RECURRENT:
+            at, r = SCALE_AT[self.node.op], self.weights[1]
+            given += [None] * (at + 1 - len(given))
+            given[1], given[at] = r.codes, r.scales[..., 0]
+        return tuple(map(np.asarray, evaluate_node(self.node, given)))
+
+
+class _Codes:
+    """A constant operand."""
+
+    def __init__(self, node: Node, i: int, factors: np.ndarray | None) -> None:
+        data = node.operand(i).constant
         assert data is not None
         w = np.asarray(data.array) if factors is None else np.asarray(data.array * factors, np.float32)
-        self.node = node
         self.scales = weight_scales(w, term_axes(node.op, w.ndim))
         self.codes = weight_codes(w, self.scales)
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """The result for an operand that is rounded already."""
-        rest = [None if v is None or v.constant is None else v.constant.array for v in self.node.operands[2:]]
-        weights = self.codes.astype(np.float32) * self.scales
-        return np.asarray(evaluate_node(self.node, [x, weights, *rest])[0])
+    @property
+    def reals(self) -> np.ndarray:
+        return np.asarray(self.codes.astype(np.float32) * self.scales)
+
+
+def read_codes(node: Node, operands: Operands, plan: Plan) -> Operands:
+    """The operands of a layer as `plan` has it read them: the first from codes."""
+    x = operands[0]
+    assert x is not None
+    if plan.layers[node.results[0].name].scheme == DYNAMIC:
+        return [rounded_rows(x), *operands[1:]]
+    return [rounded(x, plan.grids[root(node.operand(0)).name]), *operands[1:]]
 
 
 @dataclass
@@ -148,13 +179,9 @@ def measure(
     layers = {node: QuantizedLayer(node) for node in nodes}
     out = {n.results[0].name: Measured() for n in nodes}
 
-    def see(index: int, node: Node, x: np.ndarray, y: np.ndarray) -> None:
-        name = node.results[0].name
-        if plan.layers[name].scheme == DYNAMIC:
-            near = rounded_rows(x)
-        else:
-            near = rounded(x, plan.grids[root(node.operand(0)).name])
-        out[name].add(index, y, layers[node](near), y.ndim - 1 if node.op == "matmul" else 1)
+    def see(index: int, node: Node, operands: Operands, y: np.ndarray) -> None:
+        got = layers[node](read_codes(node, operands, plan))[0]
+        out[node.results[0].name].add(index, y, got, 1 if node.op in CONVOLUTIONS else y.ndim - 1)
 
     return out, visit(graph, samples, nodes, see)
 

@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 
 from opcel_compiler.errors import OpcelError
-from opcel_compiler.ir.codes import rounded, rounded_rows
 from opcel_compiler.ir.dims import as_symbol
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.interpret import evaluate_node, run
-from opcel_compiler.ir.quantization import DYNAMIC, Plan
+from opcel_compiler.ir.quantization import Plan
 from opcel_compiler.ir.statistics import replace_text
-from opcel_compiler.quantization.layers import root
 from opcel_compiler.quantization.metrics import kl, relative_l2
-from opcel_compiler.quantization.probe import Feeds, QuantizedLayer
+from opcel_compiler.quantization.probe import Feeds, Operands, QuantizedLayer, read_codes
 
 SAMPLES = 2
 """A layer is measured on so many samples: one pass over this subset for each."""
@@ -91,12 +89,10 @@ def sensitivities(
 
 def _loss(node: Node, plan: Plan, replays: Sequence[Replay]) -> float:
     layer = QuantizedLayer(node)
-    dynamic = plan.layers[node.results[0].name].scheme == DYNAMIC
     gots = []
     for replay in replays:
-        x = replay.values[node.operand(0)]
-        near = rounded_rows(x) if dynamic else rounded(x, plan.grids[root(node.operand(0)).name])
-        gots.append(replay.again(node, layer(near)))
+        given = [None if v is None else replay.values[v] for v in node.operands]
+        gots.append(replay.again(node, layer(read_codes(node, given, plan))))
     wants = [r.outputs for r in replays]
     return kl(wants, gots) or relative_l2(wants, gots)
 
@@ -118,20 +114,19 @@ class Replay:
 
         self.outputs: Mapping[str, np.ndarray] = run(graph, feeds, observe=observe)
 
-    def again(self, changed: Node, result: np.ndarray) -> dict[str, np.ndarray]:
-        """The outputs when `changed` has another result."""
-        return self.through(lambda node, _: result if node is changed else None)
+    def again(self, changed: Node, results: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs when `changed` has other results."""
+        return self.through(lambda node, _: results if node is changed else None)
 
-    def through(self, compute: Callable[[Node, np.ndarray], np.ndarray | None]) -> dict[str, np.ndarray]:
-        """The outputs when the nodes for which `compute`, given operand 0, gives something have that result."""
+    def through(self, compute: Callable[[Node, Operands], Sequence[np.ndarray] | None]) -> dict[str, np.ndarray]:
+        """The outputs when the nodes for which `compute`, given the operands, gives something have those results."""
         new: dict[Value, np.ndarray] = {}
         for node in self.graph.nodes:
-            x = node.operands[0] if node.operands else None
-            result = compute(node, new.get(x, self.values[x])) if x is not None else None
-            if result is not None:
-                new[node.results[0]] = result
-            elif any(v in new for v in node.operands):
-                given = [None if v is None else new.get(v, self.values[v]) for v in node.operands]
-                new.update(zip(node.results, evaluate_node(node, given, self.symbols), strict=True))
+            given = [None if v is None else new.get(v, self.values[v]) for v in node.operands]
+            results = compute(node, given)
+            if results is None and any(v in new for v in node.operands):
+                results = evaluate_node(node, given, self.symbols)
+            if results is not None:
+                new.update(zip(node.results, results, strict=True))
         names = zip(self.graph.output_names, self.graph.outputs, strict=True)
         return {name: new.get(v, self.values[v]) for name, v in names}

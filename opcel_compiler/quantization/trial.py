@@ -11,12 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from opcel_compiler.ir.codes import rounded, rounded_rows
 from opcel_compiler.ir.graph import Graph, Node
-from opcel_compiler.ir.quantization import DYNAMIC, STATIC, Plan
-from opcel_compiler.quantization.layers import root
+from opcel_compiler.ir.quantization import CONVOLUTIONS, STATIC, Plan
 from opcel_compiler.quantization.metrics import relative_l2
-from opcel_compiler.quantization.probe import Feeds, QuantizedLayer
+from opcel_compiler.quantization.probe import Feeds, Operands, QuantizedLayer, read_codes
 from opcel_compiler.quantization.sensitivity import SAMPLES, Replay
 
 ENOUGH = 10 ** (-25.0 / 10)
@@ -26,11 +24,11 @@ GAIN = 0.5
 
 
 def products(graph: Graph, plan: Plan) -> frozenset[str]:
-    """The matrix products of `plan` that have grids, by the names of their results; none where most layers are
-    convolutions."""
+    """The matrix products and recurrent layers of `plan` that have grids, by the names of their results; none where
+    most layers are convolutions."""
     nodes = [n for n in graph.nodes if n.results and plan.quantized(n.results[0].name)]
-    found = [n.results[0].name for n in nodes if n.op == "matmul" and plan.layers[n.results[0].name].scheme == STATIC]
-    return frozenset(found if 2 * len(found) > len(nodes) else ())
+    found = [n.results[0].name for n in nodes if n.op not in CONVOLUTIONS]
+    return frozenset(n for n in found if plan.layers[n].scheme == STATIC and 2 * len(found) > len(nodes))
 
 
 class Trial:
@@ -44,11 +42,7 @@ class Trial:
     def noise(self, plan: Plan) -> float:
         """Of all outputs together, by the signal."""
 
-        def compute(node: Node, x: np.ndarray) -> np.ndarray | None:
-            if node not in self.layers:
-                return None
-            if plan.layers[node.results[0].name].scheme == DYNAMIC:
-                return self.layers[node](rounded_rows(x))
-            return self.layers[node](rounded(x, plan.grids[root(node.operand(0)).name]))
+        def compute(node: Node, operands: Operands) -> Sequence[np.ndarray] | None:
+            return self.layers[node](read_codes(node, operands, plan)) if node in self.layers else None
 
         return relative_l2([r.outputs for r in self.replays], [r.through(compute) for r in self.replays]) ** 2

@@ -14,6 +14,7 @@ from opcel_compiler.compilation import Compilation
 from opcel_compiler.ir.analysis import flops
 from opcel_compiler.ir.dims import Dim, dim_min, floordiv
 from opcel_compiler.ir.program import Kernel, Region, View
+from opcel_compiler.ir.recurrent import RECURRENT
 from opcel_compiler.ir.types import TensorType, Type
 from opcel_compiler.proof import Bound, Proof
 from opcel_compiler.quantization.explain import summary
@@ -171,18 +172,19 @@ def _quantization(work: Compilation, kernels: list[dict[str, Any]]) -> dict[str,
         return found
     rows = []
     for row in planner.layers:
-        made = layer_kernel(kernels, row["origin"])
-        rows.append(
-            {**row, "kernel": made["family"] if made else "", "integers": made is not None and made["integers"]}
-        )
+        made = layer_kernels(kernels, row["origin"])
+        family = ", ".join(dict.fromkeys(k["family"] for k in made))
+        rows.append({**row, "kernel": family, "integers": bool(made) and all(k["integers"] for k in made)})
     told = planner.statistics.warnings if planner.statistics is not None else ()
     return {**summary(planner.layers), "accuracy": work.accuracy, "warnings": list(told), "rows": rows, **found}
 
 
-def layer_kernel(kernels: Iterable[Mapping[str, Any]], origin: Iterable[str]) -> Mapping[str, Any] | None:
-    """The kernel of a report that multiplies for the ONNX nodes `origin` of a layer."""
+def layer_kernels(kernels: Iterable[Mapping[str, Any]], origin: Iterable[str]) -> list[Mapping[str, Any]]:
+    """The kernels of a report that multiply for the ONNX nodes `origin` of a layer: of a recurrent one the product for
+    all steps and the steps, else the first."""
     own = set(origin)
-    return next((k for k in kernels if own and own <= set(k["origin"]) and k["family"].startswith(MULTIPLYING)), None)
+    found = [k for k in kernels if own and own <= set(k["origin"]) and k["family"].startswith(MULTIPLYING)]
+    return found if any(k["family"].split(".")[0] in (*RECURRENT, "recurrent") for k in found) else found[:1]
 
 
 def _transformed_bytes(module: Module) -> int:

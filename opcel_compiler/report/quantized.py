@@ -6,6 +6,8 @@ from typing import Any
 
 from opcel_compiler.compilation import Compilation
 from opcel_compiler.ir.program import Kernel
+from opcel_compiler.ir.recurrent import RECURRENT
+from opcel_compiler.ir.types import I8
 from opcel_compiler.schedule.choice.integers import is_integer
 
 PASS = "integer-operands"
@@ -33,4 +35,6 @@ def quantized_facts(work: Compilation) -> dict[str, Any]:
 
 def multiplies_integers(kernel: Kernel) -> bool:
     """Whether a kernel multiplies the integers that weights are stored as."""
-    return kernel.family in ("gemm.int8", "gemm.nbits") or is_integer(kernel)
+    anchor = kernel.anchor
+    steps = anchor is not None and anchor.op in RECURRENT and anchor.operand(1).tensor.dtype == I8
+    return kernel.family in ("gemm.int8", "gemm.nbits") or is_integer(kernel) or steps

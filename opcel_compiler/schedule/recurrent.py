@@ -9,7 +9,8 @@ import numpy as np
 from opcel_compiler.ir.encodings import Constant
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.program import View, whole
-from opcel_compiler.ir.types import F32, TensorType
+from opcel_compiler.ir.recurrent import bias_parts, special
+from opcel_compiler.ir.types import TensorType
 
 if TYPE_CHECKING:
     from opcel_compiler.schedule.lower import Lowering
@@ -19,32 +20,20 @@ GENERAL = "recurrent.general"
 """The family of the forms that the kernels of a call a step do not take."""
 
 
-def is_plain(node: Node) -> bool:
-    """Whether a layer has the form of the kernels of a call a step."""
-    a, states = node.attrs, len(node.results)
-    weights, behind = [*node.operands, None][1:4], node.operands[4 + states : 6 + states]
-    plain = node.op == "rnn" and set(a["activations"]) == {"relu"}
-    return (
-        all(v is None or v.constant is not None for v in weights)
-        and all(v is None for v in behind)
-        and (plain or not a["activations"])
-        and a["clip"] <= 0
-        and not a.get("input_forget")
-        and a.get("reset_after", True)
-        and node.operand(0).tensor.dtype == F32
-    )
-
-
 def lower_recurrent(lowering: Lowering, node: Node) -> list[View]:
     """Emit the kernels of an lstm, gru or rnn; gives the views of its results.
 
     Of a plain layer's biases, only what a gru's reset gate scales stays with the steps; any other's all do.
     """
-    states, plain = len(node.results), is_plain(node)
+    states, plain = len(node.results), not special(node)
     x, r, w, bias, *rest = (*node.operands, *[None] * 5)[: 7 + states]
     assert x is not None and r is not None
-    sides = _bias(node, bias) if plain else (None, None)
-    gates = lowering.contiguous(lowering.view(x)) if w is None else _input_gates(lowering, node, sides[0])
+    sides = bias_parts(node) if plain else (None, None)
+    if w is not None:
+        gates = _input_gates(lowering, node, sides[0])
+    else:
+        gates = lowering.contiguous(lowering.view(x))
+        gates = gates if sides[0] is None else _plus(lowering, node, gates, sides[0])
     body = Graph("body")
     views = [gates]
     operands: list[Value | None] = [body.add_input("gates", TensorType(gates.dtype, gates.shape))]
@@ -74,20 +63,14 @@ def lower_recurrent(lowering: Lowering, node: Node) -> list[View]:
     return outputs
 
 
-def _bias(node: Node, bias: Value | None) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(what is added for all steps [d·g·n], what the steps add [d, 2·g·n]); None for zero."""
-    if bias is None:
-        return None, None
-    assert bias.constant is not None
-    array = bias.constant.array
-    half, n = array.shape[1] // 2, node.operand(1).tensor.static_shape[2]
-    of_w, of_r = array[:, :half], array[:, half:].copy()
-    kept = np.zeros_like(array)
-    if node.op == "gru" and node.attrs["reset_after"]:
-        kept[:, -n:] = of_r[:, -n:]
-        of_r[:, -n:] = 0
-    total = np.ascontiguousarray((of_w + of_r).reshape(-1))
-    return total if total.any() else None, kept if kept.any() else None
+def _plus(lowering: Lowering, node: Node, gates: View, bias: np.ndarray) -> View:
+    body = Graph("body")
+    added = whole(lowering.weight(Constant(bias), "bias"))
+    operands = [body.add_input(name, TensorType(v.dtype, v.shape)) for name, v in (("gates", gates), ("bias", added))]
+    body.add_output(body.add("add", operands, origin=node.origin).result)
+    total = lowering.temp(gates.dtype, gates.shape, f"{node.results[0].name}.gates")
+    lowering.emit("elementwise", body, [gates, added], [total])
+    return total
 
 
 def _input_gates(lowering: Lowering, node: Node, bias: np.ndarray | None) -> View:

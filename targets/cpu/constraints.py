@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from opcel_compiler.ir.graph import Node, Value
 from opcel_compiler.ir.ops.norm import fits_row
-from opcel_compiler.ir.types import DType, TensorType
+from opcel_compiler.ir.types import I8, DType, TensorType
 from opcel_compiler.targets.constraints import Constraint
 from opcel_compiler.targets.kernels import kernel_table
 
@@ -186,10 +186,9 @@ def recurrent(node: Node) -> str | None:
     if node.op not in ("lstm", "gru", "rnn"):
         return None
     states = len(node.results)
-    of_bytes = len(node.operands) > 6 + states
-    if not of_bytes and (len(node.operands) < 3 or node.operands[2] is None):
+    if node.optional(2) is None and node.operand(1).tensor.dtype != I8:
         return "it has no weights for its input"
-    lengths = node.operands[4 + states] if len(node.operands) > 4 + states else None
+    lengths = node.optional(4 + states)
     if lengths is not None and lengths.tensor.dtype.name != "i32":
         return f"its lengths are {lengths.tensor.dtype}"
     n = node.operand(1).tensor.dims[2]

@@ -10,9 +10,9 @@ also where the direction is reverse, and zero behind a sequence's end; absent bi
 without names they are sigmoid for gates and tanh for states. A positive `clip` bounds what goes into the functions of
 the gates.
 
-An lstm whose r is of s8 has its scales in r_scale [d, g·n], and of the other operands only x, h and c. Hidden states
-are then rounded for the product with it, those of each sequence and step to u8 on a grid that reaches from their least
-to their largest and holds 0.
+A layer whose r is of s8 has its scales in r_scale [d, g·n], and of the other operands only x, h and c, a gru also its
+bias. Hidden states are then rounded for the product with it, those of each sequence and step to u8 on a grid that
+reaches from their least to their largest and holds 0.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
 DEFAULTS = {"lstm": ("sigmoid", "tanh", "tanh"), "gru": ("sigmoid", "tanh"), "rnn": ("tanh",)}
 """The activations of one direction where none are named."""
+
+SCALE_AT = {"lstm": 8, "gru": 6, "rnn": 6}
+"""Which operand r_scale is."""
 
 State = tuple[np.ndarray, ...]
 Function = Callable[[np.ndarray], np.ndarray]
@@ -103,12 +106,15 @@ def _infer(op: str) -> Callable[[Operands, Attrs], tuple[Type, ...]]:
 
     def infer(operands: Operands, attrs: Attrs) -> tuple[Type, ...]:
         x, r = tensor_of(operands, 0, "f"), tensor_of(operands, 1, "fi")
-        w, bias, *rest = (optional_tensor(operands, i) for i in range(2, 7 + states))
-        initial, lengths, peepholes, scale = rest[:states], rest[states], rest[states + 1], rest[states + 2]
-        if r.dtype.is_float == (scale is not None) or not (r.dtype.is_float or (r.dtype == I8 and op == "lstm")):
+        w, bias, *rest = (optional_tensor(operands, i) for i in range(2, SCALE_AT[op] + 1))
+        initial, lengths, scale = rest[:states], rest[states], rest[-1]
+        peepholes = rest[states + 1] if op == "lstm" else None
+        if r.dtype.is_float == (scale is not None) or not (r.dtype.is_float or r.dtype == I8):
             raise InferenceError(f"r of {r.dtype} {'without' if scale is None else 'with'} a scale")
-        special = attrs["activations"] or attrs["clip"] > 0 or attrs.get("input_forget")
-        if scale is not None and (special or any(t is not None for t in (w, bias, lengths, peepholes))):
+        special = attrs["clip"] > 0 or attrs.get("input_forget") or not attrs.get("reset_after", True)
+        named = attrs["activations"] and not (op == "rnn" and set(attrs["activations"]) == {"relu"})
+        more = (w, lengths, peepholes, None if op == "gru" else bias)
+        if scale is not None and (special or named or any(t is not None for t in more)):
             raise InferenceError("r of s8 needs gates that are complete, and a layer that has nothing special")
         given = (x, None if r.dtype == I8 else r, w, bias, *initial, peepholes, scale)
         floats = [t for t in given if t is not None]
@@ -167,8 +173,9 @@ def _evaluate(op: str, cell: Cell) -> Callable[[Arrays, Attrs], State]:
     @quiet
     def evaluate(arrays: Arrays, attrs: Attrs) -> State:
         x, r = widen(array_at(arrays, 0)), widen(array_at(arrays, 1))
-        w, bias, *rest = (optional_array(arrays, i) for i in range(2, 7 + states))
-        initial, lengths, peepholes, scale = rest[:states], rest[states], rest[states + 1], rest[states + 2]
+        w, bias, *rest = (optional_array(arrays, i) for i in range(2, SCALE_AT[op] + 1))
+        initial, lengths, scale = rest[:states], rest[states], rest[-1]
+        peepholes = rest[states + 1] if op == "lstm" else None
         if scale is not None:
             r = r.astype(x.dtype) * widen(scale)[..., None]
         (t, b), (d, rows, n) = x.shape[:2], r.shape
@@ -283,8 +290,8 @@ _define(
 _define(
     "gru",
     "Gated recurrent unit; reset_after: the reset gate scales the product with r, else the state before it",
-    "x r w? bias? h? lengths?",
+    "x r w? bias? h? lengths? r_scale?",
     _gru,
     AttrDef("reset_after", "bool", False),
 )
-_define("rnn", "Recurrent layer of one function", "x r w? bias? h? lengths?", _rnn)
+_define("rnn", "Recurrent layer of one function", "x r w? bias? h? lengths? r_scale?", _rnn)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from opcel_compiler.codegen.cpu.expressions import CTYPES, literal
 from opcel_compiler.codegen.cpu.unit import KernelUnit
 from opcel_compiler.ir.dims import Dim, ceildiv
-from opcel_compiler.ir.ops.recurrent import functions
+from opcel_compiler.ir.ops.recurrent import SCALE_AT, functions
 from opcel_compiler.ir.program import Kernel, View
 from opcel_compiler.targets.schema import Target
 
@@ -26,7 +26,7 @@ def emit_recurrent(kernel: Kernel, target: Target) -> KernelUnit:
     width = target.vector.width_f32 if target.vector else 1
     rows = ", ".join(map(str, kernel.params["rows"]))
     weight = {"bf16": "bf16", "int8": "int8_t"}.get(kernel.params["precision"], "float")
-    scale = anchor.optional(8) if weight == "int8_t" else None
+    scale = anchor.optional(SCALE_AT[anchor.op]) if weight == "int8_t" else None
     per_task: Dim = kernel.params["blocks_per_task"]
     unit.tasks = ceildiv(directions * ceildiv(n, width), per_task)
     unit.calls = steps
