@@ -15,10 +15,12 @@ from opcel_compiler.frontend.limits import ExportError, ModelError
 from opcel_compiler.frontend.maps import Labels, without_maps
 from opcel_compiler.frontend.proto_types import DimValue
 from opcel_compiler.ir.analysis import flops, made_symbols
+from opcel_compiler.ir.clone import clone
 from opcel_compiler.ir.dims import Dim, as_symbol, symbols_of
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.ops.control import BRANCHING
 from opcel_compiler.ir.program import Program
+from opcel_compiler.ir.quantization import recurrent_layers
 from opcel_compiler.ir.types import TensorType
 from opcel_compiler.quantization.planner import Planner
 from opcel_compiler.quantization.recipe import Recipe
@@ -28,6 +30,7 @@ from opcel_compiler.rewrite.driver import optimizable
 from opcel_compiler.rewrite.instruments import Counters, Instrument, Timing
 from opcel_compiler.rewrite.pipeline import PassManager, Pipeline
 from opcel_compiler.rewrite.quantized_layers import QuantizedLayer, quantized_layers
+from opcel_compiler.rewrite.report import Report
 from opcel_compiler.schedule.carry import stuck_boundary, stuck_in, stuck_node
 from opcel_compiler.schedule.coverage import Coverage, Work, native_work, node_work
 from opcel_compiler.schedule.lower import LoweringError, lower
@@ -87,6 +90,8 @@ class Compilation:
     """How far the artifact is from the float model (`quantization.metrics.accuracy`)."""
     qdq: ModelProto | None = None
     """The model as it is quantized, in ONNX, where that was asked for."""
+    floats_in_qdq: list[str] = dataclasses.field(default_factory=list)
+    """The layers of 8 bits, by name, that are float in it: recurrent ones, for which QDQ has no form."""
 
     @property
     def graph(self) -> Graph:
@@ -203,16 +208,24 @@ def _optimize(
             raise OpcelError("the pipeline has no pass quantize-weights, so nothing becomes int4")
     if export_qdq:
         last = next((i for i, p in enumerate(passes) if p.name == KERNELS_BEGIN), len(passes))
-        run(at, last)
-        work.qdq, at = _as_qdq(work, bool(recipe.kept)), last
+        plan = work.context.quantization
+        work.floats_in_qdq = recurrent_layers(work.graph, plan) if plan is not None else []
+        if plan is not None and work.floats_in_qdq:
+            graph = clone(work.graph)
+            context = dataclasses.replace(work.context, quantization=plan.without(work.floats_in_qdq), report=Report())
+            PassManager.run(graph, Pipeline(passes[at:last]), context)
+        else:
+            run(at, last)
+            graph, at = work.graph, last
+        work.qdq = _as_qdq(graph, work.imported, bool(recipe.kept or work.floats_in_qdq))
     run(at, len(passes))
 
 
-def _as_qdq(work: Compilation, reverted: bool) -> ModelProto:
-    """The graph in ONNX; a float one is an error, unless the recipe has `reverted` layers."""
-    if not reverted and not any(n.op in QUANTIZED for n in optimizable(work.graph)):
+def _as_qdq(graph: Graph, imported: Imported, reverted: bool) -> ModelProto:
+    """The graph in ONNX; a float one is an error, unless there are layers that were `reverted`."""
+    if not reverted and not any(n.op in QUANTIZED for n in optimizable(graph)):
         raise ExportError("nothing in the model is quantized, so there is no QDQ form of it; see --precision int8")
-    return export_model(work.graph, opset=QDQ_OPSET, names=work.imported)
+    return export_model(graph, opset=QDQ_OPSET, names=imported)
 
 
 def check_precision(target: Target, precision: str) -> None:

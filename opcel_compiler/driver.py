@@ -69,6 +69,10 @@ class FallbackWarning(UserWarning):
     """Nodes run in another engine."""
 
 
+class ExportWarning(UserWarning):
+    """An exported model is not quantized as the artifact is."""
+
+
 def compile(
     model: Any, target: str = "host", output: str | os.PathLike[str] | None = None, threads: int | None = None, *,
     pipeline: str | None = None, fallback: str = "warn", inputs: str | os.PathLike[str] | Feeds | None = None,
@@ -91,7 +95,8 @@ def compile(
     `state` names the caches of a decode step that grow in place, each text "inputs=outputs:capacity" with * for any
     part of a name (docs/decoding.md); the returned model is then a `Decoder`.
     With precision "int8" `recipe` names the calibration data and how the model is quantized (docs/quantization.md).
-    `export_qdq` is an ONNX file to write the quantized model to, in opset 21 with QuantizeLinear and DequantizeLinear.
+    `export_qdq` is an ONNX file to write the quantized model to, in opset 21 with QuantizeLinear and DequantizeLinear;
+    warns of layers that are float in it.
 
     Raises ModelError for a bad model, TargetError, FallbackError, ProofError when a result is outside the bound,
     OutputError and ToolchainError; in each case nothing is left at `output`.
@@ -125,6 +130,9 @@ def compile(
     )  # fmt: skip
     if export_qdq is not None and work.qdq is not None:
         write_model(work.qdq, Path(export_qdq))
+        if work.floats_in_qdq:
+            text = f"{os.fspath(export_qdq)}: QDQ has no form of recurrent layers, these are float in it: "
+            warnings.warn(text + ", ".join(work.floats_in_qdq), ExportWarning, stacklevel=2)
     if not work.whole:
         check_bound(work.graph)
     bound = Bound.of(precision, max_error, work.quantized)

@@ -89,10 +89,9 @@ class _Quantizer:
         operands += [None] * (at - len(operands))
         operands[3] = None if kept is None else self._constant(node, kept, "bias")
         operands.append(self._constant(node, scales[..., 0], f"{r.name}.scale"))
-        names = [v.name for v in node.results]
-        for v in node.results:
-            v.name += ".float"
-        again = self.graph.add(node.op, operands, node.attrs, before=node, origin=node.origin, names=names)
+        again = self.graph.add(node.op, operands, node.attrs, before=node, origin=node.origin)
+        for old, new in zip(node.results, again.results, strict=True):
+            old.name, new.name = new.name, old.name
         self.ctx.changed(scheme, node)
         self.graph.replace(node, again.results)
         erase_unused([n for n in given if n is not None])

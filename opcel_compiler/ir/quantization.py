@@ -6,12 +6,13 @@ out (`equalize`, `quantize`), `opcel_compiler.quantization` makes it from statis
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from opcel_compiler.ir.graph import Node, Value
+from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.recurrent import RECURRENT
 from opcel_compiler.ir.thresholds import Grid
 from opcel_compiler.ir.types import F32
 
@@ -49,10 +50,20 @@ class Plan:
         """Whether the layer `name` computes in 8 bits."""
         return name in self.layers and self.layers[name].scheme != FLOAT
 
+    def without(self, names: Iterable[str]) -> Plan:
+        """The same with these layers in float."""
+        return replace(self, layers={**self.layers, **dict.fromkeys(names, Layer(FLOAT))})
+
     @property
     def kept(self) -> dict[str, str]:
         """The layers that stay float, with the reason."""
         return {name: layer.reason for name, layer in self.layers.items() if layer.scheme == FLOAT}
+
+
+def recurrent_layers(graph: Graph, plan: Plan) -> list[str]:
+    """The recurrent layers that `plan` quantizes."""
+    names = (n.results[0].name for n in graph.nodes if n.op in RECURRENT)
+    return [name for name in names if plan.quantized(name)]
 
 
 def channel_readers(value: Value) -> tuple[list[Node], int, bool] | None:

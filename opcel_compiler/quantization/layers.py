@@ -103,7 +103,7 @@ def _slow(target: Target | None) -> str:
 
 
 def terms_of(node: Node) -> int:
-    """The products in one element of a layer's result; in a gate of a recurrent layer, of x's part or of the state's."""
+    """The products in one element of a layer's result, or in a gate of a recurrent one, of x or of the state."""
     dims = node.operand(1).tensor.static_shape
     if node.op in RECURRENT:
         return max(dims[2], node.operand(2).tensor.static_shape[2])
