@@ -17,7 +17,7 @@ from opcel_compiler.ir.quantization import channel_readers
 from opcel_compiler.ir.statistics import TensorStatistics
 from opcel_compiler.ir.thresholds import grid_of
 from opcel_compiler.quantization.layers import Candidate, root
-from opcel_compiler.quantization.probe import Feeds, QuantizedLayer, visit
+from opcel_compiler.quantization.probe import Feeds, Operands, QuantizedLayer, visit
 
 SHARES = (0.3, 0.5, 0.7, 0.85, 1.0)
 """The exponents a that are tried."""
@@ -55,7 +55,12 @@ def divisions(
         }
     trials = {v: _Trial(nodes, axis, _reach(seen.get(v.name), axis, v)) for v, (nodes, axis) in found.items()}
     by_node = {n: t for t in trials.values() for n in t.nodes}
-    visit(graph, samples[:MOST_SAMPLES], by_node, lambda _, node, xs, y: by_node[node].see(node, xs[0], y))
+
+    def see(_: int, node: Node, operands: Operands, y: np.ndarray) -> None:
+        assert operands[0] is not None
+        by_node[node].see(node, operands[0], y)
+
+    visit(graph, samples[:MOST_SAMPLES], by_node, see)
     best = {v.name: t.best for v, t in trials.items()}
     return {name: s for name, s in best.items() if s is not None}
 

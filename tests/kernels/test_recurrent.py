@@ -12,6 +12,7 @@ from harness import BF16_ISAS, ISAS, WIDTH, build, integers, pointers
 
 from opcel_compiler.codegen.cpu.pack import recurrent_bytes, recurrent_panels
 from opcel_compiler.ir.opdef import op_def
+from opcel_compiler.ir.ops.recurrent import SCALE_AT
 
 SOURCE = """
 #include "kernels/recurrent/steps.h"
@@ -61,10 +62,16 @@ def test_steps_in_bf16(isa: str, direction: str, cell: str, batch: int, hidden: 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
-@pytest.mark.parametrize("batch, hidden, per_task, wide", [(1, 144, 4, 4), (5, 19, 2, 1), (2, 579, 40, 2)])
-def test_steps_in_bytes(isa: str, direction: str, batch: int, hidden: int, per_task: int, wide: int) -> None:
-    lib = build(source("lstm", wide, "int8_t"), isa)
-    check(lib, WIDTH[isa], direction, "lstm", True, batch, hidden, per_task, np.dtype(np.int8))
+@pytest.mark.parametrize(
+    "cell, batch, hidden, per_task, wide",
+    [
+        ("lstm", 1, 144, 4, 4), ("lstm", 5, 19, 2, 1), ("lstm", 2, 579, 40, 2),
+        ("gru", 3, 19, 2, 1), ("rnn", 2, 33, 3, 1), ("relu", 1, 33, 1, 1),
+    ],
+)  # fmt: skip
+def test_steps_in_bytes(isa: str, direction: str, cell: str, batch: int, hidden: int, per_task: int, wide: int) -> None:
+    lib = build(source(cell, wide, "int8_t"), isa)
+    check(lib, WIDTH[isa], direction, cell, True, batch, hidden, per_task, np.dtype(np.int8))
 
 
 def check(
@@ -105,8 +112,8 @@ def check(
         "relu": {"activations": ("relu",) * (2 if direction == "bidirectional" else 1)},
     }.get(cell, {})
     op = op_def("rnn" if cell == "relu" else cell)
-    operands = [gates, r, None, bias, h] + ([c] if cell == "lstm" else [])
-    operands += [] if scale is None else [None, None, scale]
+    operands = [gates, r, None, bias if cell == "gru" else None, h, *([c] if cell == "lstm" else [])]
+    operands += [None] * (SCALE_AT[op.name] - len(operands)) + [scale]
     assert op.evaluate is not None
     want = op.evaluate(
         [a if a is None or a.dtype == np.int8 else a.astype(np.float64) for a in operands], op.complete(attrs)

@@ -48,9 +48,9 @@ SCALE_AT = {"lstm": 8, "gru": 6, "rnn": 6}
 
 State = tuple[np.ndarray, ...]
 Function = Callable[[np.ndarray], np.ndarray]
-Step = Callable[[np.ndarray, np.ndarray, np.ndarray, "np.ndarray | None", State], State]
-"""(x's part of the gates [b, g·n] with w's bias, r [g·n, n], r's bias [g·n], peepholes [3·n], state) → the next state,
-hidden first."""
+Step = Callable[[np.ndarray, np.ndarray, np.ndarray, "np.ndarray | None", State, np.ndarray], State]
+"""(x's part of the gates [b, g·n] with w's bias, r [g·n, n], r's bias [g·n], peepholes [3·n], state, the hidden state
+as it is multiplied) → the next state, hidden first."""
 Cell = Callable[[Attrs, Sequence[Function]], Step]
 """From the attributes and the functions of one direction."""
 
@@ -189,8 +189,8 @@ def _evaluate(op: str, cell: Cell) -> Callable[[Arrays, Attrs], State]:
             state = tuple(np.zeros((b, n), x.dtype) if s is None else widen(s[k]) for s in initial)
             backward = k == 1 or attrs["direction"] == "reverse"
             for i in range(t - 1, -1, -1) if backward else range(t):
-                old = state if scale is None else (on_own_grids(state[0]), *state[1:])
-                new = step(inputs[i] + both[:rows], r[k], both[rows:], peep, old)
+                h = state[0] if scale is None else on_own_grids(state[0])
+                new = step(inputs[i] + both[:rows], r[k], both[rows:], peep, state, h)
                 if lengths is None:
                     state, y[i, k] = new, new[0]
                 else:
@@ -232,8 +232,10 @@ def _flops(gates: int) -> Callable[[Operands, Sequence[Type], Attrs], Dim]:
 def _lstm(attrs: Attrs, fns: Sequence[Function]) -> Step:
     gate, squash, out = fns
 
-    def step(inputs: np.ndarray, r: np.ndarray, bias: np.ndarray, peep: np.ndarray | None, state: State) -> State:
-        h, c = state
+    def step(
+        inputs: np.ndarray, r: np.ndarray, bias: np.ndarray, peep: np.ndarray | None, state: State, h: np.ndarray
+    ) -> State:
+        c = state[1]
         i, o, f, g = np.split(inputs + h @ r.T + bias, 4, axis=1)
         pi, po, pf = np.zeros((3, 1), h.dtype) if peep is None else np.split(peep, 3)
         i = gate(_clipped(i + pi * c, attrs))
@@ -247,22 +249,26 @@ def _lstm(attrs: Attrs, fns: Sequence[Function]) -> Step:
 def _gru(attrs: Attrs, fns: Sequence[Function]) -> Step:
     gate, squash = fns
 
-    def step(inputs: np.ndarray, r: np.ndarray, bias: np.ndarray, _: np.ndarray | None, state: State) -> State:
-        (h,), n = state, r.shape[1]
+    def step(
+        inputs: np.ndarray, r: np.ndarray, bias: np.ndarray, _: np.ndarray | None, state: State, h: np.ndarray
+    ) -> State:
+        n = r.shape[1]
         both = inputs[:, : 2 * n] + h @ r[: 2 * n].T + bias[: 2 * n]
         z, reset = np.split(gate(_clipped(both, attrs)), 2, axis=1)
         if attrs["reset_after"]:
             hidden = reset * (h @ r[2 * n :].T + bias[2 * n :])
         else:
             hidden = (reset * h) @ r[2 * n :].T + bias[2 * n :]
-        return ((1 - z) * squash(_clipped(inputs[:, 2 * n :] + hidden, attrs)) + z * h,)
+        return ((1 - z) * squash(_clipped(inputs[:, 2 * n :] + hidden, attrs)) + z * state[0],)
 
     return step
 
 
 def _rnn(attrs: Attrs, fns: Sequence[Function]) -> Step:
-    def step(inputs: np.ndarray, r: np.ndarray, bias: np.ndarray, _: np.ndarray | None, state: State) -> State:
-        return (fns[0](_clipped(inputs + state[0] @ r.T + bias, attrs)),)
+    def step(
+        inputs: np.ndarray, r: np.ndarray, bias: np.ndarray, _: np.ndarray | None, state: State, h: np.ndarray
+    ) -> State:
+        return (fns[0](_clipped(inputs + h @ r.T + bias, attrs)),)
 
     return step
 
