@@ -10,9 +10,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from opcel_compiler.ir.calibration import CHANNELS, COUNTS, SEEN, WINDOWS, observable
+from opcel_compiler.ir.dims import product
 from opcel_compiler.ir.graph import Graph, Node, Value
+from opcel_compiler.ir.ops.observe import EVERY
 from opcel_compiler.ir.types import F32, tensor
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
+
+LARGE = 64
+"""Positions of an image from which on a part of them is counted."""
 
 
 @dataclass(frozen=True)
@@ -46,4 +51,10 @@ class Observe(Pass):
         row = add("slice", [windows], starts=(i, 0), sizes=(1, 2), steps=(1, 1)).result
         window = add("reshape", [row], shape=(2,)).result
         x = value if value.tensor.dtype == F32 else add("cast", [value], dtype=F32).result
-        return add("observe", [x, window], axis=axis)
+        return add("observe", [x, window], axis=axis, every=EVERY if _is_large_image(x, axis) else 1)
+
+
+def _is_large_image(x: Value, axis: int) -> bool:
+    """Whether the positions after the axis of the channels are many, and neighbours among them tell the same."""
+    positions = product(x.tensor.dims[axis + 1 :]) if axis >= 0 else 1
+    return isinstance(positions, int) and positions >= LARGE

@@ -21,6 +21,7 @@ from opcel_compiler.calibrate.errors import CalibrationError, CalibrationWarning
 from opcel_compiler.calibration import Observing, collect, observed_graph, observing, over
 from opcel_compiler.ir.graph import Node
 from opcel_compiler.ir.interpret import run
+from opcel_compiler.ir.ops.observe import EVERY, counted_positions
 from opcel_compiler.ir.statistics import BINS, Histogram, Statistics, StatisticsError, statistics_text
 from opcel_compiler.quantization.recipe import Recipe
 from opcel_compiler.targets import load_target
@@ -84,6 +85,40 @@ def test_statistics_are_those_of_the_values(known: dict[str, list[np.ndarray]], 
             np.testing.assert_allclose(t.absmax, np.abs(rows).max(axis=1), rtol=1e-5, atol=1e-6)
             np.testing.assert_allclose(t.mean, rows.mean(axis=1), rtol=1e-4, atol=1e-5)
     assert sum(t.axis is not None for t in found.tensors.values()) >= 4
+
+
+def test_a_part_of_the_positions_of_large_images_is_counted() -> None:
+    sizes = {"n": 1, "h": 12, "w": 10}
+    graph, names, wanted = observed_graph(network(), load_target("host"), None, sizes)
+    made: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+
+    def see(node: Node, results: tuple[np.ndarray, ...]) -> None:
+        for value, array in zip(node.results, results, strict=True):
+            if value.name in made:
+                made[value.name].append(array)
+
+    for feeds in samples(8):
+        run(graph, {v.name: feeds[n] for n, v in zip(names, graph.inputs, strict=True)}, observe=see)
+    with pytest.warns(CalibrationWarning, match="8 samples are few"):
+        found = collect(network(), Data(lambda: samples(8)), dims=sizes).statistics
+    parts = 0
+    for name, arrays in made.items():
+        x = np.concatenate(arrays)
+        every = EVERY if x.ndim == 4 and x.shape[2] * x.shape[3] == 120 else 1
+        kept = np.broadcast_to(counted_positions(x.shape, 1, every), x.shape)
+        t, parts = found[name], parts + (every > 1)
+        assert t.count == kept.sum(), name
+        np.testing.assert_allclose([t.minimum, t.maximum], [x.min(), x.max()], rtol=1e-5, atol=1e-6)
+        moved = np.abs(
+            np.cumsum(t.histogram.counts - Histogram.of(x[kept]).at(t.histogram.exponent, t.histogram.start).counts)
+        )
+        assert moved.max() <= 0.002 * t.count, name
+        if every > 1:
+            assert t.absmax is not None and t.mean is not None
+            np.testing.assert_allclose(t.absmax, np.abs(x).max(axis=(0, 2, 3)), rtol=1e-5, atol=1e-6)
+            means = np.mean(x, axis=(0, 2, 3), where=kept)
+            np.testing.assert_allclose(t.mean, means, rtol=1e-4, atol=1e-5)
+    assert parts == 2
 
 
 def test_the_number_of_threads_and_the_run_change_no_byte(tmp_path: Path) -> None:

@@ -368,6 +368,7 @@ def dynamic() -> list[tuple[str, Arrays, dict[str, Any], np.ndarray]]:
     boxes = np.array([[[0, 0, 1, 1], [0, 0.1, 1, 1.1], [0, 2, 1, 3]]], np.float32)
     scores = np.array([[[0.5, 0.75, 0.25], [0.5, 0.125, 0.25]]], np.float32)
     limits = [np.array(2), np.array(0.5, np.float32), np.array(0.2, np.float32)]
+    line = np.arange(20, dtype=np.float32).reshape(1, 2, 10)
     down = {"axis": 0, "kind": "product", "exclusive": True, "reverse": True}
     return [
         ("nonzero", [x], {"count": (3,)}, np.stack(np.nonzero(x))),
@@ -380,6 +381,7 @@ def dynamic() -> list[tuple[str, Arrays, dict[str, Any], np.ndarray]]:
         ("cumulate", [rows], down, np.array([[0, 0], [0, 0], [0, 0], [1, 1]], np.int32)),
         ("observe", [x, np.float32([-127, 0])], {}, counted({0: 3, 512: 1, 1024: 1, 2048: 1})),
         ("observe", [x, np.float32([3, -5])], {}, counted({5: 5, 2048: 1})),
+        ("observe", [line, np.float32([0, 0])], {"axis": 0, "every": 8}, counted({0: 1, 15: 1})),
     ]
 
 

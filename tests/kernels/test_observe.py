@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from harness import ISAS, WIDTH, build, integers, pointers
 
 from opcel_compiler.ir.opdef import op_def
-from opcel_compiler.ir.ops.observe import MOST_PARTS, PART_COUNTS, part_channels
+from opcel_compiler.ir.ops.observe import EVERY, MOST_PARTS, PART_COUNTS, part_channels
 from opcel_compiler.ir.statistics import Histogram
 
 SOURCE = """
 #include "kernels/observe/histogram.h"
 using namespace opcel;
-extern "C" void observe(int kind, void* const* p, const int64_t* d, bool backwards) {
+extern "C" void observe(int kind, bool all, void* const* p, const int64_t* d, bool backwards) {
   const ObserveArgs args{static_cast<const float*>(p[0]), static_cast<const float*>(p[1]), static_cast<uint32_t*>(p[2]),
                          static_cast<float*>(p[3]), static_cast<float*>(p[4]), static_cast<uint32_t*>(p[5]),
                          static_cast<float*>(p[6]), {d[0], d[1], d[2]}, {d[3], d[4], d[5]}, d[6], d[7], d[8],
                          d[9], d[10]};
   for (int64_t i = 0; i < args.parts; ++i) {
     const int64_t t = backwards ? args.parts - 1 - i : i;
-    if (kind == 0) observe_tasks<Channels::along>(args, t, t + 1);
-    else if (kind == 1) observe_tasks<Channels::one>(args, t, t + 1);
-    else observe_tasks<Channels::block>(args, t, t + 1);
+    if (kind == 0) observe_tasks<Channels::along, 1>(args, t, t + 1);
+    else if (kind == 1 && all) observe_tasks<Channels::one, 1>(args, t, t + 1);
+    else if (kind == 1) observe_tasks<Channels::one, 8>(args, t, t + 1);
+    else if (all) observe_tasks<Channels::block, 1>(args, t, t + 1);
+    else observe_tasks<Channels::block, 8>(args, t, t + 1);
   }
   merge_parts(args);
 }
@@ -48,6 +50,7 @@ class Case:
     n: int
     total: int
     numbered: int
+    every: int = 1
 
 
 def values(shape: tuple[int, ...], kind: str, seed: int = 0) -> np.ndarray:
@@ -105,7 +108,8 @@ def cases(kind: str, w: int) -> list[Case]:
         memory, offset, extents, steps, n = blocked(x, w, halo)
         rows = int(np.prod(extents))
         out.append(Case(BLOCK, x, 1, memory, offset, extents, steps, n, rows * n, 1 if halo else 2))
-    return out
+    images = [c for c in out if c.kind != ALONG and c.axis == 1]
+    return out + [replace(c, every=EVERY) for c in images]
 
 
 def observe(
@@ -120,7 +124,7 @@ def observe(
     addresses = pointers(case.memory, given, *out)
     addresses[0] = (case.memory.ctypes.data or 0) + 4 * case.offset
     sizes = integers(*case.extents, *case.steps, case.n, case.total, case.numbered, count, parts)
-    library.observe(case.kind, addresses, sizes, backwards)
+    library.observe(case.kind, case.every == 1, addresses, sizes, backwards)
     assert (out[3][parts:] == 77).all() and (out[4][parts:] == 77).all()
     return out[:3]
 
@@ -138,11 +142,11 @@ def test_counts_extremes_and_channels(isa: str, kind: str) -> None:
     library = build(SOURCE, isa)
     for case in cases(kind, WIDTH[isa]):
         for window in windows(case.x):
-            attrs = {"axis": case.axis}
+            attrs = {"axis": case.axis, "every": case.every}
             counts, seen, channels, *_ = op_def("observe").evaluate([case.x, np.float32(window)], attrs)
             results = [observe(library, case, window, parts, parts == 5) for parts in (1, 3, 5, 16)]
             for found in results:
-                where = (case.kind, case.x.shape, window)
+                where = (case.kind, case.x.shape, case.every, window)
                 np.testing.assert_array_equal(found[0], counts, str(where))
                 np.testing.assert_array_equal(found[1], seen, str(where))
                 np.testing.assert_array_equal(found[2][0], channels[0], str(where))

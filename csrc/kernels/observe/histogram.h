@@ -13,8 +13,8 @@
 namespace opcel {
 
 constexpr int kBins = 2048;
-constexpr int kPartCounts = kBins + 16;  // the bins, elements that are not finite, lanes of no element, the bins' place
-constexpr int kNotFinite = kBins, kNothing = kBins + 1, kExponent = kBins + 2, kStart = kBins + 3;
+constexpr int kPartCounts = kBins + 16;  // the bins, elements that are not finite, the bins' place
+constexpr int kNotFinite = kBins, kExponent = kBins + 1, kStart = kBins + 2;
 constexpr int kTables = 4;  // so that increments of one bin follow each other less closely
 constexpr int kRun = 16;    // vectors whose bins are found before they are counted: stores are slow to read back at once
 
@@ -76,16 +76,42 @@ struct Bins {
 
 OPCEL_INLINE std::int64_t channel_room(const ObserveArgs& args) { return (args.count + 15) / 16 * 16; }
 
-/// What is kept of a row in registers: the extremes, and the largest magnitude and the sum by lanes.
+/// What is kept of a row in registers, by lanes: the extremes, the sum, and minus the numbers of zeros and of what is not
+/// finite.
 struct Running {
-  vf least, most, peak, sum;
+  vf least = set(__builtin_inff()), most = set(-__builtin_inff()), sum = {};
+  vi zeros = {}, odd = {};
 };
 
-/// The counters of one part, on the stack of its task.
+OPCEL_INLINE std::uint32_t count_of(vi negative) {
+  alignas(64) std::int32_t lanes[W];
+  store_i(lanes, negative);
+  std::uint32_t out = 0;
+  for (const std::int32_t lane : lanes) out -= static_cast<std::uint32_t>(lane);
+  return out;
+}
+
+/// Whether position p of an image is counted: one of every `Every`, each time at another place.
+template <int Every, typename T>
+OPCEL_INLINE auto is_counted(T p) {
+  static_assert((Every & (Every - 1)) == 0);
+  return ((p + p / Every) & (Every - 1)) == 0;
+}
+
+/// The first position from p on that is counted.
+template <int Every>
+OPCEL_INLINE std::int64_t next_counted(std::int64_t p) {
+  const auto of = [](std::int64_t group) { return group * Every + (-group & (Every - 1)); };
+  return of(p / Every) < p ? of(p / Every + 1) : of(p / Every);
+}
+
+/// The counters of one part, on the stack of its task. Many values are zero, and increments of one counter wait for each
+/// other: zeros are counted in registers, and what is not counted goes to a counter for each lane, behind the bins.
 struct Counter {
-  alignas(64) std::uint32_t tables[kTables][kPartCounts];
+  alignas(64) std::uint32_t tables[kTables][kBins + W];
   alignas(64) std::int32_t bins[kRun * W];  // of vectors whose elements are not counted yet
   vf scale, start, least, most;
+  std::uint32_t zeros = 0, odd = 0;
 
   explicit Counter(Bins b)
       : scale(set(Bins::power(-b.exponent))), start(set(static_cast<float>(b.start))), least(set(__builtin_inff())),
@@ -93,24 +119,12 @@ struct Counter {
     std::memset(tables, 0, sizeof tables);
   }
 
-  /// Note the bins of the first `lanes` of v, or of all, as vector `slot`; gives v with zeros in place of what has none.
-  template <bool Tail>
-  OPCEL_INLINE vf place(vf v, int lanes, int slot, vf width, vf first, Running& r) {
-    vi counted = abs(v) < set(__builtin_inff());
-    vi bin = select_i(counted, vi{}, set_i(kNotFinite));
-    if constexpr (Tail) {
-      const vi given = first_lanes(lanes);
-      bin = select_i(given, bin, set_i(kNothing));
-      counted &= given;
-    }
-    v = select(counted, v, vf{});
-    r.least = select(counted & (v < r.least), v, r.least);
-    r.most = select(counted & (v > r.most), v, r.most);
+  /// Note the bins of those lanes of v that are not `passed` over, as vector `slot`.
+  OPCEL_INLINE void note(vf v, vi passed, int slot, vf width, vf first) {
     const vf exact = v * width;
     const vf at = select((v < vf{}) & (exact == vf{}), set(-1.0f), floor(exact)) - first;
-    bin = select_i(counted, to_int(max(min(at, set(kBins - 1.0f)), vf{})), bin);
-    store_i(bins + slot * W, bin);
-    return v;
+    const vi bin = to_int(max(min(at, set(kBins - 1.0f)), vf{}));
+    store_i(bins + slot * W, select_i(passed, lanes() + kBins, bin));
   }
 
   /// Count what was noted in the first `vectors` slots.
@@ -120,87 +134,160 @@ struct Counter {
       for (int i = 0; i < W; ++i) ++tables[i % kTables][bins[slot * W + i]];
     }
   }
+
+  /// The counts of a part.
+  void write(std::uint32_t* counts, Bins b) const {
+    for (int bin = 0; bin < kBins; bin += W) {
+      vi sum = load_i(reinterpret_cast<const std::int32_t*>(tables[0] + bin));
+      for (int t = 1; t < kTables; ++t) sum += load_i(reinterpret_cast<const std::int32_t*>(tables[t] + bin));
+      store_i(reinterpret_cast<std::int32_t*>(counts + bin), sum);
+    }
+    counts[opcel::detail::least(std::int64_t{kBins} - 1, -std::int64_t{b.start})] += zeros;
+    counts[kNotFinite] = odd;
+    counts[kExponent] = static_cast<std::uint32_t>(b.exponent);
+    counts[kStart] = static_cast<std::uint32_t>(b.start);
+  }
 };
 
-template <Channels C>
+template <Channels C, int Every>
 struct RowCounter {
   const ObserveArgs& args;
   Counter& counter;
   float* largest;  // of the part, by channel
   float* sums;
 
-  template <bool Tail>
-  OPCEL_INLINE void vector(const float* p, int lanes, std::int64_t col, int slot, vf width, vf first, Running& r) const {
-    const vf v = counter.place<Tail>(load_t<Tail>(p + col, lanes), lanes, slot, width, first, r);
+  static constexpr int kStep = C == Channels::block ? W : 1;  // elements of a position
+
+  /// Note a vector of the row p, or of it the first `given` lanes, whose first element has column i and the image's
+  /// `position`. Where some elements may not be finite, they and the extremes are seen to as well.
+  template <bool Odd, bool Tail>
+  OPCEL_INLINE void note(const float* p, int given, std::int64_t i, std::int64_t position, int slot, Running& r) const {
+    vf v = load_t<Tail>(p + i, given);
+    vi passed = {};
+    if constexpr (Tail) passed = ~first_lanes(given);
+    if constexpr (Odd) {
+      const vi odd = ~(abs(v) < set(__builtin_inff())) & ~passed;
+      r.odd += odd;
+      passed |= odd;
+      v = select(passed, vf{}, v);
+      r.least = select(passed, r.least, min(v, r.least));
+      r.most = select(passed, r.most, max(v, r.most));
+    }
     if constexpr (C == Channels::along) {
-      store(largest + col, max(load(largest + col), abs(v)));
-      store(sums + col, load(sums + col) + v);
+      store(largest + i, max(load(largest + i), abs(v)));
+      store(sums + i, load(sums + i) + v);
     } else {
-      r.peak = max(r.peak, abs(v));
+      if constexpr (Every > 1 && C == Channels::block) {
+        if (Odd && !is_counted<Every>(position)) passed = ~vi{};
+      } else if constexpr (Every > 1) {
+        passed |= ~is_counted<Every>(set_i(static_cast<std::int32_t>(position % (Every * Every))) + lanes());
+      }
+      if constexpr (Odd || Every > 1) v = select(passed, vf{}, v);
       r.sum += v;
     }
+    const vi zeros = (v == vf{}) & ~passed;
+    r.zeros += zeros;
+    counter.note(v, passed | zeros, slot, counter.scale, counter.start);
   }
 
-  /// A row of n elements that belong to `channel`, the first of them, or all.
-  void row(const float* p, std::int64_t n, std::int64_t channel) const {
-    Running r{counter.least, counter.most, vf{}, vf{}};
-    const vf width = counter.scale, first = counter.start;
-    const std::int64_t left = args.count - channel;
-    const bool ragged = C == Channels::block && left < W;
-    for (std::int64_t begin = 0; begin < n; begin += kRun * W) {
-      const std::int64_t end = opcel::detail::least(n, begin + kRun * W);
-      std::int64_t i = begin;
-      int slot = 0;
-      if (ragged) {
-        for (; i < end; i += W) vector<true>(p, static_cast<int>(left), i, slot++, width, first, r);
-      } else {
-        for (; i + W <= end; i += W) vector<false>(p, W, i, slot++, width, first, r);
-        if (i < end) vector<true>(p, static_cast<int>(end - i), i, slot++, width, first, r);
-      }
-      counter.count(slot);
+  /// Count columns [begin, end) of a row: at most kRun vectors, or, of images in blocks that are finite, that times Every.
+  template <bool Odd>
+  OPCEL_INLINE void run(const float* p, std::int64_t begin, std::int64_t end, int ragged, std::int64_t position,
+                        Running& r) const {
+    const auto from = [position](std::int64_t i) {
+      return !Odd && C == Channels::block ? (next_counted<Every>(position + i / W) - position) * W : i;
+    };
+    int slot = 0;
+    for (std::int64_t i = from(begin); i < end; i = from(i + W), ++slot) {
+      const std::int64_t at = position + i / kStep;
+      if (ragged)
+        note<Odd, true>(p, ragged, i, at, slot, r);
+      else if (i + W <= end)
+        note<Odd, false>(p, W, i, at, slot, r);
+      else
+        note<Odd, true>(p, static_cast<int>(end - i), i, at, slot, r);
     }
-    counter.least = r.least, counter.most = r.most;
+    counter.count(slot);
+  }
+
+  /// The extremes of columns [begin, end), unless some of the elements is not finite: then false. Lanes of no channel may
+  /// make it false as well.
+  static OPCEL_INLINE bool extremes(const float* p, std::int64_t begin, std::int64_t end, int ragged, Running& r) {
+    vf low = r.least, high = r.most, sum{};
+    std::int64_t i = begin;
+    for (; i + W <= end; i += W) {
+      const vf v = load(p + i);
+      low = min(v, low), high = max(v, high), sum = fma(v, vf{}, sum);
+    }
+    if (i < end) {
+      const int given = static_cast<int>(end - i);
+      const vf v = load_t<true>(p + i, given);
+      low = select(first_lanes(given), min(v, low), low), high = select(first_lanes(given), max(v, high), high);
+      sum = fma(v, vf{}, sum);
+    }
+    if (!(hsum(sum) == 0)) return false;
+    const vi given = first_lanes(ragged ? ragged : W);
+    r.least = select(given, low, r.least), r.most = select(given, high, r.most);
+    return true;
+  }
+
+  /// A row of n elements that belong to `channel`, the first of them, or all, from `position` of their image on.
+  void row(const float* p, std::int64_t n, std::int64_t channel, std::int64_t position) const {
+    constexpr std::int64_t kColumns = kRun * W;
+    const std::int64_t left = args.count - channel;
+    const int ragged = C == Channels::block && left < W ? static_cast<int>(left) : 0;
+    Running r;
+    constexpr std::int64_t kTogether = kColumns * (C == Channels::block ? Every : 1);
+    for (std::int64_t begin = 0; begin < n; begin += kTogether) {
+      const std::int64_t end = opcel::detail::least(n, begin + kTogether);
+      if (extremes(p, begin, end, ragged, r)) {
+        run<false>(p, begin, end, ragged, position, r);
+      } else {
+        for (std::int64_t i = begin; i < end; i += kColumns)
+          run<true>(p, i, opcel::detail::least(end, i + kColumns), ragged, position, r);
+      }
+    }
+    counter.least = min(r.least, counter.least), counter.most = max(r.most, counter.most);
+    counter.zeros += count_of(r.zeros), counter.odd += count_of(r.odd);
+    const vf peak = max(max(r.most, vf{}), -min(r.least, vf{}));
     if constexpr (C == Channels::block) {
-      store(largest + channel, max(load(largest + channel), r.peak));
+      store(largest + channel, max(load(largest + channel), peak));
       store(sums + channel, load(sums + channel) + r.sum);
     } else if constexpr (C == Channels::one) {
-      const float top = hmax(r.peak);
+      const float top = hmax(peak);
       largest[channel] = top > largest[channel] ? top : largest[channel];
       sums[channel] += hsum(r.sum);
     }
   }
 };
 
-template <Channels C>
+template <Channels C, int Every>
 void count_part(const ObserveArgs& args, std::int64_t part, std::int64_t first, std::int64_t last, Bins bins) {
   Counter counter(bins);
   const std::int64_t room = channel_room(args);
   float* const largest = args.part_channels + part * (2 * room + 16);
   std::memset(largest, 0, static_cast<std::size_t>(2 * room) * sizeof(float));
-  const RowCounter<C> rows{args, counter, largest, largest + room};
+  const RowCounter<C, Every> rows{args, counter, largest, largest + room};
   for (std::int64_t r = first; r < last; ++r) {
     const std::int64_t at[3] = {r / args.extents[2] / args.extents[1], r / args.extents[2] % args.extents[1],
                                 r % args.extents[2]};
     const float* const p = args.x + at[0] * args.steps[0] + at[1] * args.steps[1] + at[2] * args.steps[2];
     const std::int64_t channel = args.axis < 0 ? 0 : at[args.axis] * (C == Channels::block ? W : 1);
-    rows.row(p, least(args.n, args.total - r * args.n), channel);
+    std::int64_t rows_before = 0;
+    for (std::int64_t a = args.axis + 1; args.axis >= 0 && a < 3; ++a) rows_before = rows_before * args.extents[a] + at[a];
+    const std::int64_t position = rows_before * (C == Channels::block ? args.n / W : args.n);
+    rows.row(p, least(args.n, args.total - r * args.n), channel, position);
   }
-  std::uint32_t* const counts = args.part_counts + part * kPartCounts;
-  for (int b = 0; b < kPartCounts; b += W) {
-    vi sum = load_i(reinterpret_cast<const std::int32_t*>(counter.tables[0] + b));
-    for (int t = 1; t < kTables; ++t) sum += load_i(reinterpret_cast<const std::int32_t*>(counter.tables[t] + b));
-    store_i(reinterpret_cast<std::int32_t*>(counts + b), sum);
-  }
-  counts[kExponent] = static_cast<std::uint32_t>(bins.exponent);
-  counts[kStart] = static_cast<std::uint32_t>(bins.start);
+  counter.write(args.part_counts + part * kPartCounts, bins);
   largest[2 * room] = hmin(counter.least);
   largest[2 * room + 1] = hmax(counter.most);
 }
 
 }  // namespace detail
 
-/// Tasks [begin, end) of `parts`.
-template <Channels C>
+/// Tasks [begin, end) of `parts`. Of images, whose positions are those of the axes after the channels', one in `Every`
+/// is counted; their extremes, and what is not finite, are of all.
+template <Channels C, int Every>
 void observe_tasks(const ObserveArgs& args, std::int64_t begin, std::int64_t end) {
   const std::int64_t rows = args.extents[0] * args.extents[1] * args.extents[2];
   const std::int64_t room = detail::channel_room(args);
@@ -208,11 +295,11 @@ void observe_tasks(const ObserveArgs& args, std::int64_t begin, std::int64_t end
     const std::int64_t first = rows * part / args.parts, last = rows * (part + 1) / args.parts;
     detail::Bins bins{detail::Bins::kLeastExponent, 0};
     const bool known = detail::Bins::of(args.window, bins);
-    detail::count_part<C>(args, part, first, last, bins);
+    detail::count_part<C, Every>(args, part, first, last, bins);
     const float* const seen = args.part_channels + part * (2 * room + 16) + 2 * room;
     if (seen[0] > seen[1] || (known && bins.hold(seen[0], seen[1]))) continue;
-    detail::count_part<C>(args, part, first, last,
-                          detail::Bins::fitting(seen[0], seen[1], detail::Bins::kLeastExponent));
+    detail::count_part<C, Every>(args, part, first, last,
+                                 detail::Bins::fitting(seen[0], seen[1], detail::Bins::kLeastExponent));
   }
 }
 

@@ -15,7 +15,9 @@ from opcel_compiler.ir.types import F32, TensorType, Type, tensor
 MOST_PARTS = 16
 """Into so many parts a value is divided at most, which are counted at the same time."""
 PART_COUNTS = BINS + 16
-"""The counters of a part: the bins, then of NaNs and infinities, of nothing, and the place of the bins."""
+"""The counters of a part: the bins, then of NaNs and infinities, and the place of the bins."""
+EVERY = 8
+"""One position in so many is counted of a large image."""
 
 
 def channels(t: TensorType, axis: int) -> int:
@@ -44,6 +46,9 @@ def _infer(operands: Operands, attrs: Attrs) -> tuple[Type, ...]:
     else:
         if attrs["axis"] != -1:
             check_axis(attrs["axis"], len(x.shape))
+        every = attrs["every"]
+        if every not in (1, EVERY) or (every > 1 and attrs["axis"] == -1):
+            raise InferenceError(f"one position in {every} is counted: one in {EVERY} of an image's, or all")
         count = channels(x, attrs["axis"])
         by_channel, parts = tensor(F32, 2, count), tensor(F32, MOST_PARTS, part_channels(count))
     return (
@@ -63,18 +68,28 @@ def _window(x: np.ndarray, exponent: int, start: int) -> tuple[int, int]:
     return (least, start) if least >= exponent else (exponent, first)
 
 
+def counted_positions(shape: tuple[int, ...], axis: int, every: int) -> np.ndarray:
+    """Where an array of this shape is counted, broadcast: at the positions p of the axes after `axis`, all together,
+    with (p + p // every) % every == 0; one in each `every`, never the same column twice in a row."""
+    if every == 1:
+        return np.ones((1,) * len(shape), bool)
+    p = np.arange(math.prod(shape[axis + 1 :])).reshape(shape[axis + 1 :])
+    return np.equal((p + p // every) % every, 0)
+
+
 @quiet
 def _observe(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     x, window, axis = array_at(arrays, 0), array_at(arrays, 1), attrs["axis"]
     finite = np.isfinite(x)
     known = x[finite]
     exponent, start = _window(known, int(window[0]), int(window[1]))
-    bins = np.floor(np.ldexp(known.astype(np.float64), -exponent)).astype(np.int64) - start
+    counted = finite & counted_positions(x.shape, axis, attrs["every"])
+    bins = np.floor(np.ldexp(x[counted].astype(np.float64), -exponent)).astype(np.int64) - start
     counts = np.append(np.bincount(bins, minlength=BINS), x.size - known.size).astype(np.uint32)
     seen = np.array([exponent, start, known.min(initial=np.inf), known.max(initial=-np.inf)], np.float32)
     rest = tuple(i for i in range(x.ndim) if i != axis)
     largest = np.max(np.abs(x), axis=rest, where=finite, initial=0).reshape(-1)
-    total = np.sum(x, axis=rest, where=finite, dtype=np.float64).reshape(-1)
+    total = np.sum(x, axis=rest, where=counted, dtype=np.float64).reshape(-1)
     scratch = np.zeros((MOST_PARTS, PART_COUNTS), np.uint32), np.zeros((MOST_PARTS, part_channels(largest.size)), "f4")
     return (counts, seen, np.stack([largest, total]).astype(np.float32), *scratch)
 
@@ -83,10 +98,11 @@ define(
     "observe",
     "Counts of the finite elements of x in the 2048 bins of the window (exponent, start; see Histogram), or of a wider "
     "one that holds them all, then of the others; that window, the least and the largest; for each index of `axis` "
-    "(-1: for all) the largest magnitude and the sum; and scratch memory. An exponent of -127 is no window",
+    "(-1: for all) the largest magnitude and the sum; and scratch memory. An exponent of -127 is no window. Counts and "
+    "sums are of one position in `every` of an image (see counted_positions), the rest is of all",
     "x window",
     _infer,
     _observe,
-    (AttrDef("axis", "int", -1),),
+    (AttrDef("axis", "int", -1), AttrDef("every", "int", 1)),
     results=5,
 )

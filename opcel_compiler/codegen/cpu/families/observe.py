@@ -9,7 +9,7 @@ from opcel_compiler.ir.program import Kernel, View
 from opcel_compiler.targets.schema import Target
 
 PART = 1 << 14
-"""Elements of a part, at least."""
+"""Elements of a part, at least; four times as many where some are only looked at."""
 FLAT = 1 << 12
 """Elements of a row, where none is given."""
 
@@ -45,7 +45,7 @@ def emit_observe(kernel: Kernel, target: Target) -> list[KernelUnit]:
     """An operand whose rows, in at most three axes, have a stride; or blocked by the axis of the channels."""
     anchor = kernel.anchor
     assert anchor is not None
-    x, axis = kernel.inputs[0], anchor.attrs["axis"]
+    x, axis, every = kernel.inputs[0], anchor.attrs["axis"], anchor.attrs["every"]
     kind = "block" if x.buffer.layout.block > 1 else "along" if axis == len(x.shape) - 1 else "one"
     rows, n, numbered = _blocked(x) if kind == "block" else _plain(x, axis)
     if len(rows) > 3:
@@ -54,7 +54,7 @@ def emit_observe(kernel: Kernel, target: Target) -> list[KernelUnit]:
     rows = [(1, 0)] * pad + rows
     numbered = numbered + pad if numbered >= 0 else -1
     total = product(x.shape) if kind == "one" and numbered < 0 else n * product([e for e, _ in rows])
-    parts = dim_max(1, dim_min(MOST_PARTS, ceildiv(total, PART)))
+    parts = dim_max(1, dim_min(MOST_PARTS, ceildiv(total, PART if every == 1 else 4 * PART)))
     units = KernelUnit(), KernelUnit()
     for unit in units:
         views = dict(zip(kernel.body.inputs, kernel.inputs, strict=True))
@@ -68,7 +68,7 @@ def emit_observe(kernel: Kernel, target: Target) -> list[KernelUnit]:
         ]  # fmt: skip
         header = ["kernels/observe/histogram.h"]
         if unit is units[0]:
-            unit.over_tasks(header, "ObserveArgs", fields, f"observe_tasks<Channels::{kind}>")
+            unit.over_tasks(header, "ObserveArgs", fields, f"observe_tasks<Channels::{kind}, {every}>")
         else:
             made = (
                 f"  const ObserveArgs args{{{', '.join(fields)}}};\n  (void)begin, (void)end;\n  merge_parts(args);\n"
