@@ -74,7 +74,8 @@ def counted_positions(shape: tuple[int, ...], axis: int, every: int) -> np.ndarr
     if every == 1:
         return np.ones((1,) * len(shape), bool)
     p = np.arange(math.prod(shape[axis + 1 :])).reshape(shape[axis + 1 :])
-    return np.equal((p + p // every) % every, 0)
+    counted: np.ndarray = (p + p // every) % every == 0
+    return counted
 
 
 @quiet
