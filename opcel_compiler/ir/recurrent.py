@@ -8,6 +8,8 @@ from opcel_compiler.ir.graph import Node
 from opcel_compiler.ir.types import F32
 
 RECURRENT = frozenset({"lstm", "gru", "rnn"})
+MOST_UNITS = 1 << 15
+"""The most hidden units of a layer with weights of bytes: a task has their codes on its stack."""
 
 
 def special(node: Node) -> str:

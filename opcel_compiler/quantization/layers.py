@@ -11,7 +11,7 @@ from opcel_compiler.ir.dims import evaluate
 from opcel_compiler.ir.encodings import DENSE
 from opcel_compiler.ir.graph import Graph, Node, Value
 from opcel_compiler.ir.quantization import CONVOLUTIONS, LAYERS
-from opcel_compiler.ir.recurrent import RECURRENT, special
+from opcel_compiler.ir.recurrent import MOST_UNITS, RECURRENT, special
 from opcel_compiler.ir.types import F32, I8, TensorType
 from opcel_compiler.schedule.cost import nominal, peak
 from opcel_compiler.targets.schema import Target
@@ -93,6 +93,8 @@ def _recurrent_reason(node: Node, target: Target | None) -> str:
         return "its weights are no dense array"
     if (terms := terms_of(node)) > MOST_TERMS:
         return f"sums of {terms} products may leave 32 bits"
+    if (units := r.tensor.static_shape[2]) > MOST_UNITS:
+        return f"it has {units} hidden units, more than {MOST_UNITS}"
     return _slow(target)
 
 

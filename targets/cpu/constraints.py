@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from opcel_compiler.ir.graph import Node, Value
 from opcel_compiler.ir.ops.norm import fits_row
+from opcel_compiler.ir.recurrent import MOST_UNITS
 from opcel_compiler.ir.types import I8, DType, TensorType
 from opcel_compiler.targets.constraints import Constraint
 from opcel_compiler.targets.kernels import kernel_table
@@ -182,7 +183,8 @@ def nbits_constants(node: Node) -> str | None:
 
 
 def recurrent(node: Node) -> str | None:
-    """A recurrent layer has weights for its input, and a GRU that resets before the product at most 8192 units."""
+    """A recurrent layer has weights for its input, a GRU that resets before the product at most 8192 units, and a layer
+    with weights of bytes at most 32768."""
     if node.op not in ("lstm", "gru", "rnn"):
         return None
     states = len(node.results)
@@ -193,5 +195,7 @@ def recurrent(node: Node) -> str | None:
         return f"its lengths are {lengths.tensor.dtype}"
     n = node.operand(1).tensor.dims[2]
     if node.op == "gru" and not node.attrs["reset_after"] and not (isinstance(n, int) and n <= 8192):
+        return f"it has {n}"
+    if node.operand(1).tensor.dtype == I8 and not (isinstance(n, int) and n <= MOST_UNITS):
         return f"it has {n}"
     return None

@@ -7,7 +7,7 @@
 // tiles nor on how tasks are spread over threads.
 #pragma once
 
-#include "base/int8.h"
+#include "base/groups.h"
 #include "base/narrow.h"
 #include "base/tiling.h"
 #include "kernels/gemm/tasks.h"
@@ -37,10 +37,6 @@ struct NoStart {};
 
 namespace detail {
 
-OPCEL_INLINE pairs set_group(const bf16* p) { return set_pair(p); }
-OPCEL_INLINE quads set_group(const std::uint8_t* p) { return set_quads(p); }
-OPCEL_INLINE pairs load_groups(const bf16* p) { return load_pairs(p); }
-OPCEL_INLINE quads load_groups(const std::int8_t* p) { return load_quads(p); }
 OPCEL_INLINE vf load_sums(const float* p) { return load(p); }
 OPCEL_INLINE vi load_sums(const std::int32_t* p) { return load_i(p); }
 OPCEL_INLINE void store_sums(float* p, vf v) { store(p, v); }

@@ -9,7 +9,9 @@
 
 namespace opcel {
 
-enum class Function { sigmoid, tanh, relu, affine, leaky_relu, thresholded_relu, scaled_tanh, hard_sigmoid, elu, softsign, softplus };
+enum class Function {
+  sigmoid, tanh, relu, affine, leaky_relu, thresholded_relu, scaled_tanh, hard_sigmoid, elu, softsign, softplus,
+};
 
 template <class T>
 struct Activation {
@@ -166,7 +168,7 @@ void general_recurrent_tasks(const GeneralRecurrentArgs<T>& args, std::int64_t b
       return args.y + t * args.y_step + s.direction * args.y_direction + s.sequence * args.y_sequence;
     };
     if (args.last)
-      for (std::int64_t j = 0; j < args.n; ++j) args.last[task * args.n + j] = args.c ? args.c[task * args.n + j] : T(0);
+      for (std::int64_t j = task * args.n; j < (task + 1) * args.n; ++j) args.last[j] = args.c ? args.c[j] : T(0);
     const T* h = args.h ? args.h + task * args.n : nullptr;
     for (std::int64_t i = 0; i < length; ++i) {
       const std::int64_t t = backward ? length - 1 - i : i;

@@ -1,27 +1,26 @@
 // One step of a recurrent layer: each call advances every direction by one time step, its tasks share out hidden units.
 //
-// The inputs' part of the gates is computed before, for all steps at once, by a matrix product. What is left is bound by
-// reading R: it is packed so that a block of W hidden units is one stream, and a task gets the same blocks in every
-// step, so each core keeps its part of R in its own cache. R in bf16 is half of it, in bytes a quarter; the hidden state is
-// then rounded for the product (for bytes on a grid of its own for each sequence and step) and kept in f32, as are the sums.
+// The inputs' part of the gates is computed before, for all steps at once, by a matrix product. What is left is bound
+// by reading R: it is packed so that a block of W hidden units is one stream, and a task gets the same blocks in every
+// step, so each core keeps its part of R in its own cache. R in bf16 is half of it, in bytes a quarter; the hidden
+// state is then rounded for the product (for bytes on a grid of its own for each sequence and step) and kept in f32, as
+// are the sums.
 #pragma once
 
-#include "base/bf16.h"
-#include "base/bytes.h"
 #include "base/tiling.h"
 #include "base/vec.h"
 #include "base/vmath.h"
+#include "kernels/recurrent/rounded.h"
 
 namespace opcel {
 
 struct RecurrentArgs {
   const float* gates;  // [steps][batch][directions][G][hidden], strides below
   std::int64_t gates_t, gates_b;
-  // float: [directions][ceil(hidden / W)][hidden][G][W]; bf16: [directions][ceil(hidden / W)][ceil(hidden / 2)][G][W][2];
-  // s8: [directions][ceil(hidden / W)] of the sums over all k, s32 [G][W], then [ceil(hidden / 4)][G][W][4];
-  // zero past the last unit
+  // [directions][ceil(hidden / W)] of, float: [hidden][G][W]; bf16: [ceil(hidden / 2)][G][W][2]; s8: the sums over all
+  // k, s32 [G][W], then [ceil(hidden / 4)][G][W][4]; zero past the last unit
   const void* r;
-  const float* bias;     // [directions][2][G][hidden]; only gru's last row is read here, the others are in gates; or null
+  const float* bias;     // [directions][2][G][hidden]; only gru's last row is read, the others are in gates; or null
   const float* hidden0;  // [directions][batch][hidden], or null for zero
   const float* cell0;    // likewise; lstm only
   float* y;              // [steps][directions][batch][hidden], strides below
@@ -93,8 +92,8 @@ constexpr int recurrent_sums(int accumulators) {
 // R's part of the gates of N blocks, `panel` elements of R apart, for B rows of the batch, each gate in U interleaved
 // partial sums.
 template <int U, int N, int B, int G>
-OPCEL_INLINE void recurrent_product(vf (&acc)[N][B][G], const float* r, std::int64_t panel, const float* const (&before)[B],
-                                    std::int64_t n) {
+OPCEL_INLINE void recurrent_product(vf (&acc)[N][B][G], const float* r, std::int64_t panel,
+                                    const float* const (&before)[B], std::int64_t n) {
   vf part[U][N][B][G] = {};
   std::int64_t k = 0;
   const auto step = [&](int u, std::int64_t at) __attribute__((always_inline)) {
@@ -132,116 +131,15 @@ OPCEL_INLINE void recurrent_product(vf (&acc)[N][B][G], const float* r, std::int
   }
 }
 
-template <int U, int N, int B, int G>
-OPCEL_INLINE void recurrent_product(vf (&acc)[N][B][G], const bf16* r, std::int64_t panel, const float* const (&before)[B],
-                                    std::int64_t n) {
-  vf sum[N][B][G] = {};
-  bf16 h[B][kChunk];
-  for (std::int64_t first = 0; first < n; first += kChunk) {
-    const std::int64_t count = least(kChunk, n - first);
-    for (int b = 0; b < B; ++b) {
-      round_row(h[b], before[b] + first, count);
-      if (count % 2 != 0) h[b][count] = {};
-    }
-    for (std::int64_t k = 0; k < count; k += 2, r += G * W * 2) {
-      OPCEL_UNROLL
-      for (int i = 0; i < N; ++i) {
-        pairs weights[G];
-        OPCEL_UNROLL
-        for (int g = 0; g < G; ++g) weights[g] = load_pairs(r + i * panel + g * W * 2);
-        OPCEL_UNROLL
-        for (int b = 0; b < B; ++b) {
-          const pairs x = set_pair(h[b] + k);
-          OPCEL_UNROLL
-          for (int g = 0; g < G; ++g) dot(sum[i][b][g], x, weights[g]);
-        }
-      }
-    }
-  }
-  OPCEL_UNROLL
-  for (int i = 0; i < N; ++i) {
-    OPCEL_UNROLL
-    for (int b = 0; b < B; ++b) {
-      OPCEL_UNROLL
-      for (int g = 0; g < G; ++g) acc[i][b][g] = sum[i][b][g];
-    }
-  }
-}
+template <int N>
+using Size = std::integral_constant<int, N>;
 
-// The grid of u8 that reaches from a row's least number to its largest and holds 0: numbers are (code - zero) * scale.
-struct RowGrid {
-  vf scale, zero;
-
-  RowGrid() = default;
-  RowGrid(const float* row, std::int64_t n) {
-    vf low{}, high{};
-    std::int64_t k = 0;
-    for (; k + W <= n; k += W) {
-      low = min(low, load(row + k));
-      high = max(high, load(row + k));
-    }
-    for (; k < n; ++k) {
-      low = min(low, set(row[k]));
-      high = max(high, set(row[k]));
-    }
-    const float least = hmin(low), width = hmax(high) - least;
-    scale = set((width == 0.0f ? 1.0f : width) / 255.0f);
-    zero = cut(round_even(set(-least) / scale));
-  }
-
-  static OPCEL_INLINE vf cut(vf v) { return min(set(255.0f), max(vf{}, v)); }
-
-  // The codes of `n` numbers, with those of up to three zeros behind them.
-  OPCEL_INLINE void codes(std::uint8_t* to, const float* row, std::int64_t n) const {
-    std::int64_t k = 0;
-    for (; k + W <= n; k += W) store(to + k, cut(round_even(load(row + k) / scale) + zero));
-    for (; k < n; ++k) to[k] = static_cast<std::uint8_t>(cut(round_even(set(row[k]) / scale) + zero)[0]);
-    for (; k % 4 != 0; ++k) to[k] = 0;
-  }
-};
-
-// As above with R in bytes: sums of codes, exact, less what the zero point adds to them; `scales` are those of the first
-// block's units, n from gate to gate, of which `left` are there.
-template <int N, int B, int G>
-OPCEL_INLINE void recurrent_product(vf (&acc)[N][B][G], const std::int8_t* r, std::int64_t panel, const float* const (&before)[B],
-                                    std::int64_t n, const float* scales, std::int64_t left) {
-  RowGrid grid[B];
-  for (int b = 0; b < B; ++b) grid[b] = RowGrid(before[b], n);
-  vi sum[N][B][G];
-  OPCEL_UNROLL
-  for (int i = 0; i < N; ++i) {
-    OPCEL_UNROLL
-    for (int b = 0; b < B; ++b) {
-      OPCEL_UNROLL
-      for (int g = 0; g < G; ++g) sum[i][b][g] = load_quads(r + i * panel + g * W * 4) * -detail::nearest(grid[b].zero);
-    }
-  }
-  r += G * W * 4;
-  std::uint8_t h[B][kChunk];
-  for (std::int64_t first = 0; first < n; first += kChunk) {
-    const std::int64_t count = least(kChunk, n - first);
-    for (int b = 0; b < B; ++b) grid[b].codes(h[b], before[b] + first, count);
-    for (std::int64_t k = 0; k < count; k += 4, r += G * W * 4) {
-      OPCEL_UNROLL
-      for (int i = 0; i < N; ++i) {
-        quads weights[G];
-        OPCEL_UNROLL
-        for (int g = 0; g < G; ++g) weights[g] = load_quads(r + i * panel + g * W * 4);
-        OPCEL_UNROLL
-        for (int b = 0; b < B; ++b) {
-          const quads x = set_quads(h[b] + k);
-          OPCEL_UNROLL
-          for (int g = 0; g < G; ++g) dot(sum[i][b][g], x, weights[g]);
-        }
-      }
-    }
-  }
-  for (int i = 0; i < N; ++i) {
-    const int lanes = static_cast<int>(least(W, left - i * W));
-    for (int b = 0; b < B; ++b)
-      for (int g = 0; g < G; ++g)
-        acc[i][b][g] = scaled(sum[i][b][g], grid[b].scale * load_t<true>(scales + g * n + i * W, lanes));
-  }
+// A row of the hidden state before a step, or null for zero.
+inline const float* state_before(const RecurrentArgs& args, std::int64_t step, std::int64_t direction,
+                                 std::int64_t row) {
+  if (step == 0) return args.hidden0 ? args.hidden0 + (direction * args.batch + row) * args.hidden : nullptr;
+  const std::int64_t t = args.reverse || direction == 1 ? args.steps - step : step - 1;
+  return args.y + t * args.y_t + direction * args.y_d + row * args.y_b;
 }
 
 // Elements of R in a block.
@@ -254,25 +152,24 @@ constexpr std::int64_t recurrent_panel(std::int64_t n, int gates) {
 // N blocks of hidden units from `block` on, rows [first, first + B) of the batch.
 template <class Cell, class Weight, int U, int N, int B>
 __attribute__((noinline)) void recurrent_tile(const RecurrentArgs& args, std::int64_t step, std::int64_t direction,
-                                              std::int64_t block, std::int64_t first) {
+                                              std::int64_t block, std::int64_t first, const StateRows<Weight>& rows) {
   constexpr int G = Cell::gates;
   const std::int64_t n = args.hidden, panel = recurrent_panel<Weight>(n, G), blocks = ceil_div(n, W);
   const bool backward = args.reverse || direction == 1;
   const std::int64_t t = backward ? args.steps - 1 - step : step;
   const float* before[B];
-  for (int b = 0; b < B; ++b) {
-    const std::int64_t row = first + b;
-    if (step > 0)
-      before[b] = args.y + (backward ? t + 1 : t - 1) * args.y_t + direction * args.y_d + row * args.y_b;
-    else
-      before[b] = args.hidden0 ? args.hidden0 + (direction * args.batch + row) * n : nullptr;
-  }
+  for (int b = 0; b < B; ++b) before[b] = state_before(args, step, direction, first + b);
   vf acc[N][B][G] = {};
   if (const Weight* r = static_cast<const Weight*>(args.r) + (direction * blocks + block) * panel; before[0]) {
-    if constexpr (sizeof(Weight) == 1)
-      recurrent_product(acc, r, panel, before, n, args.r_scale + direction * G * n + block * W, n - block * W);
-    else
+    if constexpr (std::is_same_v<Weight, float>) {
       recurrent_product<U>(acc, r, panel, before, n);
+    } else {
+      if constexpr (std::is_same_v<Weight, bf16>)
+        add_groups(acc, r, panel, rows.row(first), rows.width(), n);
+      else
+        product_of_bytes(acc, r, panel, rows.row(first), rows.width(), rows.grid(first), n,
+                         args.r_scale + direction * G * n + block * W, n - block * W);
+    }
   }
   for (int i = 0; i < N; ++i) {
     const std::int64_t unit = (block + i) * W;
@@ -301,30 +198,42 @@ inline std::int64_t recurrent_task_count(const RecurrentArgs& args) {
   return detail::ceil_div(args.directions * detail::ceil_div(args.hidden, W), args.blocks_per_task);
 }
 
-// Tasks [begin, end) of one step. Steps are called in order; all tasks of one end before the next begins. A tile takes N
-// blocks where a task has as many left in a direction, else one. Rows: how many rows of the batch it takes, descending,
-// the last 1.
+// Tasks [begin, end) of one step. Steps are called in order; all tasks of one end before the next begins. A tile takes
+// N blocks where a task has as many left in a direction, else one. Rows: how many rows of the batch it takes,
+// descending, the last 1.
 template <class Cell, class Weight, int N, int... Rows>
 void recurrent_tasks(const RecurrentArgs& args, std::int64_t step, std::int64_t begin, std::int64_t end) {
-  using detail::recurrent_tile;
+  const auto tile = [&](auto wide, auto height, const auto&... at) __attribute__((always_inline)) {
+    constexpr int Blocks = decltype(wide)::value, Height = decltype(height)::value;
+    constexpr int Sums = detail::recurrent_sums(Cell::gates * N * Height);
+    detail::recurrent_tile<Cell, Weight, Sums, Blocks, Height>(args, step, at...);
+  };
   const std::int64_t blocks = detail::ceil_div(args.hidden, W);
-  for (std::int64_t i = 0; i < end - begin; ++i) {
-    // Every other step backwards: where R does not fit the cache, what the last step read at its end is still there.
-    const std::int64_t task = step % 2 != 0 ? end - 1 - i : begin + i;
-    std::int64_t at = task * args.blocks_per_task;
-    const std::int64_t last = detail::least(args.directions * blocks, at + args.blocks_per_task);
-    while (at < last) {
-      const std::int64_t direction = at / blocks, block = at % blocks;
-      const bool wide = at + N <= last && block + N <= blocks;
-      for (std::int64_t row = 0; row < args.batch;) {
-        const std::int64_t height = detail::Cut<Rows...>::next(args.batch - row);
-        ((height != Rows ? void()
-          : wide ? recurrent_tile<Cell, Weight, detail::recurrent_sums(Cell::gates * N * Rows), N, Rows>(args, step, direction, block, row)
-                 : recurrent_tile<Cell, Weight, detail::recurrent_sums(Cell::gates * N * Rows), 1, Rows>(args, step, direction, block, row)),
-         ...);
-        row += height;
+  detail::StateRows<Weight> state(args.hidden);
+  for (std::int64_t first = 0, stop; first < args.batch; first = stop) {
+    stop = detail::least(args.batch, first + detail::least(args.batch, state.most()));
+    std::int64_t held = -1;
+    for (std::int64_t i = 0; i < end - begin; ++i) {
+      // Every other step backwards: where R does not fit the cache, what the last step read at its end is still there.
+      const std::int64_t task = step % 2 != 0 ? end - 1 - i : begin + i;
+      std::int64_t at = task * args.blocks_per_task;
+      const std::int64_t last = detail::least(args.directions * blocks, at + args.blocks_per_task);
+      while (at < last) {
+        const std::int64_t direction = at / blocks, block = at % blocks;
+        const bool wide = at + N <= last && block + N <= blocks;
+        if (direction != held)
+          state.take(first, stop, [&](std::int64_t row) { return detail::state_before(args, step, direction, row); });
+        held = direction;
+        for (std::int64_t row = first; row < stop;) {
+          const std::int64_t height = detail::Cut<Rows...>::next(stop - row);
+          ((height != Rows ? void()
+            : wide ? tile(detail::Size<N>{}, detail::Size<Rows>{}, direction, block, row, state)
+                   : tile(detail::Size<1>{}, detail::Size<Rows>{}, direction, block, row, state)),
+           ...);
+          row += height;
+        }
+        at += wide ? N : 1;
       }
-      at += wide ? N : 1;
     }
   }
 }
