@@ -16,7 +16,7 @@ from opcel_compiler.ir.ops.observe import EVERY
 from opcel_compiler.ir.types import F32, tensor
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
 
-LARGE = 64
+LARGE = 32
 """Positions of an image from which on a part of them is counted."""
 
 

@@ -49,7 +49,7 @@ class Accumulator:
         self._counts = np.zeros((n, BINS), np.uint32)  # i64 as soon as a value might have 2^32 elements
         self._elements = 0
         self._extremes = np.tile([np.inf, -np.inf], (n, 1))
-        self._sums = np.zeros((n, 2))
+        self._sums = np.zeros((n, 3))  # of the samples' least, largest, numbers of elements
         ends = np.cumsum([0, *(2 * o.channels for o in observed)])
         self._slices = [slice(int(a), int(b)) for a, b in itertools.pairwise(ends)]
         self._largest = np.zeros(ends[-1], np.float32)  # of each value the channels' magnitudes, then what is not read
@@ -68,7 +68,7 @@ class Accumulator:
             raise NonfiniteError(
                 f"{sample} makes {many} elements of %{name} NaN or infinite", sample=sample.index, tensor=name
             )
-        self._add(counts[:, :BINS], results[SEEN].reshape(-1, 4).astype(np.float64))
+        self._add(counts[:, :BINS], results[SEEN].reshape(-1, 5).astype(np.float64))
         np.maximum(self._largest, results[CHANNELS], out=self._largest)
         self._totals += results[CHANNELS]
         self.samples += 1
@@ -109,7 +109,7 @@ class Accumulator:
         histogram = self._histogram(i, self._counts[i])
         low, high = (float(v) for v in self._extremes[i]) if histogram.total else (0.0, 0.0)
         means = self._sums[i] / max(1, self.samples)
-        each = max(1.0, histogram.total / o.channels)
+        each = max(1.0, self._sums[i, 2] / o.channels)
         has = o.axis is not None
         largest, totals = (a[self._slices[i]].reshape(2, -1)[j] for j, a in enumerate((self._largest, self._totals)))
         return TensorStatistics(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # what runs a calibration takes the names below and no graphs
     from opcel_compiler.ir.graph import Graph, Node, Value
 
 WINDOWS, COUNTS, SEEN, CHANNELS = (f"observed.{name}" for name in ("windows", "counts", "seen", "channels"))
-"""The names of an observing graph's added input, f32[values, 2], and outputs, u32[values · 2049], f32[values · 4] and
+"""The names of an observing graph's added input, f32[values, 2], and outputs, u32[values · 2049], f32[values · 5] and
 f32[sum of 2 · channels]: the operands and results of its `observe` nodes, value after value."""
 
 CONTRACTIONS = frozenset({"matmul", "conv", "conv_transpose"})

@@ -141,7 +141,7 @@ class TensorStatistics:
 
     @property
     def count(self) -> int:
-        """The finite elements seen."""
+        """The finite elements in the histogram: of large images a part (see the operator `observe`)."""
         return self.histogram.total
 
     @property

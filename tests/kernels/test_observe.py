@@ -20,7 +20,7 @@ extern "C" void observe(int kind, bool all, void* const* p, const int64_t* d, bo
   const ObserveArgs args{static_cast<const float*>(p[0]), static_cast<const float*>(p[1]), static_cast<uint32_t*>(p[2]),
                          static_cast<float*>(p[3]), static_cast<float*>(p[4]), static_cast<uint32_t*>(p[5]),
                          static_cast<float*>(p[6]), {d[0], d[1], d[2]}, {d[3], d[4], d[5]}, d[6], d[7], d[8],
-                         d[9], d[10]};
+                         d[9], d[10], d[11]};
   for (int64_t i = 0; i < args.parts; ++i) {
     const int64_t t = backwards ? args.parts - 1 - i : i;
     if (kind == 0) observe_tasks<Channels::along, 1>(args, t, t + 1);
@@ -117,13 +117,13 @@ def observe(
 ) -> list[np.ndarray]:
     count = case.x.shape[case.axis] if case.axis >= 0 else 1
     out = [
-        np.full(2049, 77, np.uint32), np.full(4, 77, np.float32), np.full((2, count), 77, np.float32),
+        np.full(2049, 77, np.uint32), np.full(5, 77, np.float32), np.full((2, count), 77, np.float32),
         np.full((MOST_PARTS, PART_COUNTS), 77, np.uint32), np.full((MOST_PARTS, part_channels(count)), 77, np.float32),
     ]  # fmt: skip
     given = np.float32(window)
     addresses = pointers(case.memory, given, *out)
     addresses[0] = (case.memory.ctypes.data or 0) + 4 * case.offset
-    sizes = integers(*case.extents, *case.steps, case.n, case.total, case.numbered, count, parts)
+    sizes = integers(*case.extents, *case.steps, case.n, case.total, case.numbered, count, parts, case.x.size)
     library.observe(case.kind, case.every == 1, addresses, sizes, backwards)
     assert (out[3][parts:] == 77).all() and (out[4][parts:] == 77).all()
     return out[:3]

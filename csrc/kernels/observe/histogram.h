@@ -15,7 +15,6 @@ namespace opcel {
 constexpr int kBins = 2048;
 constexpr int kPartCounts = kBins + 16;  // the bins, elements that are not finite, the bins' place
 constexpr int kNotFinite = kBins, kExponent = kBins + 1, kStart = kBins + 2;
-constexpr int kTables = 4;  // so that increments of one bin follow each other less closely
 constexpr int kRun = 16;    // vectors whose bins are found before they are counted: stores are slow to read back at once
 
 /// What the elements of a row of contiguous elements are: of all channels, of one, or of a block of W.
@@ -25,14 +24,14 @@ struct ObserveArgs {
   const float* x;
   const float* window;  // exponent and start of the bins that held what came before; an exponent of -127: none are known
   std::uint32_t* counts;  // [kBins + 1]
-  float* seen;            // the window used, the least and the largest finite element
+  float* seen;            // the window used, the least and the largest finite element, the number of all finite ones
   float* channels;        // [2][count]: the largest magnitudes, the sums
   std::uint32_t* part_counts;  // [parts][kPartCounts]
   float* part_channels;        // [parts][2 * room + 16], room: count in whole blocks of 16
   std::int64_t extents[3], steps[3];  // of the rows, outermost first
   std::int64_t n, total;              // elements of a row, and of all rows, the last of which may be shorter
   std::int64_t axis;                  // which of the extents numbers the channels, or their blocks; -1: none
-  std::int64_t count, parts;
+  std::int64_t count, parts, elements;
 };
 
 namespace detail {
@@ -76,8 +75,8 @@ struct Bins {
 
 OPCEL_INLINE std::int64_t channel_room(const ObserveArgs& args) { return (args.count + 15) / 16 * 16; }
 
-/// What is kept of a row in registers, by lanes: the extremes, the sum, and minus the numbers of zeros and of what is not
-/// finite.
+/// What is kept of a row in registers, by lanes: of all its elements the extremes, the sum, and minus the number of what is
+/// not finite; of those that are counted minus the number of zeros.
 struct Running {
   vf least = set(__builtin_inff()), most = set(-__builtin_inff()), sum = {};
   vi zeros = {}, odd = {};
@@ -105,9 +104,12 @@ OPCEL_INLINE std::int64_t next_counted(std::int64_t p) {
   return of(p / Every) < p ? of(p / Every + 1) : of(p / Every);
 }
 
-/// The counters of one part, on the stack of its task. Many values are zero, and increments of one counter wait for each
-/// other: zeros are counted in registers, and what is not counted goes to a counter for each lane, behind the bins.
+/// The counters of one part, on the stack of its task. Increments of one counter wait for each other: there are several
+/// tables where much is counted, zeros, which are many, are counted in registers, and what is passed over goes to a counter
+/// for each lane, behind the bins.
+template <int Every>
 struct Counter {
+  static constexpr int kTables = Every > 1 ? 1 : 4;
   alignas(64) std::uint32_t tables[kTables][kBins + W];
   alignas(64) std::int32_t bins[kRun * W];  // of vectors whose elements are not counted yet
   vf scale, start, least, most;
@@ -152,14 +154,14 @@ struct Counter {
 template <Channels C, int Every>
 struct RowCounter {
   const ObserveArgs& args;
-  Counter& counter;
+  Counter<Every>& counter;
   float* largest;  // of the part, by channel
   float* sums;
 
   static constexpr int kStep = C == Channels::block ? W : 1;  // elements of a position
 
   /// Note a vector of the row p, or of it the first `given` lanes, whose first element has column i and the image's
-  /// `position`. Where some elements may not be finite, they and the extremes are seen to as well.
+  /// `position`. Where some elements may not be finite, what is kept of all is seen to as well.
   template <bool Odd, bool Tail>
   OPCEL_INLINE void note(const float* p, int given, std::int64_t i, std::int64_t position, int slot, Running& r) const {
     vf v = load_t<Tail>(p + i, given);
@@ -172,6 +174,7 @@ struct RowCounter {
       v = select(passed, vf{}, v);
       r.least = select(passed, r.least, min(v, r.least));
       r.most = select(passed, r.most, max(v, r.most));
+      if constexpr (C != Channels::along) r.sum += v;
     }
     if constexpr (C == Channels::along) {
       store(largest + i, max(load(largest + i), abs(v)));
@@ -182,8 +185,6 @@ struct RowCounter {
       } else if constexpr (Every > 1) {
         passed |= ~is_counted<Every>(set_i(static_cast<std::int32_t>(position % (Every * Every))) + lanes());
       }
-      if constexpr (Odd || Every > 1) v = select(passed, vf{}, v);
-      r.sum += v;
     }
     const vi zeros = (v == vf{}) & ~passed;
     r.zeros += zeros;
@@ -210,24 +211,23 @@ struct RowCounter {
     counter.count(slot);
   }
 
-  /// The extremes of columns [begin, end), unless some of the elements is not finite: then false. Lanes of no channel may
-  /// make it false as well.
-  static OPCEL_INLINE bool extremes(const float* p, std::int64_t begin, std::int64_t end, int ragged, Running& r) {
+  /// The extremes and the sum of columns [begin, end), unless the sum, of lanes of no channel too, is not finite: then false.
+  static OPCEL_INLINE bool look(const float* p, std::int64_t begin, std::int64_t end, int ragged, Running& r) {
     vf low = r.least, high = r.most, sum{};
     std::int64_t i = begin;
     for (; i + W <= end; i += W) {
       const vf v = load(p + i);
-      low = min(v, low), high = max(v, high), sum = fma(v, vf{}, sum);
+      low = min(v, low), high = max(v, high), sum += v;
     }
     if (i < end) {
       const int given = static_cast<int>(end - i);
       const vf v = load_t<true>(p + i, given);
       low = select(first_lanes(given), min(v, low), low), high = select(first_lanes(given), max(v, high), high);
-      sum = fma(v, vf{}, sum);
+      sum += v;
     }
-    if (!(hsum(sum) == 0)) return false;
+    if (!(__builtin_fabsf(hsum(sum)) < __builtin_inff())) return false;
     const vi given = first_lanes(ragged ? ragged : W);
-    r.least = select(given, low, r.least), r.most = select(given, high, r.most);
+    r.least = select(given, low, r.least), r.most = select(given, high, r.most), r.sum += select(given, sum, vf{});
     return true;
   }
 
@@ -240,7 +240,7 @@ struct RowCounter {
     constexpr std::int64_t kTogether = kColumns * (C == Channels::block ? Every : 1);
     for (std::int64_t begin = 0; begin < n; begin += kTogether) {
       const std::int64_t end = opcel::detail::least(n, begin + kTogether);
-      if (extremes(p, begin, end, ragged, r)) {
+      if (look(p, begin, end, ragged, r)) {
         run<false>(p, begin, end, ragged, position, r);
       } else {
         for (std::int64_t i = begin; i < end; i += kColumns)
@@ -263,7 +263,7 @@ struct RowCounter {
 
 template <Channels C, int Every>
 void count_part(const ObserveArgs& args, std::int64_t part, std::int64_t first, std::int64_t last, Bins bins) {
-  Counter counter(bins);
+  Counter<Every> counter(bins);
   const std::int64_t room = channel_room(args);
   float* const largest = args.part_channels + part * (2 * room + 16);
   std::memset(largest, 0, static_cast<std::size_t>(2 * room) * sizeof(float));
@@ -286,7 +286,7 @@ void count_part(const ObserveArgs& args, std::int64_t part, std::int64_t first, 
 }  // namespace detail
 
 /// Tasks [begin, end) of `parts`. Of images, whose positions are those of the axes after the channels', one in `Every`
-/// is counted; their extremes, and what is not finite, are of all.
+/// is counted; the rest is of all elements.
 template <Channels C, int Every>
 void observe_tasks(const ObserveArgs& args, std::int64_t begin, std::int64_t end) {
   const std::int64_t rows = args.extents[0] * args.extents[1] * args.extents[2];
@@ -331,7 +331,7 @@ inline void merge_parts(const ObserveArgs& args) {
     }
   }
   args.seen[0] = static_cast<float>(bins.exponent), args.seen[1] = static_cast<float>(bins.start);
-  args.seen[2] = low, args.seen[3] = high;
+  args.seen[2] = low, args.seen[3] = high, args.seen[4] = static_cast<float>(args.elements - args.counts[kBins]);
   for (std::int64_t c = 0; c < args.count; ++c) {
     float top = 0, sum = 0;
     for (std::int64_t p = 0; p < args.parts; ++p) {

@@ -52,7 +52,7 @@ def _infer(operands: Operands, attrs: Attrs) -> tuple[Type, ...]:
         count = channels(x, attrs["axis"])
         by_channel, parts = tensor(F32, 2, count), tensor(F32, MOST_PARTS, part_channels(count))
     return (
-        tensor("u32", BINS + 1), tensor(F32, 4), by_channel, tensor("u32", MOST_PARTS, PART_COUNTS), parts
+        tensor("u32", BINS + 1), tensor(F32, 5), by_channel, tensor("u32", MOST_PARTS, PART_COUNTS), parts
     )  # fmt: skip
 
 
@@ -87,10 +87,10 @@ def _observe(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     counted = finite & counted_positions(x.shape, axis, attrs["every"])
     bins = np.floor(np.ldexp(x[counted].astype(np.float64), -exponent)).astype(np.int64) - start
     counts = np.append(np.bincount(bins, minlength=BINS), x.size - known.size).astype(np.uint32)
-    seen = np.array([exponent, start, known.min(initial=np.inf), known.max(initial=-np.inf)], np.float32)
+    seen = np.array([exponent, start, known.min(initial=np.inf), known.max(initial=-np.inf), known.size], np.float32)
     rest = tuple(i for i in range(x.ndim) if i != axis)
     largest = np.max(np.abs(x), axis=rest, where=finite, initial=0).reshape(-1)
-    total = np.sum(x, axis=rest, where=counted, dtype=np.float64).reshape(-1)
+    total = np.sum(x, axis=rest, where=finite, dtype=np.float64).reshape(-1)
     scratch = np.zeros((MOST_PARTS, PART_COUNTS), np.uint32), np.zeros((MOST_PARTS, part_channels(largest.size)), "f4")
     return (counts, seen, np.stack([largest, total]).astype(np.float32), *scratch)
 
@@ -98,9 +98,9 @@ def _observe(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
 define(
     "observe",
     "Counts of the finite elements of x in the 2048 bins of the window (exponent, start; see Histogram), or of a wider "
-    "one that holds them all, then of the others; that window, the least and the largest; for each index of `axis` "
-    "(-1: for all) the largest magnitude and the sum; and scratch memory. An exponent of -127 is no window. Counts and "
-    "sums are of one position in `every` of an image (see counted_positions), the rest is of all",
+    "one that holds them all, then of the others; that window, the least, the largest and the number of them; for each "
+    "index of `axis` (-1: for all) the largest magnitude and the sum; and scratch memory. An exponent of -127 is no "
+    "window. Counts are of one position in `every` of an image (see counted_positions), the rest is of all",
     "x window",
     _infer,
     _observe,

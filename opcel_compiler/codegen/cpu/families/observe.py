@@ -64,7 +64,7 @@ def emit_observe(kernel: Kernel, target: Target) -> list[KernelUnit]:
             *(unit.pointer(v, t, const=False) for v, t in zip(kernel.outputs, kinds, strict=True)),
             *("{" + ", ".join(unit.integer(r[i]) for r in rows) + "}" for i in (0, 1)),
             *map(unit.integer, (n, total)), str(numbered),
-            *map(unit.integer, (channels(anchor.operand(0).tensor, axis), parts)),
+            *map(unit.integer, (channels(anchor.operand(0).tensor, axis), parts, product(x.shape))),
         ]  # fmt: skip
         header = ["kernels/observe/histogram.h"]
         if unit is units[0]:
