@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import zlib
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,23 +58,29 @@ class Sample:
         return f"sample {self.index} ({self.where})"
 
     def digest(self) -> bytes:
-        """SHA-256 of names, types, shapes and elements."""
+        """SHA-256 of names, types, shapes and the elements' CRC-32: a stronger hash of those takes a tenth of a small
+        network's run."""
         found = hashlib.sha256()
         for name in sorted(self.feeds):
             array = np.ascontiguousarray(self.feeds[name])
             found.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
-            found.update(array.reshape(-1).view(np.uint8).data)
+            found.update(zlib.crc32(array.reshape(-1).view(np.uint8).data).to_bytes(4, "little"))
         return found.digest()
+
+
+def extremes(array: np.ndarray) -> tuple[float, ...]:
+    """The least and the largest element, both NaN if one is; of no elements none."""
+    return (float(array.min()), float(array.max())) if array.size else ()
 
 
 def first_bad(array: np.ndarray) -> tuple[int, ...] | None:
     """The coordinate of the first NaN or infinity, None where there is none."""
     if array.dtype.kind not in "fV":
         return None
-    finite = np.isfinite(array if array.dtype.kind == "f" else array.astype(np.float32))
-    if finite.all():
+    floats = array if array.dtype.kind == "f" else array.astype(np.float32)
+    if all(map(math.isfinite, extremes(floats))):
         return None
-    return tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), array.shape))
+    return tuple(int(i) for i in np.unravel_index(int(np.argmin(np.isfinite(floats))), array.shape))
 
 
 def checked(sample: Sample, inputs: Sequence[Input]) -> Sample:
@@ -153,7 +161,7 @@ class Journal:
         self.total += 1
         for name, x in sample.feeds.items():
             if x.dtype.kind == "f" and x.size:
-                seen = (sample.index, float(x.min()), float(x.max()))
+                seen = (sample.index, *extremes(x))
                 self.reaches.setdefault(name, array("d")).extend(seen)
 
     @property
