@@ -1,4 +1,5 @@
-// bf16: the upper 16 bits of an f32, so 8 bits of precision and the range of f32. Conversions, and the dot product of pairs.
+// bf16: the upper 16 bits of an f32, so 8 bits of precision and the range of f32. Conversions, and the dot product of
+// pairs.
 //
 // With the instructions of AVX512_BF16 denormals count as zero, as operands, products and sums; without them the same
 // functions compute with integers and f32, keep denormals, and may round sums otherwise.

@@ -112,14 +112,15 @@ OPCEL_INLINE quads load_across(const std::uint8_t* p) {
   return detail::transposed_bytes(lanes, std::make_integer_sequence<int, 4 * W>{});
 }
 
-// Whether an epilogue gives results in steps of their scale, to be rounded and moved by its zero point, a member `zero`.
+// Whether an epilogue gives results in steps of their scale, to be rounded and moved by its zero point, a member
+// `zero`.
 template <class Epi, class = void>
 inline constexpr bool on_grid = false;
 template <class Epi>
 inline constexpr bool on_grid<Epi, std::void_t<decltype(Epi::zero)>> = true;
 
-// N results of an epilogue, W elements each, to p, p + step, ... Bytes come from integers within T's range, or, on_grid, from
-// any numbers, to nearest even, plus the zero point, cut to the range, NaN to its lower end.
+// N results of an epilogue, W elements each, to p, p + step, ... Bytes come from integers within T's range, or,
+// on_grid, from any numbers, to nearest even, plus the zero point, cut to the range, NaN to its lower end.
 template <class Epi, int N, class T>
 OPCEL_INLINE void store_results(const Epi& epi, T* p, std::int64_t step, const vf (&v)[N]) {
   constexpr int packed = !is_byte<T> ? 0 : on_grid<Epi> ? (N + 3) / 4 * 4 : N / 4 * 4;

@@ -1,4 +1,5 @@
-// Element types that C++ lacks: floats of 16 bits and less, integers of 4 and 2 bits. One element takes a byte at least.
+// Element types that C++ lacks: floats of 16 bits and less, integers of 4 and 2 bits. One element takes a byte at
+// least.
 //
 // All convert to float (int) without a word, and from a number only when asked to: rounded once, to the nearest value,
 // ties to even; what is too large becomes an infinity or, where there is none, NaN. Integers wrap around.
@@ -122,7 +123,8 @@ using f4e2m1 = NarrowFloat<std::uint8_t, 2, 1, 1, Specials::finite>;
 
 enum class Rounding { nearest, up, down };
 
-// A power of two, 2^-127 to 2^127; 255 is NaN, and so is what becomes of an infinity. Signs are lost, and zero is 2^-127.
+// A power of two, 2^-127 to 2^127; 255 is NaN, and so is what becomes of an infinity. Signs are lost, and zero is
+// 2^-127.
 struct f8e8m0 {
   std::uint8_t bits;
 

@@ -6,9 +6,9 @@
 // compare-and-swap on the range's next chunk together with the step's number, so a worker that was descheduled with
 // an old step in hand can neither claim from a new one nor hold it up.
 //
-// Workers spin while a run lasts (between begin and end) and a little longer, then sleep in a futex. To wake one costs the
-// caller more than a small network takes. So a run that finds them asleep begins alone, and wakes them once it has lasted
-// as long as waking takes, or at once when runs follow one another closely.
+// Workers spin while a run lasts (between begin and end) and a little longer, then sleep in a futex. To wake one costs
+// the caller more than a small network takes. So a run that finds them asleep begins alone, and wakes them once it has
+// lasted as long as waking takes, or at once when runs follow one another closely.
 #pragma once
 
 #include <linux/futex.h>
@@ -73,9 +73,9 @@ class Pool {
   using Kernel = void (*)(void* const* pointers, const int64_t* integers, int64_t begin, int64_t end,
                           int32_t thread);
 
-  /// A pool of `threads`, the caller included; 0 or less: usable_cpus(). Fewer when the system gives fewer. Null
-  /// when there is no memory. `pin`: each worker stays on a CPU of its own, as far as there are any besides the one that
-  /// the caller is on.
+  /// A pool of `threads`, the caller included; 0 or less: usable_cpus(). Fewer when the system gives fewer. Null when
+  /// there is no memory. `pin`: each worker stays on a CPU of its own, as far as there are any besides the one that the
+  /// caller is on.
   static Pool* create(int32_t threads, bool pin = false) {
     if (threads <= 0) threads = usable_cpus();
     if (threads > kMaxThreads) threads = kMaxThreads;

@@ -27,8 +27,9 @@ OPCEL_INLINE void each(const F& f) {
   each(f, std::make_integer_sequence<int, N>{});
 }
 
-// An epilogue that reads another tensor may have a const member `prefetch` that takes the coordinates `apply` takes before
-// `lanes`. A tile calls it for each of its vectors before it computes them, so that the reads hide behind the sums.
+// An epilogue that reads another tensor may have a const member `prefetch` that takes the coordinates `apply` takes
+// before `lanes`. A tile calls it for each of its vectors before it computes them, so that the reads hide behind the
+// sums.
 template <class Epi, class... Coordinates>
 OPCEL_INLINE auto prefetch_epilogue(int, const Epi& epi, Coordinates... at) -> decltype(epi.prefetch(at...)) {
   epi.prefetch(at...);
@@ -36,8 +37,8 @@ OPCEL_INLINE auto prefetch_epilogue(int, const Epi& epi, Coordinates... at) -> d
 template <class Epi, class... Coordinates>
 OPCEL_INLINE void prefetch_epilogue(long, const Epi&, Coordinates...) {}
 
-// Products summed in registers before the sum joins the total. One long chain of additions loses about sqrt(n) roundings;
-// chunks keep n small, for less than 1 % of a tile's time.
+// Products summed in registers before the sum joins the total. One long chain of additions loses about sqrt(n)
+// roundings; chunks keep n small, for less than 1 % of a tile's time.
 constexpr int kChunk = 512;
 
 // Moves the chunk sums of a register tile to its totals: total (+)= acc, acc = 0. Constant counts only.

@@ -1,7 +1,8 @@
 // Vectors of f32 and i32, one width per translation unit: the widest the compiler's target flags allow.
 //
-// Built on the GCC/clang vector extensions, so arithmetic, comparison and bitwise operators work on `vf` and `vi` directly.
-// A comparison of two `vf` gives a `vi` whose lanes are 0 or -1. Nothing here includes a system header beyond <cstdint> and <utility>.
+// Built on the GCC/clang vector extensions, so arithmetic, comparison and bitwise operators work on `vf` and `vi`
+// directly. A comparison of two `vf` gives a `vi` whose lanes are 0 or -1. Nothing here includes a system header beyond
+// <cstdint> and <utility>.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +46,8 @@ OPCEL_INLINE vi lanes() {
 }  // namespace detail
 
 // Hides the value's history from the optimizer at no cost. After each step of a register tile it stops g++ from moving
-// accumulators to the stack at loop edges; on a pointer it stops g++ from keeping the elements of overlapping windows alive.
+// accumulators to the stack at loop edges; on a pointer it stops g++ from keeping the elements of overlapping windows
+// alive.
 namespace detail {
 template <class V>
 OPCEL_INLINE void keep_vector(V& v) {

@@ -1,4 +1,5 @@
-// Inverse trigonometric, hyperbolic and inverse hyperbolic functions; a part of vmath.h, which states what holds for all.
+// Inverse trigonometric, hyperbolic and inverse hyperbolic functions; a part of vmath.h, which states what holds for
+// all.
 //
 // Largest error in ulp of the f32 result:
 //   asin 2.5   acos 2.5   atan 2.5   sinh 4   cosh 4   asinh 3   acosh 4   atanh 2.5

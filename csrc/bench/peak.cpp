@@ -78,8 +78,8 @@ EXPORTED double opcel_read_bandwidth(const float* data, int64_t count, double se
   return bytes / passed;
 }
 
-/// `count` floats (> 0) in huge pages where the system has them; null when there is no memory. Whoever calls touches them
-/// first. No two pages are alike: a host may keep those in one place. Return them to opcel_free_floats.
+/// `count` floats (> 0) in huge pages where the system has them; null when there is no memory. Whoever calls touches
+/// them first. No two pages are alike: a host may keep those in one place. Return them to opcel_free_floats.
 EXPORTED float* opcel_new_floats(int64_t count) {
   float* data = static_cast<float*>(opcel::system_alloc(static_cast<size_t>(count) * sizeof(float)));
   if (!data) return nullptr;

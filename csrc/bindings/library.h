@@ -18,8 +18,8 @@ namespace opcel::bindings {
 
 /// The code of an artifact, loaded once however often the artifact is opened.
 ///
-/// The loader takes a library that it has seen under some path for the same one, also when an artifact has taken the place
-/// of another that is still open. So it is given the name of a descriptor that stays open as long as the library.
+/// The loader takes a library that it has seen under some path for the same one, also when an artifact has taken the
+/// place of another that is still open. So it is given the name of a descriptor that stays open as long as the library.
 class Library {
  public:
   static std::shared_ptr<Library> open(const std::string& artifact) {

@@ -1,8 +1,8 @@
 // Memory of large results, used again once the caller has dropped the arrays on it.
 //
 // Fresh memory costs a page fault for every 4 KB that a run writes, which for a language model's caches is as long as
-// reading the weights. An array and all its views hold a reference to their memory, so memory that only `Results` refers
-// to is free. Two blocks an output are kept: one that the caller still holds and one that is written.
+// reading the weights. An array and all its views hold a reference to their memory, so memory that only `Results`
+// refers to is free. Two blocks an output are kept: one that the caller still holds and one that is written.
 #pragma once
 
 #include <vector>

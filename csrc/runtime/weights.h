@@ -91,8 +91,8 @@ inline int32_t load_file(int file, const char* path, uint64_t bytes, bool reside
   return OPCEL_OK;
 }
 
-/// Loads <artifact>/weights.bin, which must have the size and the fingerprint that the program states, on the threads of
-/// `host`. On failure *weights stays empty and error holds the reason.
+/// Loads <artifact>/weights.bin, which must have the size and the fingerprint that the program states, on the threads
+/// of `host`. On failure *weights stays empty and error holds the reason.
 inline int32_t load_weights(const char* artifact, const OpcelProgram& program, bool resident, const opcel_host& host,
                             Weights* weights, char* error, size_t error_bytes) {
   if (program.weights_bytes == 0) return OPCEL_OK;

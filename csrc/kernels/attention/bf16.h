@@ -1,5 +1,6 @@
-// Attention with both products in bf16: q, k, v and the weights of the keys are rounded, each once; sums, the scale and the
-// running softmax are in f32. Operands lie in memory as f32 or bf16, and so does the result. Blocks and order are those of blockwise.h.
+// Attention with both products in bf16: q, k, v and the weights of the keys are rounded, each once; sums, the scale and
+// the running softmax are in f32. Operands lie in memory as f32 or bf16, and so does the result. Blocks and order are
+// those of blockwise.h.
 #pragma once
 
 #include "base/bf16.h"

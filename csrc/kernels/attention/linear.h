@@ -1,5 +1,5 @@
-// Linear attention: a matrix that keys write to and queries read, step by step. Its columns do not touch one another, so a
-// task owns some columns of one head and runs through all steps.
+// Linear attention: a matrix that keys write to and queries read, step by step. Its columns do not touch one another,
+// so a task owns some columns of one head and runs through all steps.
 #pragma once
 
 #include <cmath>

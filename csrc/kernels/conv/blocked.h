@@ -1,10 +1,10 @@
-// Direct convolution on the blocked layout [n][channel block][h][w][W], zero halo around h and w in the input buffer. Elements
-// are f32, or bf16 whose products are taken in pairs and summed in f32, or u8 that are multiplied with s8 in quads and summed
-// in s32. The output's may be any.
+// Direct convolution on the blocked layout [n][channel block][h][w][W], zero halo around h and w in the input buffer.
+// Elements are f32, or bf16 whose products are taken in pairs and summed in f32, or u8 that are multiplied with s8 in
+// quads and summed in s32. The output's may be any.
 //
 // A register tile is PH rows by PW pixels of NV output blocks. The loop over output blocks is outside of the loop over
-// pixels, so each panel of weights crosses memory once a task while the task's input stays in cache. Every output is summed in the
-// order input block, kh, kw, channel, whichever tile computes it.
+// pixels, so each panel of weights crosses memory once a task while the task's input stays in cache. Every output is
+// summed in the order input block, kh, kw, channel, whichever tile computes it.
 #pragma once
 
 #include <type_traits>
@@ -24,9 +24,9 @@ template <class T = float, class U = T>
 struct ConvArgs {
   const T* x;  // the first padded pixel (halo included); adjacent pixels are CB elements apart
   std::int64_t x_n, x_cb, x_row;
-  // f32: [group][ocb / NV][icb][kh][kw][CB][NV * W]. bf16: [group][ocb / NV][icb][kh][kw][CB / 2][NV * W][2], where CB is 1
-  // [group][ocb / NV][icb][kh][kw / 2][NV * W][2] with a zero in the last pair of an odd kw, whose second pixel is read.
-  // s8: [group][ocb / NV][icb][kh][kw][CB / 4][NV * W][4].
+  // f32: [group][ocb / NV][icb][kh][kw][CB][NV * W]. bf16: [group][ocb / NV][icb][kh][kw][CB / 2][NV * W][2]; where CB
+  // is 1 [group][ocb / NV][icb][kh][kw / 2][NV * W][2] with a zero in the last pair of an odd kw, whose second pixel is
+  // read. s8: [group][ocb / NV][icb][kh][kw][CB / 4][NV * W][4].
   const ConvWeight<T>* w;
   U* y;  // the first output pixel; adjacent pixels are y_pix elements apart
   std::int64_t y_n, y_cb, y_row;
@@ -196,10 +196,10 @@ OPCEL_INLINE std::int64_t conv_task_count(const ConvArgs<T, U>& args) {
          detail::ceil_div(args.oh, args.rows_per_task);
 }
 
-// Tasks [begin, end). CB: channels of an input block (W, or fewer for an input of few channels: 1 reads planes as they are).
-// PW: the tile widths to instantiate, descending. Any width can be cut if the last is 1; otherwise ow must be a sum of them
-// that a fewest-tiles even split finds. Rows left over by PH are done one at a time. A 1x1 convolution of stride 1 without
-// halo may take any oh * ow = h * w.
+// Tasks [begin, end). CB: channels of an input block (W, or fewer for an input of few channels: 1 reads planes as they
+// are). PW: the tile widths to instantiate, descending. Any width can be cut if the last is 1; otherwise ow must be a
+// sum of them that a fewest-tiles even split finds. Rows left over by PH are done one at a time. A 1x1 convolution of
+// stride 1 without halo may take any oh * ow = h * w.
 // Last: channels of a group's last input block, rounded up to 8 where a block has more. Half: no more than W / 2 of a
 // group's last output block are channels, and the others need not be computed.
 template <int CB, int KH, int KW, int SH, int SW, int DH, int DW, int NV, int Last, bool Half, int PH, int... PW, class T,

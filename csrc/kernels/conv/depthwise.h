@@ -1,9 +1,9 @@
-// Depthwise convolution (one filter a channel), and convolution in groups of G channels and G filters, on the blocked layout
-// [n][channel block][h][w][W]: images of f32 or bf16, filters and sums of f32. Padding is skipped where it is known, else a
-// zero halo around the image.
+// Depthwise convolution (one filter a channel), and convolution in groups of G channels and G filters, on the blocked
+// layout [n][channel block][h][w][W]: images of f32 or bf16, filters and sums of f32. Padding is skipped where it is
+// known, else a zero halo around the image.
 //
-// Each input vector is loaded once a kernel row and channel of a group, and feeds every output of the tile that it touches.
-// Every output is summed in the order kh, channel, kw.
+// Each input vector is loaded once a kernel row and channel of a group, and feeds every output of the tile that it
+// touches. Every output is summed in the order kh, channel, kw.
 #pragma once
 
 #include "base/bf16.h"
@@ -28,8 +28,8 @@ struct DepthwiseArgs {
 
 namespace detail {
 
-// One kernel row of a tile of PW outputs; x: the column of the tile's first output times SW. The Left first and the Right
-// last columns of the window are padding.
+// One kernel row of a tile of PW outputs; x: the column of the tile's first output times SW. The Left first and the
+// Right last columns of the window are padding.
 template <int J, int G, int KW, int SW, int DH, int DW, int PL, int Left, int Right, int PW, class T>
 OPCEL_INLINE void depthwise_row_sums(vf (&acc)[PW], const T* x, const float* w) {
   constexpr int Columns = (PW - 1) * SW + (KW - 1) * DW + 1;
@@ -91,9 +91,9 @@ OPCEL_INLINE std::int64_t depthwise_task_count(const DepthwiseArgs<T, U>& args) 
   return args.n * detail::ceil_div(args.cb, args.blocks_per_task) * detail::ceil_div(args.oh, args.rows_per_task);
 }
 
-// Tasks [begin, end). PW: outputs of a tile, 0 for any width, with a halo; else ow is at least PW, and the last tile may
-// compute outputs of the one before it again. PL, PR: columns of padding, not in memory, that the first and the last tile
-// touch; no other tile may touch any.
+// Tasks [begin, end). PW: outputs of a tile, 0 for any width, with a halo; else ow is at least PW, and the last tile
+// may compute outputs of the one before it again. PL, PR: columns of padding, not in memory, that the first and the
+// last tile touch; no other tile may touch any.
 template <int KH, int KW, int SH, int SW, int DH, int DW, int PL, int PR, int PW, int G = 1, class T, class U, class Epi>
 void depthwise_tasks(const DepthwiseArgs<T, U>& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
   const std::int64_t row_groups = detail::ceil_div(args.oh, args.rows_per_task);

@@ -1,8 +1,8 @@
 // Depthwise convolution of u8 with s8 on the blocked layout [n][channel block][h][w][W], summed exactly in s32.
 //
-// Four adjacent pixels of a block are transposed to a quad for each channel, which meets the taps of a kernel row. Where a
-// window is narrower than its quads, neighbouring outputs share them: their taps are packed shifted, zeros around them. The
-// border of the image is in memory, and holds what counts as zero.
+// Four adjacent pixels of a block are transposed to a quad for each channel, which meets the taps of a kernel row.
+// Where a window is narrower than its quads, neighbouring outputs share them: their taps are packed shifted, zeros
+// around them. The border of the image is in memory, and holds what counts as zero.
 #pragma once
 
 #include "base/bytes.h"
@@ -92,9 +92,9 @@ OPCEL_INLINE std::int64_t depthwise_int8_task_count(const DepthwiseInt8Args<U>& 
   return args.n * detail::ceil_div(args.cb, args.blocks_per_task) * detail::ceil_div(args.oh, args.rows_per_task);
 }
 
-// Tasks [begin, end): image, group of channel blocks, row group, the last fastest. R: rows of a tile. The last tile of a row
-// computes outputs of the one before it again, so a row is read up to max(ow, Width) outputs, and for a whole number of
-// quads: pixels of `x` up to column (max(ow, Width) - Group) SW + 4 Quads.
+// Tasks [begin, end): image, group of channel blocks, row group, the last fastest. R: rows of a tile. The last tile of
+// a row computes outputs of the one before it again, so a row is read up to max(ow, Width) outputs, and for a whole
+// number of quads: pixels of `x` up to column (max(ow, Width) - Group) SW + 4 Quads.
 template <int KH, int KW, int SH, int SW, int R, class U, class Epi>
 void depthwise_int8_tasks(const DepthwiseInt8Args<U>& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
   using Depthwise = detail::DepthwiseInt8<KH, KW, SH, SW>;

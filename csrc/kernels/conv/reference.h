@@ -1,12 +1,13 @@
-// Convolution in f32 or f64 of any spatial rank up to 3, any group, stride, dilation and padding, on dense row-major tensors: the
-// last resort, for what no fast kernel takes.
+// Convolution in f32 or f64 of any spatial rank up to 3, any group, stride, dilation and padding, on dense row-major
+// tensors: the last resort, for what no fast kernel takes.
 #pragma once
 
 #include <cstdint>
 
 namespace opcel {
 
-// Spatial axes are (depth, height, width); a lower rank has size 1, kernel 1, stride 1, dilation 1 and padding 0 in front.
+// Spatial axes are (depth, height, width); a lower rank has size 1, kernel 1, stride 1, dilation 1 and padding 0 in
+// front.
 template <class T>
 struct ConvReferenceArgs {
   const T* x;         // [n][channels][in]

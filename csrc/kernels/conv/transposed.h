@@ -1,5 +1,5 @@
-// Transposed convolution in f32 or f64 of any spatial rank up to 3 on dense row-major tensors: the last resort, for what does not
-// divide into convolutions of stride 1.
+// Transposed convolution in f32 or f64 of any spatial rank up to 3 on dense row-major tensors: the last resort, for
+// what does not divide into convolutions of stride 1.
 #pragma once
 
 #include "kernels/conv/reference.h"

@@ -2,13 +2,13 @@
 //
 // An output tile of m x m pixels comes from an input tile of A x A pixels, A = m + 2: both, and the filters, are
 // transformed (V = B' d B, U = G g G', Y = A' M A), and in between there are A^2 products M = V U of matrices tiles x
-// channels and channels x filters. Tiles of all images are numbered through and cut into groups; a group's V and the M of
-// one panel of NV output blocks are what a core works on. Every sum runs in the order of the input channels, whichever
-// register tile computes it, so results don't depend on how tiles are grouped or spread over threads.
-// Images may be stored as bf16; transforms, products and sums are f32.
+// channels and channels x filters. Tiles of all images are numbered through and cut into groups; a group's V and the M
+// of one panel of NV output blocks are what a core works on. Every sum runs in the order of the input channels,
+// whichever register tile computes it, so results don't depend on how tiles are grouped or spread over threads. Images
+// may be stored as bf16; transforms, products and sums are f32.
 //
-// F(4 x 4, 3 x 3) interpolates at 0, +-5/8, +-3/2 and infinity: the coefficients are exact in f32, and the error is half of
-// that at the usual 0, +-1, +-2.
+// F(4 x 4, 3 x 3) interpolates at 0, +-5/8, +-3/2 and infinity: the coefficients are exact in f32, and the error is
+// half of that at the usual 0, +-1, +-2.
 #pragma once
 
 #include "base/bf16.h"
@@ -53,8 +53,8 @@ OPCEL_INLINE WinogradGroup winograd_cut(const Args& args, std::int64_t group) {
 // Planes of V and M are a vector apart from a multiple of the page size, or they would fall into the same cache sets.
 OPCEL_INLINE constexpr std::int64_t winograd_plane(std::int64_t elements) { return elements + W; }
 
-// One-dimensional: t = B' d in two halves, which take turns so that a tile's intermediate rows stay in registers, and y =
-// A' m.
+// One-dimensional: t = B' d in two halves, which take turns so that a tile's intermediate rows stay in registers, and y
+// = A' m.
 template <int M>
 struct WinogradTransform;
 
@@ -315,8 +315,8 @@ void winograd_product_tasks(const Args& args, const Epi& epi, std::int64_t begin
 }
 
 // All in one. Each task transforms the tiles of its group for itself, into `Elements` on the stack (at least
-// winograd_group_elements): that is cheaper than to read what another core has written. Tasks [begin, end): groups, then
-// parts of the panels.
+// winograd_group_elements): that is cheaper than to read what another core has written. Tasks [begin, end): groups,
+// then parts of the panels.
 template <int M, int NV, int Group, int Elements, int... R, class Args, class Epi>
 void winograd_tasks(const Args& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
   using Winograd = detail::Winograd<M, NV>;

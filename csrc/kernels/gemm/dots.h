@@ -2,8 +2,8 @@
 // neighbours along k: pairs of bf16 with sums in f32, or quads of u8 and s8 with sums in s32, which are exact.
 //
 // A's rows hold whole groups, B is packed into column panels of groups along k, so that a register tile of R rows by NV
-// vectors adds a group a lane with one instruction. The loop over panels is outside of the loop over rows.
-// Every element is summed in the order of k, whichever tile computes it: results depend neither on how rows are cut into
+// vectors adds a group a lane with one instruction. The loop over panels is outside of the loop over rows. Every
+// element is summed in the order of k, whichever tile computes it: results depend neither on how rows are cut into
 // tiles nor on how tasks are spread over threads.
 #pragma once
 
@@ -31,8 +31,9 @@ struct GemmDotArgs {
   std::int64_t rows_per_task, panels_per_task;
 };
 
-// Where sums start. Without: at zero. Others have vi start(vi head, int64_t batch, int64_t row) const, and each panel of
-// B begins with a head, NR of s32: what a zero point of A makes up for, or the factor of one that is known only in a run.
+// Where sums start. Without: at zero. Others have vi start(vi head, int64_t batch, int64_t row) const, and each panel
+// of B begins with a head, NR of s32: what a zero point of A makes up for, or the factor of one that is known only in a
+// run.
 struct NoStart {};
 
 namespace detail {

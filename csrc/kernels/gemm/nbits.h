@@ -1,8 +1,9 @@
-// C[m, n] = epilogue(X[m, k] * W[k, n]) for W[k, n] = (w[k, n] - zero[k / group, n]) * scale[k / group, n], w of 4 or 8 bits.
+// C[m, n] = epilogue(X[m, k] * W[k, n]) for W[k, n] = (w[k, n] - zero[k / group, n]) * scale[k / group, n], w of 4 or 8
+// bits.
 //
 // With `RoundedRows` X is rounded to s8, each row by groups of k, so that a lane adds up four products with one
-// instruction: w is the unsigned operand, and the sum over a group starts at -zero * sum(x). With `PlainRows` X stays f32
-// and w is widened as it is read. In both, few rows take as long as reading W and many as long as multiplying.
+// instruction: w is the unsigned operand, and the sum over a group starts at -zero * sum(x). With `PlainRows` X stays
+// f32 and w is widened as it is read. In both, few rows take as long as reading W and many as long as multiplying.
 // Every element is summed in the same order whichever tile computes it: results depend neither on how rows are cut into
 // tiles nor on how tasks are spread over threads.
 #pragma once
@@ -15,8 +16,8 @@ namespace opcel {
 struct NbitsArgs {
   const float* x;  // rows contiguous along k; x_row elements from one row to the next
   std::int64_t x_row;
-  // [panel][group][step][NR][4], NR = NV * W, zero past n and k. A step is 4 elements along k of 8 bits, or 8 of 4 bits: a
-  // byte holds the element i in its lower half, i + 4 in its upper one.
+  // [panel][group][step][NR][4], NR = NV * W, zero past n and k. A step is 4 elements along k of 8 bits, or 8 of 4
+  // bits: a byte holds the element i in its lower half, i + 4 in its upper one.
   const std::uint8_t* w;
   const float* scale;        // [panel][group / shared][NR]
   const std::uint8_t* zero;  // the same; null: `middle` everywhere
@@ -186,8 +187,8 @@ __attribute__((noinline)) void nbits_tile(const NbitsArgs& args, const Tiles<Row
 
 }  // namespace detail
 
-// Tasks [begin, end) of gemm_task_count. Heights: of the tiles to instantiate, descending; the last is 1, or every task's
-// row count is a sum of them that a fewest-tiles even split finds. The rows of a task lie on the stack.
+// Tasks [begin, end) of gemm_task_count. Heights: of the tiles to instantiate, descending; the last is 1, or every
+// task's row count is a sum of them that a fewest-tiles even split finds. The rows of a task lie on the stack.
 template <class Rows, int Bits, int NV, int... Heights, class Epi>
 void nbits_tasks(const NbitsArgs& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
   using Cut = detail::Cut<Heights...>;

@@ -1,5 +1,5 @@
-// Rows of x as the products of nbits.h read them: the rows of a tile side by side, each group of k padded with zeros, and
-// what a group needs of x besides its elements.
+// Rows of x as the products of nbits.h read them: the rows of a tile side by side, each group of k padded with zeros,
+// and what a group needs of x besides its elements.
 #pragma once
 
 #include <cstring>
@@ -25,8 +25,8 @@ struct Groups {
   OPCEL_INLINE std::int64_t before(std::int64_t g) const { return g * ceil_div(group, kDepth) * kDepth; }
 };
 
-// x of a row and group is scale * q for the s8 that a tile reads, |q| <= 127; `sum` adds up the q. Where x stays as it is
-// the scale is 1 and `sum` adds up x.
+// x of a row and group is scale * q for the s8 that a tile reads, |q| <= 127; `sum` adds up the q. Where x stays as it
+// is the scale is 1 and `sum` adds up x.
 struct RoundedRows {
   using Element = std::uint8_t;  // [depth / 4][rows of the tile][4], s8
   using Sum = std::int32_t;

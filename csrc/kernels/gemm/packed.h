@@ -1,9 +1,9 @@
 // C[batch, m, n] = epilogue(A[batch, m, k] * B[batch, k, n]) in f32, B packed into column panels.
 //
-// A register tile is R rows by NV vectors. The loop over panels is outside of the loop over rows, so each panel of B crosses
-// memory once a task while the rows of A stay in cache. Every element is summed in the order of k (in U interleaved partial
-// sums when the tallest tile is so small that latency would bound it), whichever tile computes it: results depend neither on
-// how rows are cut into tiles nor on how tasks are spread over threads.
+// A register tile is R rows by NV vectors. The loop over panels is outside of the loop over rows, so each panel of B
+// crosses memory once a task while the rows of A stay in cache. Every element is summed in the order of k (in U
+// interleaved partial sums when the tallest tile is so small that latency would bound it), whichever tile computes it:
+// results depend neither on how rows are cut into tiles nor on how tasks are spread over threads.
 #pragma once
 
 #include "base/tiling.h"
@@ -93,8 +93,8 @@ OPCEL_INLINE void gemm_steps(vf (&acc)[U][R][NV], RowPointers<R>& a, const float
   b += Steps * NV * W;
 }
 
-// acc[0] = R rows of A times a panel. Ahead: where the panel that is read next begins, of which a step without Streams asks
-// for `Lines` cache lines.
+// acc[0] = R rows of A times a panel. Ahead: where the panel that is read next begins, of which a step without Streams
+// asks for `Lines` cache lines.
 template <int NV, int U, bool Streams, int R, int Lines>
 OPCEL_INLINE void gemm_sums(vf (&acc)[U][R][NV], const float* a_first, std::int64_t a_row, const float* b,
                             std::int64_t k, const char* ahead) {

@@ -1,8 +1,9 @@
-// C[m, n] = epilogue(A[m, k] * B[k, n]) in f32 by one level of Strassen's algorithm: 7 products of half the size instead of 8.
+// C[m, n] = epilogue(A[m, k] * B[k, n]) in f32 by one level of Strassen's algorithm: 7 products of half the size
+// instead of 8.
 //
-// A, B and C are cut in halves along each axis. The left factors (sums of A's quarters) are made by each task for its rows,
-// the right factors when weights are packed. The axis k may be cut into blocks besides, so that the left factors of a task
-// stay in a cache. Every element is summed in an order that neither the rows of a task nor its panels change.
+// A, B and C are cut in halves along each axis. The left factors (sums of A's quarters) are made by each task for its
+// rows, the right factors when weights are packed. The axis k may be cut into blocks besides, so that the left factors
+// of a task stay in a cache. Every element is summed in an order that neither the rows of a task nor its panels change.
 //
 // For few rows four of the seven right factors give the plain product, so one packing serves both:
 //   A1 B11 + A2 B21 = (A1 + A2) B11 + A2 (B21 - B11),  A1 B12 + A2 B22 = A1 (B12 - B22) + (A1 + A2) B22.
@@ -98,7 +99,8 @@ __attribute__((noinline)) void strassen_tile(const float* a, std::int64_t a_row,
   }
 }
 
-// A tile of a product to the quarters of C that it is part of: in `sums` until the last part, then by the epilogue to C.
+// A tile of a product to the quarters of C that it is part of: in `sums` until the last part, then by the epilogue to
+// C.
 template <int NV, class Epi>
 __attribute__((noinline)) void strassen_add(const StrassenArgs& args, const Epi& epi, const StrassenPart& part,
                                             bool first, bool last, const float* tile, int rows, float* sum,
@@ -141,10 +143,10 @@ OPCEL_INLINE std::int64_t strassen_pairs(const StrassenArgs& args) {
   return detail::ceil_div(args.n, 2 * NV * W);
 }
 
-// Tasks [begin, end): parts of the pairs of panels, then groups of rows of both halves, the last varying fastest.
-// Rows: the tile heights to instantiate, descending; every task's row count must be a sum of them that a fewest-tiles even
-// split finds. Tall, Depth and Pairs: rows_per_task, the depth of a block of k / 2 and, with more than one block, the pairs
-// of a part, or more. Scratch is on the stack.
+// Tasks [begin, end): parts of the pairs of panels, then groups of rows of both halves, the last varying fastest. Rows:
+// the tile heights to instantiate, descending; every task's row count must be a sum of them that a fewest-tiles even
+// split finds. Tall, Depth and Pairs: rows_per_task, the depth of a block of k / 2 and, with more than one block, the
+// pairs of a part, or more. Scratch is on the stack.
 template <int NV, int Tall, int Depth, int Pairs, int... Rows, class Epi>
 void strassen_tasks(const StrassenArgs& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
   using Cut = detail::Cut<Rows...>;

@@ -1,8 +1,8 @@
 // C[m, n] = epilogue(A[m, k] * B[k, n]) for a few rows of A, where reading B is nearly all the work.
 //
-// B lies in panels of NV vectors, f32 or bf16, and a task reads one stretch of it from end to end. bf16 is widened as it is
-// read: A and the sums stay f32. Every element is summed in U interleaved partial sums, in the order of k within each, so
-// results don't depend on how tasks are spread over threads.
+// B lies in panels of NV vectors, f32 or bf16, and a task reads one stretch of it from end to end. bf16 is widened as
+// it is read: A and the sums stay f32. Every element is summed in U interleaved partial sums, in the order of k within
+// each, so results don't depend on how tasks are spread over threads.
 #pragma once
 
 #include "base/bf16.h"

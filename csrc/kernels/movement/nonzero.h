@@ -5,8 +5,8 @@
 
 namespace opcel {
 
-/// y[axis][i] is the index along `axis` of the i-th element of x, in row-major order, that is not zero. There are `count`
-/// of them; more are left out.
+/// y[axis][i] is the index along `axis` of the i-th element of x, in row-major order, that is not zero. There are
+/// `count` of them; more are left out.
 template <class T>
 void nonzero(const T* x, const std::int64_t* shape, int rank, std::int64_t* y, std::int64_t count) {
   std::int64_t size = 1, at[64] = {};

@@ -1,6 +1,7 @@
-// Between the plain layout [n][c][h][w] and the blocked one [n][ceil(c / W)][h][w][W], and from the plain layout to one with
-// a halo, [n][c][h][w] with border, or to quads, [n][ceil(c / 4)][h][w][4]. Elements are f32, bf16 or u8 on either side; on
-// the way from the plain layout a functor may compute others. Channels past c and the halo are filled with `pad`.
+// Between the plain layout [n][c][h][w] and the blocked one [n][ceil(c / W)][h][w][W], and from the plain layout to one
+// with a halo, [n][c][h][w] with border, or to quads, [n][ceil(c / 4)][h][w][4]. Elements are f32, bf16 or u8 on either
+// side; on the way from the plain layout a functor may compute others. Channels past c and the halo are filled with
+// `pad`.
 #pragma once
 
 #include <cstring>

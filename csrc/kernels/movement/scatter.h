@@ -1,5 +1,5 @@
-// Updates written into a copy of a tensor. A task owns a box of the result: it copies that box and then joins, in order,
-// the updates that fall into it, so the result does not depend on how tasks are shared out.
+// Updates written into a copy of a tensor. A task owns a box of the result: it copies that box and then joins, in
+// order, the updates that fall into it, so the result does not depend on how tasks are shared out.
 #pragma once
 
 #include <cstring>
@@ -48,7 +48,8 @@ struct ScatterElementsArgs {
 
 namespace detail {
 
-// The offset of element i of a box of `axes` axes within the larger box that holds it; of 0 axes: the boxes are the same.
+// The offset of element i of a box of `axes` axes within the larger box that holds it; of 0 axes: the boxes are the
+// same.
 OPCEL_INLINE std::int64_t place_of(std::int64_t i, std::int64_t axes, const std::int64_t* size, const std::int64_t* step) {
   if (axes == 0) return i;
   std::int64_t at = 0;

@@ -1,7 +1,8 @@
-// Counts of a tensor's elements in 2048 bins whose width is a power of two, with its extremes and those of its channels.
+// Counts of a tensor's elements in 2048 bins whose width is a power of two, with its extremes and those of its
+// channels.
 //
-// The tensor is divided into parts, each counted by one task in bins of its own; `merge_parts` then adds them up. Bins of
-// powers of two merge exactly, and the division depends on sizes alone, so results depend on no number of threads.
+// The tensor is divided into parts, each counted by one task in bins of its own; `merge_parts` then adds them up. Bins
+// of powers of two merge exactly, and the division depends on sizes alone, so results depend on no number of threads.
 #pragma once
 
 #include <cstdint>
@@ -75,8 +76,8 @@ struct Bins {
 
 OPCEL_INLINE std::int64_t channel_room(const ObserveArgs& args) { return (args.count + 15) / 16 * 16; }
 
-/// What is kept of a row in registers, by lanes: of all its elements the extremes, the sum, and minus the number of what is
-/// not finite; of those that are counted minus the number of zeros.
+/// What is kept of a row in registers, by lanes: of all its elements the extremes, the sum, and minus the number of
+/// what is not finite; of those that are counted minus the number of zeros.
 struct Running {
   vf least = set(__builtin_inff()), most = set(-__builtin_inff()), sum = {};
   vi zeros = {}, odd = {};
@@ -105,8 +106,8 @@ OPCEL_INLINE std::int64_t next_counted(std::int64_t p) {
 }
 
 /// The counters of one part, on the stack of its task. Increments of one counter wait for each other: there are several
-/// tables where much is counted, zeros, which are many, are counted in registers, and what is passed over goes to a counter
-/// for each lane, behind the bins.
+/// tables where much is counted, zeros, which are many, are counted in registers, and what is passed over goes to a
+/// counter for each lane, behind the bins.
 template <int Every>
 struct Counter {
   static constexpr int kTables = Every > 1 ? 1 : 4;
@@ -191,7 +192,8 @@ struct RowCounter {
     counter.note(v, passed | zeros, slot, counter.scale, counter.start);
   }
 
-  /// Count columns [begin, end) of a row: at most kRun vectors, or, of images in blocks that are finite, that times Every.
+  /// Count columns [begin, end) of a row: at most kRun vectors, or, of images in blocks that are finite, that times
+  /// Every.
   template <bool Odd>
   OPCEL_INLINE void run(const float* p, std::int64_t begin, std::int64_t end, int ragged, std::int64_t position,
                         Running& r) const {
@@ -211,7 +213,8 @@ struct RowCounter {
     counter.count(slot);
   }
 
-  /// The extremes and the sum of columns [begin, end), unless the sum, of lanes of no channel too, is not finite: then false.
+  /// The extremes and the sum of columns [begin, end), unless the sum, of lanes of no channel too, is not finite: then
+  /// false.
   static OPCEL_INLINE bool look(const float* p, std::int64_t begin, std::int64_t end, int ragged, Running& r) {
     vf low = r.least, high = r.most, sum{};
     std::int64_t i = begin;

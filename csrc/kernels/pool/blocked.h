@@ -1,5 +1,5 @@
-// Maxima, minima and averages of windows of f32, bf16 or bytes, sums in f32, on the blocked layout [n][channel block][h][w][W]. Windows are
-// clipped to the image, so the input needs no halo and its halo, if any, is not read.
+// Maxima, minima and averages of windows of f32, bf16 or bytes, sums in f32, on the blocked layout [n][channel
+// block][h][w][W]. Windows are clipped to the image, so the input needs no halo and its halo, if any, is not read.
 #pragma once
 
 #include <limits>
@@ -89,8 +89,9 @@ OPCEL_INLINE std::int64_t pool_task_count(const PoolArgs<T, U>& args) {
   return args.n * args.cb * detail::ceil_div(args.oh, args.rows_per_task);
 }
 
-// Tasks [begin, end). The largest byte goes to bytes of the same type as it is, without `epi`. A NaN in a window gives NaN. A
-// window without any element gives -inf or the least byte (max) or NaN (average). A global average is an average whose kernel is the image.
+// Tasks [begin, end). The largest byte goes to bytes of the same type as it is, without `epi`. A NaN in a window gives
+// NaN. A window without any element gives -inf or the least byte (max) or NaN (average). A global average is an average
+// whose kernel is the image.
 template <Pool P, class T, class U, class Epi>
 void pool_tasks(const PoolArgs<T, U>& args, const Epi& epi, std::int64_t begin, std::int64_t end) {
   const std::int64_t row_groups = detail::ceil_div(args.oh, args.rows_per_task);

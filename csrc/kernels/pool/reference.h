@@ -1,5 +1,5 @@
-// Max pooling of f32 or bytes and average pooling of f32, of any spatial rank up to 6, on dense row-major tensors: the last
-// resort.
+// Max pooling of f32 or bytes and average pooling of f32, of any spatial rank up to 6, on dense row-major tensors: the
+// last resort.
 #pragma once
 
 #include <cstdint>

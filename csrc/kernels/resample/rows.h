@@ -8,8 +8,8 @@
 
 namespace opcel {
 
-// New positions along one axis: out[i] = sum over t < taps of in[at[t * size + i]] * weights[t * size + i]. Places outside of
-// the image are cut to its edge. No weights: one tap of weight 1. No places: the axis stays as it is.
+// New positions along one axis: out[i] = sum over t < taps of in[at[t * size + i]] * weights[t * size + i]. Places
+// outside of the image are cut to its edge. No weights: one tap of weight 1. No places: the axis stays as it is.
 struct Resampled {
   const std::int32_t* at;
   const float* weights;

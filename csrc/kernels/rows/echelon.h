@@ -6,8 +6,8 @@
 
 namespace opcel {
 
-// Tasks [begin, end), one of the matrices x [..][n][n] each, by elimination in y with the largest pivot of each column. Of
-// two rows that are exchanged one changes its sign.
+// Tasks [begin, end), one of the matrices x [..][n][n] each, by elimination in y with the largest pivot of each column.
+// Of two rows that are exchanged one changes its sign.
 template <class T>
 void echelon_tasks(const T* x, T* y, std::int64_t n, std::int64_t begin, std::int64_t end) {
   for (std::int64_t task = begin; task < end; ++task) {

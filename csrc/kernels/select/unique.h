@@ -39,8 +39,8 @@ std::int64_t* sort_rows(const T* x, std::int64_t n, std::int64_t m, std::int64_t
   return order;
 }
 
-/// first[j]: the first row equal to distinct row j; which[i]: the distinct row that row i is; counts[j]: how many are j.
-/// The arrays have room for n. Returns how many distinct rows there are.
+/// first[j]: the first row equal to distinct row j; which[i]: the distinct row that row i is; counts[j]: how many are
+/// j. The arrays have room for n. Returns how many distinct rows there are.
 template <class T, class Number>
 std::int64_t unique_rows(const T* x, std::int64_t n, std::int64_t m, bool sorted, std::int64_t* first,
                          std::int64_t* which, std::int64_t* counts) {
