@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from opcel_compiler.driver import ExportWarning
 from opcel_compiler.quantization.recipe import Recipe
 
 from .twins import feeds
-from .twins_more import ALL
+from .twins_more import ALL, gru, lstm
 
 pytestmark = pytest.mark.filterwarnings("ignore::opcel_compiler.calibrate.errors.CalibrationWarning")
+
+
+BUILT = {"lstm": partial(lstm, hidden=40), "gru": partial(gru, hidden=36, last=33)}
 
 
 def data(name: str, model: onnx.ModelProto, first: int, count: int) -> list[dict[str, np.ndarray]]:
@@ -39,7 +43,7 @@ def loss(wants: dict[str, np.ndarray], gots: Any) -> float:
 
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_every_layer_multiplies_integers(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, artifact, export = ALL[name].build(), tmp_path / "m.opcel", tmp_path / "m.onnx"
+    model, artifact, export = BUILT[name](), tmp_path / "m.opcel", tmp_path / "m.onnx"
     recipe = Recipe(data(name, model, 0, 8))
     with pytest.warns(ExportWarning, match="recurrent"):
         compiled = oc.compile(model, "host", artifact, 2, precision="int8", recipe=recipe, export_qdq=export)
@@ -71,7 +75,7 @@ def test_every_layer_multiplies_integers(name: str, tmp_path: Path, capsys: pyte
     ],
 )
 def test_a_layer_goes_back_to_float(choices: dict[str, Any], why: str) -> None:
-    model = ALL["lstm"].build()
+    model = BUILT["lstm"]()
     recipe = Recipe(data("lstm", model, 0, 4))
     first = prepare(model, "x86-64-avx512-vnni-bf16", precision="int8", recipe=recipe)
     assert first.planner is not None and first.program is not None

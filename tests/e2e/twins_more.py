@@ -36,20 +36,20 @@ def lstm(batch: Dim = 1, length: Dim = 7, hidden: int = 24) -> onnx.ModelProto:
     return net.model()
 
 
-def gru(batch: Dim = 3, length: Dim = 5) -> onnx.ModelProto:
+def gru(batch: Dim = 3, length: Dim = 5, hidden: int = 20, last: int = 9) -> onnx.ModelProto:
     """Both directions, a given state, as PyTorch exports it; the directions joined, then one backward tanh layer."""
-    net, hidden = Net("gru"), 20
+    net = Net("gru")
     x = net.input("x", length, batch, 6)
     weights = net.weight(2, 3 * hidden, 6, scale=0.4), net.weight(2, 3 * hidden, hidden, scale=0.2)
     attrs = {"direction": "bidirectional", "linear_before_reset": 1, "hidden_size": hidden}
     state = net.input("state", 2, batch, hidden)
-    y, last = net.many(2, "GRU", x, *weights, net.weight(2, 6 * hidden, scale=0.2), None, state, **attrs)
+    y, end = net.many(2, "GRU", x, *weights, net.weight(2, 6 * hidden, scale=0.2), None, state, **attrs)
     joined = net("Reshape", net("Transpose", y, perm=[0, 2, 1, 3]), np.array([0, 0, -1]))
-    net.output("last", last)
-    weights = net.weight(1, 9, 2 * hidden, scale=0.2), net.weight(1, 9, 9, scale=0.3)
-    y, last = net.many(2, "RNN", joined, *weights, hidden_size=9, direction="reverse")
+    net.output("last", end)
+    weights = net.weight(1, last, 2 * hidden, scale=0.2), net.weight(1, last, last, scale=0.9 * last**-0.5)
+    y, end = net.many(2, "RNN", joined, *weights, hidden_size=last, direction="reverse")
     net.output("y", net("Squeeze", y, np.array([1])))
-    net.output("first", last)
+    net.output("first", end)
     return net.model()
 
 

@@ -13,6 +13,7 @@ from opcel_compiler.quantization.layers import candidates, macs
 from opcel_compiler.quantization.plan import make_plan, observed_values
 from opcel_compiler.quantization.probe import measure
 from opcel_compiler.quantization.sensitivity import Replay
+from opcel_compiler.targets import load_target
 
 from .test_quantize import error, feeds_of, graph_of, ops, quantized, ranges_of
 
@@ -80,6 +81,15 @@ def test_without_a_bias_or_states_none_are_made() -> None:
     (steps,) = [n for n in graph.nodes if n.op == "gru"]
     assert [v is None for v in steps.operands] == [False, False, True, True, True, True, False]
     assert "add" not in ops(graph)
+
+
+def test_on_a_target_a_few_units_are_no_faster_in_bytes() -> None:
+    for op, size, faster in (("lstm", 31, False), ("lstm", 32, True), ("rnn", 32, True)):
+        rows = GATES[op] * size
+        graph = graph_of(f"%y = {op}(%x, %r, %w)\nreturn %y".replace("%y =", "%y, %c =" if op == "lstm" else "%y ="),
+                         "f32[2, 1, 3]", r=(1, rows, size), w=(1, rows, 3))  # fmt: skip
+        (candidate,) = candidates(graph, load_target("x86-64-avx512-vnni-bf16"))
+        assert ("hidden units" in candidate.reason) != faster
 
 
 def test_the_operand_is_observed_and_the_state_is_not() -> None:
