@@ -260,30 +260,30 @@ def test_pools(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", INT8_ISAS)
-@pytest.mark.parametrize(("channels", "w"), [(3, 5), (33, 35), (16, 16), (6, 40)])
-def test_relayout(isa: str, channels: int, w: int) -> None:
+@pytest.mark.parametrize(("channels", "h", "w"), [(3, 4, 5), (33, 4, 35), (16, 4, 16), (6, 4, 40), (37, 1, 1)])
+def test_relayout(isa: str, channels: int, h: int, w: int) -> None:
     """Into bytes the border and the channels past the last have the padding value; back is exact."""
     width, lib = WIDTH[isa], build(source(isa), isa)
     rng, pad, halo = np.random.default_rng(w), 91, [(1, 2), (3, 1)]
-    floats = rng.normal(0, 300, (2, channels, 4, w)).astype(np.float32)
+    floats = rng.normal(0, 300, (2, channels, h, w)).astype(np.float32)
     codes = np.clip(np.rint(floats / 2) + 100, 0, 255).astype(np.uint8)
     for call, block, source_ in (
         ("blocked_of_bytes", width, codes), ("blocked_of_floats", width, floats), ("quads_of_bytes", 4, codes),
         ("quads_of_floats", 4, floats), ("planes_of_bytes", 1, codes),
     ):  # fmt: skip
         blocks = -(-channels // block)
-        full = np.full((2, blocks * block, 4, w), pad, np.uint8)
+        full = np.full((2, blocks * block, h, w), pad, np.uint8)
         full[:, :channels] = codes
         want = blocked_with(full, block, halo, pad)
         y = np.full(want.shape, 7, np.uint8)
         step = steps(y) if block > 1 else [s // y.itemsize for s in y.reshape(y.shape[:4]).strides[:3]]
-        sizes = integers(*steps(source_), *step, 2, channels, 4, w, 1, 3, 2, 1, 3, pad)
+        sizes = integers(*steps(source_), *step, 2, channels, h, w, 1, 3, 2, 1, 3, pad)
         getattr(lib, call)(pointers(source_, y), sizes)
         np.testing.assert_array_equal(y, want, err_msg=call)
     xb = blocked(codes, width, [(0, 0)] * 2)
     for call, dtype in (("bytes_of_blocked", np.uint8), ("floats_of_blocked", np.float32)):
         y = np.full(codes.shape, 7, dtype)
-        sizes = integers(*steps(xb), *steps(y), 2, channels, 4, w, 0, 0, 0, 0, 3, 0)
+        sizes = integers(*steps(xb), *steps(y), 2, channels, h, w, 0, 0, 0, 0, 3, 0)
         getattr(lib, call)(pointers(xb, y), sizes)
         np.testing.assert_array_equal(y, codes)
 

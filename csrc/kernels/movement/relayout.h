@@ -84,7 +84,9 @@ inline void to_blocked_tasks(const RelayoutArgs<T, U>& args, std::int64_t begin,
                           y += args.left * W;
                           const T* x = args.x + n * args.x_n + block * W * args.x_c + row * args.x_row;
                           const int channels = static_cast<int>(detail::least(W, args.c - block * W));
-                          for (std::int64_t i = 0; i < args.w; i += W) {
+                          const bool vectors = args.w == 1 && args.x_c == 1 && channels == W;
+                          if (vectors) store(y, map.apply(load(x)));
+                          for (std::int64_t i = vectors; i < args.w; i += W) {
                             const int pixels = static_cast<int>(detail::least(W, args.w - i));
                             vf t[W];
                             OPCEL_UNROLL
@@ -147,7 +149,9 @@ inline void from_blocked_tasks(const RelayoutArgs<T, U>& args, std::int64_t begi
                           const T* x = args.x + n * args.x_n + block * args.x_c + row * args.x_row;
                           U* y = args.y + n * args.y_n + block * W * args.y_c + row * args.y_row;
                           const int channels = static_cast<int>(detail::least(W, args.c - block * W));
-                          for (std::int64_t i = 0; i < args.w; i += W) {
+                          const bool vectors = args.w == 1 && args.y_c == 1 && channels == W;
+                          if (vectors) store(y, load(x));
+                          for (std::int64_t i = vectors; i < args.w; i += W) {
                             const int pixels = static_cast<int>(detail::least(W, args.w - i));
                             vf t[W];
                             OPCEL_UNROLL
