@@ -10,9 +10,11 @@ from opcel_compiler.ir.interpret import run
 from opcel_compiler.ir.quantization import recurrent_layers
 from opcel_compiler.ir.types import I8
 from opcel_compiler.quantization.layers import candidates, macs
+from opcel_compiler.quantization.metrics import kl
 from opcel_compiler.quantization.plan import make_plan, observed_values
 from opcel_compiler.quantization.probe import measure
-from opcel_compiler.quantization.sensitivity import Replay
+from opcel_compiler.quantization.sensitivity import Replay, Sensitivity, sensitivities
+from opcel_compiler.quantization.trial import Trial
 from opcel_compiler.targets import load_target
 
 from .test_quantize import error, feeds_of, graph_of, ops, quantized, ranges_of
@@ -60,10 +62,14 @@ def test_what_is_measured_is_what_the_pass_makes() -> None:
         plan = make_plan(graph, ranges_of(graph, feeds))
         assert recurrent_layers(graph, plan) == ["y"]
         found, (want,) = measure(graph, plan, [feeds])
+        alone = dict(sensitivities(graph, plan, [feeds], Sensitivity(None, ""), lambda done, of: None))
+        trial = Trial(graph, plan, [feeds]).noise(plan)
         quantized(graph, plan)
         got = run(graph, feeds)["y"]
         noise = np.square(got - want["y"]).sum() / np.square(want["y"]).sum()
         assert found["y"].sqnr == pytest.approx(-10 * np.log10(noise), abs=0.01)
+        assert trial == pytest.approx(noise, rel=1e-3)
+        assert alone["y"] == pytest.approx(kl([want], [{"y": got}]), rel=1e-2)
 
 
 def test_a_changed_layer_is_followed_through_all_its_results() -> None:
