@@ -231,6 +231,20 @@ def test_one_row(isa: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("falling", [False, True])
+def test_scores_that_grow_with_every_group_of_keys(isa: str, falling: bool) -> None:
+    """The running maximum grows hundreds of times, or lies in the first key, 3000 above the last."""
+    case = Case(64, 1, 1003)
+    q, k, v = inputs(case)
+    grown = np.linspace(0, 10, case.sk, dtype=np.float32)[:, None]
+    k = np.ascontiguousarray(np.abs(k) * 0.01 + (grown[::-1] if falling else grown))
+    q = np.ones_like(q)
+    want = reference(case, q, k, v, None, scale=5.0)
+    got = run(isa, case, q, k, v, None, scale=5.0, tasks="attention_row_tasks")
+    np.testing.assert_allclose(got, want, atol=2e-3)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("shape", [(2, 4, 1, 1100), (1, 1, 1, 1)])
 def test_masks_of_one_row(isa: str, shape: tuple[int, ...]) -> None:
     """Whole blocks of keys masked, whole rows, and one value for all."""
