@@ -30,8 +30,8 @@ from opcel_compiler.quantization.metrics import metric_of
 from opcel_compiler.quantization.planner import Planner
 from opcel_compiler.quantization.recipe import QuantizationError, Recipe
 from opcel_compiler.quantization.sensitivity import Sensitivity, key_of, sensitivities
-from opcel_compiler.report.facts import layer_kernels
 from opcel_compiler.report.html import page
+from opcel_compiler.report.layers import layer_seconds
 from opcel_compiler.runtime.decoding import load, run_whole
 from opcel_compiler.runtime.model import CompiledModel
 
@@ -221,13 +221,8 @@ class _Search:
 
     def _profile(self, artifact: Path, origins: Mapping[str, Sequence[str]]) -> dict[str, float]:
         with load(artifact, threads=self.threads) as model:
-            feeds = self.inputs[0]
-            once = sum(model.profile(feeds))
-            runs = max(1, int(BLOCK_S / max(once, 1e-6)))
-            blocks = [model.profile(feeds, runs) for _ in range(BLOCKS)]
-            seconds = [statistics.median(steps) / runs for steps in zip(*blocks, strict=True)]
-            found = {n: layer_kernels(model.report["kernels"], origin) for n, origin in origins.items()}
-        return {n: sum(seconds[k["step"]] for k in kernels) for n, kernels in found.items() if kernels}
+            found = layer_seconds(model, self.inputs[0], origins.values(), BLOCKS, BLOCK_S)
+        return {n: seconds for n, seconds in zip(origins, found, strict=True) if seconds is not None}
 
     # -- candidates ----------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from opcel_compiler.ir.program import Kernel, Program, Step
 from opcel_compiler.ir.program_split import separate_operands, split_quantized
+from opcel_compiler.ir.recurrent import RECURRENT
 from opcel_compiler.ir.types import F32
 from opcel_compiler.rewrite.pass_ import Pass, PassContext
 from opcel_compiler.rewrite.rule import Numerics
@@ -69,7 +70,7 @@ def _choose(step: Step, choosing: Choosing, ctx: PassContext) -> list[Step]:
         _choose_conv(step, choosing, ctx)
     elif step.family == "conv.depthwise":
         choose_depthwise(step, choosing)
-    elif step.family in ("lstm", "gru", "rnn"):
+    elif step.family in RECURRENT:
         choose_recurrent(step, choosing)
     elif step.family == "attention":
         choose_attention_bf16(step, choosing)

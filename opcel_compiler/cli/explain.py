@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,17 +95,12 @@ def _nodes(origin: Sequence[str]) -> str:
 
 
 def _layer_seconds(artifact: Path, origins: Sequence[Sequence[str]], args: argparse.Namespace) -> list[float | None]:
-    """What the kernels of layers take, by the layers' nodes: the median of blocks. None where there is no kernel."""
+    """What the kernels of layers take, by the layers' nodes; None where there is no kernel."""
     from opcel_compiler.cli.files import read_arrays
     from opcel_compiler.cli.run import random_inputs
-    from opcel_compiler.report.facts import layer_kernels
+    from opcel_compiler.report.layers import layer_seconds
     from opcel_compiler.runtime.decoding import load
 
     with load(artifact, threads=args.threads) as model:
         feeds = read_arrays(args.inputs) if args.inputs else random_inputs(model.manifest["inputs"], dict(args.dim))
-        once = sum(model.profile(feeds))
-        runs = max(1, int(BLOCK_S / max(once, 1e-6)))
-        blocks = [model.profile(feeds, runs) for _ in range(BLOCKS)]
-        seconds = [statistics.median(steps) / runs for steps in zip(*blocks, strict=True)]
-        found = [layer_kernels(model.report["kernels"], origin) for origin in origins]
-    return [sum(seconds[k["step"]] for k in kernels) if kernels else None for kernels in found]
+        return layer_seconds(model, feeds, origins, BLOCKS, BLOCK_S)

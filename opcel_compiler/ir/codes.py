@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from opcel_compiler.ir.recurrent import RECURRENT
 from opcel_compiler.ir.thresholds import Grid
 
 LARGEST = 127
@@ -37,7 +38,7 @@ def channel_axis(op: str, rank: int) -> int:
 
 def term_axes(op: str, rank: int) -> tuple[int, ...]:
     """The other axes, over which a contraction adds up; of a recurrent layer's [directions, gate rows, in] the last."""
-    if op in ("lstm", "gru", "rnn"):
+    if op in RECURRENT:
         return (rank - 1,)
     return tuple(i for i in range(rank) if i != channel_axis(op, rank))
 

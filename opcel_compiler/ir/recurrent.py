@@ -5,30 +5,25 @@ from __future__ import annotations
 import numpy as np
 
 from opcel_compiler.ir.graph import Node
+from opcel_compiler.ir.ops.recurrent import GATES, special_form
 from opcel_compiler.ir.types import F32
 
-RECURRENT = frozenset({"lstm", "gru", "rnn"})
+RECURRENT = frozenset(GATES)
 MOST_UNITS = 1 << 15
 """The most hidden units of a layer with weights of bytes: a task has their codes on its stack."""
 
 
 def special(node: Node) -> str:
     """What keeps a layer from the kernels of a call a step, in words for the user; "" for nothing."""
-    a, states = node.attrs, len(node.results)
+    states = len(node.results)
     if any(v is not None and v.constant is None for v in [*node.operands, None][1:4]):
         return "its weights are not constant"
     if node.optional(4 + states) is not None:
         return "its sequences have lengths of their own"
     if node.op == "lstm" and node.optional(5 + states) is not None:
         return "it has peepholes"
-    if a["activations"] and not (node.op == "rnn" and set(a["activations"]) == {"relu"}):
-        return "it has activations of its own"
-    if a["clip"] > 0:
-        return "its gates are clipped"
-    if a.get("input_forget"):
-        return "its input and forget gates are coupled"
-    if not a.get("reset_after", True):
-        return "its reset gate stands before the product with R (linear_before_reset is 0)"
+    if form := special_form(node.op, node.attrs):
+        return form
     if node.operand(0).tensor.dtype != F32:
         return f"it is computed in {node.operand(0).tensor.dtype}"
     return ""

@@ -14,10 +14,10 @@ from opcel_compiler.compilation import Compilation
 from opcel_compiler.ir.analysis import flops
 from opcel_compiler.ir.dims import Dim, dim_min, floordiv
 from opcel_compiler.ir.program import Kernel, Region, View
-from opcel_compiler.ir.recurrent import RECURRENT
 from opcel_compiler.ir.types import TensorType, Type
 from opcel_compiler.proof import Bound, Proof
 from opcel_compiler.quantization.explain import summary
+from opcel_compiler.report.layers import layer_kernels
 from opcel_compiler.report.quantized import multiplies_integers, quantized_facts
 from opcel_compiler.report.sketch import program_sketch, whole_sketch
 from opcel_compiler.runtime.integrity import file_sha256, stamped
@@ -28,9 +28,6 @@ from opcel_compiler.schedule.coverage import Coverage
 from opcel_compiler.schedule.placement import Fallback
 from opcel_compiler.targets.schema import Target
 from opcel_compiler.version import VERSION
-
-MULTIPLYING = ("gemm", "conv", "vector", "matmul", "attention", "linear_attention", "lstm", "gru", "rnn", "recurrent")
-"""How the names of the families begin that compute contractions."""
 
 
 def manifest(work: Compilation, module: Module | None, folder: Path, stamp: Proof, bound: Bound) -> dict[str, Any]:
@@ -177,14 +174,6 @@ def _quantization(work: Compilation, kernels: list[dict[str, Any]]) -> dict[str,
         rows.append({**row, "kernel": family, "integers": bool(made) and all(k["integers"] for k in made)})
     told = planner.statistics.warnings if planner.statistics is not None else ()
     return {**summary(planner.layers), "accuracy": work.accuracy, "warnings": list(told), "rows": rows, **found}
-
-
-def layer_kernels(kernels: Iterable[Mapping[str, Any]], origin: Iterable[str]) -> list[Mapping[str, Any]]:
-    """The kernels of a report that multiply for the ONNX nodes `origin` of a layer: of a recurrent one the product for
-    all steps and the steps, else the first."""
-    own = set(origin)
-    found = [k for k in kernels if own and own <= set(k["origin"]) and k["family"].startswith(MULTIPLYING)]
-    return found if any(k["family"].split(".")[0] in (*RECURRENT, "recurrent") for k in found) else found[:1]
 
 
 def _transformed_bytes(module: Module) -> int:

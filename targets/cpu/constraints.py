@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from opcel_compiler.ir.graph import Node, Value
 from opcel_compiler.ir.ops.norm import fits_row
-from opcel_compiler.ir.recurrent import MOST_UNITS
+from opcel_compiler.ir.recurrent import MOST_UNITS, RECURRENT
 from opcel_compiler.ir.types import I8, DType, TensorType
 from opcel_compiler.targets.constraints import Constraint
 from opcel_compiler.targets.kernels import kernel_table
@@ -185,7 +185,7 @@ def nbits_constants(node: Node) -> str | None:
 def recurrent(node: Node) -> str | None:
     """A recurrent layer has weights for its input, a GRU that resets before the product at most 8192 units, and a layer
     with weights of bytes at most 32768."""
-    if node.op not in ("lstm", "gru", "rnn"):
+    if node.op not in RECURRENT:
         return None
     states = len(node.results)
     if node.optional(2) is None and node.operand(1).tensor.dtype != I8:

@@ -25,13 +25,13 @@ extern "C" void observe(int kind, bool all, void* const* p, const int64_t* d, bo
     const int64_t t = backwards ? args.parts - 1 - i : i;
     if (kind == 0) observe_tasks<Channels::along, 1>(args, t, t + 1);
     else if (kind == 1 && all) observe_tasks<Channels::one, 1>(args, t, t + 1);
-    else if (kind == 1) observe_tasks<Channels::one, 8>(args, t, t + 1);
+    else if (kind == 1) observe_tasks<Channels::one, EVERY>(args, t, t + 1);
     else if (all) observe_tasks<Channels::block, 1>(args, t, t + 1);
-    else observe_tasks<Channels::block, 8>(args, t, t + 1);
+    else observe_tasks<Channels::block, EVERY>(args, t, t + 1);
   }
   merge_parts(args);
 }
-"""
+""".replace("EVERY", str(EVERY))
 ALONG, ONE, BLOCK = 0, 1, 2
 NO_WINDOW = (-127.0, 0.0)
 

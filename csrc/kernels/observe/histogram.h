@@ -91,7 +91,7 @@ OPCEL_INLINE std::uint32_t count_of(vi negative) {
   return out;
 }
 
-/// Whether position p of an image is counted: one of every `Every`, each time at another place.
+/// Whether position p of an image is counted: one of every `Every`, in turn at each place.
 template <int Every, typename T>
 OPCEL_INLINE auto is_counted(T p) {
   static_assert((Every & (Every - 1)) == 0);
@@ -123,9 +123,9 @@ struct Counter {
   }
 
   /// Note the bins of those lanes of v that are not `passed` over, as vector `slot`.
-  OPCEL_INLINE void note(vf v, vi passed, int slot, vf width, vf first) {
-    const vf exact = v * width;
-    const vf at = select((v < vf{}) & (exact == vf{}), set(-1.0f), floor(exact)) - first;
+  OPCEL_INLINE void note(vf v, vi passed, int slot) {
+    const vf exact = v * scale;
+    const vf at = select((v < vf{}) & (exact == vf{}), set(-1.0f), floor(exact)) - start;
     const vi bin = to_int(max(min(at, set(kBins - 1.0f)), vf{}));
     store_i(bins + slot * W, select_i(passed, lanes() + kBins, bin));
   }
@@ -180,16 +180,14 @@ struct RowCounter {
     if constexpr (C == Channels::along) {
       store(largest + i, max(load(largest + i), abs(v)));
       store(sums + i, load(sums + i) + v);
-    } else {
-      if constexpr (Every > 1 && C == Channels::block) {
-        if (Odd && !is_counted<Every>(position)) passed = ~vi{};
-      } else if constexpr (Every > 1) {
-        passed |= ~is_counted<Every>(set_i(static_cast<std::int32_t>(position % (Every * Every))) + lanes());
-      }
+    } else if constexpr (Every > 1 && C == Channels::block) {
+      if (Odd && !is_counted<Every>(position)) passed = ~vi{};
+    } else if constexpr (Every > 1) {
+      passed |= ~is_counted<Every>(set_i(static_cast<std::int32_t>(position % (Every * Every))) + lanes());
     }
     const vi zeros = (v == vf{}) & ~passed;
     r.zeros += zeros;
-    counter.note(v, passed | zeros, slot, counter.scale, counter.start);
+    counter.note(v, passed | zeros, slot);
   }
 
   /// Count columns [begin, end) of a row: at most kRun vectors, or, of images in blocks that are finite, that times
@@ -276,9 +274,9 @@ void count_part(const ObserveArgs& args, std::int64_t part, std::int64_t first, 
                                 r % args.extents[2]};
     const float* const p = args.x + at[0] * args.steps[0] + at[1] * args.steps[1] + at[2] * args.steps[2];
     const std::int64_t channel = args.axis < 0 ? 0 : at[args.axis] * (C == Channels::block ? W : 1);
-    std::int64_t rows_before = 0;
-    for (std::int64_t a = args.axis + 1; args.axis >= 0 && a < 3; ++a) rows_before = rows_before * args.extents[a] + at[a];
-    const std::int64_t position = rows_before * (C == Channels::block ? args.n / W : args.n);
+    std::int64_t before = 0;  // rows of the same image and channel
+    for (std::int64_t a = args.axis < 0 ? 3 : args.axis + 1; a < 3; ++a) before = before * args.extents[a] + at[a];
+    const std::int64_t position = before * (C == Channels::block ? args.n / W : args.n);
     rows.row(p, least(args.n, args.total - r * args.n), channel, position);
   }
   counter.write(args.part_counts + part * kPartCounts, bins);

@@ -70,7 +70,7 @@ def _window(x: np.ndarray, exponent: int, start: int) -> tuple[int, int]:
 
 def counted_positions(shape: tuple[int, ...], axis: int, every: int) -> np.ndarray:
     """Where an array of this shape is counted, broadcast: at the positions p of the axes after `axis`, all together,
-    with (p + p // every) % every == 0; one in each `every`, never the same column twice in a row."""
+    with (p + p // every) % every == 0: one of each `every`, in turn at each place."""
     if every == 1:
         return np.ones((1,) * len(shape), bool)
     p = np.arange(math.prod(shape[axis + 1 :])).reshape(shape[axis + 1 :])

@@ -46,6 +46,20 @@ DEFAULTS = {"lstm": ("sigmoid", "tanh", "tanh"), "gru": ("sigmoid", "tanh"), "rn
 SCALE_AT = {"lstm": 8, "gru": 6, "rnn": 6}
 """Which operand r_scale is."""
 
+
+def special_form(op: str, attrs: Attrs) -> str:
+    """What of a layer's attributes the kernels of a call a step do not take, in words for the user; "" for nothing."""
+    if attrs["activations"] and not (op == "rnn" and set(attrs["activations"]) == {"relu"}):
+        return "it has activations of its own"
+    if attrs["clip"] > 0:
+        return "its gates are clipped"
+    if attrs.get("input_forget"):
+        return "its input and forget gates are coupled"
+    if not attrs.get("reset_after", True):
+        return "its reset gate stands before the product with R (linear_before_reset is 0)"
+    return ""
+
+
 State = tuple[np.ndarray, ...]
 Function = Callable[[np.ndarray], np.ndarray]
 Step = Callable[[np.ndarray, np.ndarray, np.ndarray, "np.ndarray | None", State, np.ndarray], State]
@@ -111,10 +125,8 @@ def _infer(op: str) -> Callable[[Operands, Attrs], tuple[Type, ...]]:
         peepholes = rest[states + 1] if op == "lstm" else None
         if r.dtype.is_float == (scale is not None) or not (r.dtype.is_float or r.dtype == I8):
             raise InferenceError(f"r of {r.dtype} {'without' if scale is None else 'with'} a scale")
-        special = attrs["clip"] > 0 or attrs.get("input_forget") or not attrs.get("reset_after", True)
-        named = attrs["activations"] and not (op == "rnn" and set(attrs["activations"]) == {"relu"})
         more = (w, lengths, peepholes, None if op == "gru" else bias)
-        if scale is not None and (special or named or any(t is not None for t in more)):
+        if scale is not None and (special_form(op, attrs) or any(t is not None for t in more)):
             raise InferenceError("r of s8 needs gates that are complete, and a layer that has nothing special")
         given = (x, None if r.dtype == I8 else r, w, bias, *initial, peepholes, scale)
         floats = [t for t in given if t is not None]
