@@ -78,6 +78,25 @@ OPCEL_INLINE vf as_float(vi v) { return (vf)v; }
 // W elements at p, any alignment.
 OPCEL_INLINE vf load(const float* p) { return *reinterpret_cast<const detail::vf_memory*>(p); }
 OPCEL_INLINE void store(float* p, vf v) { *reinterpret_cast<detail::vf_memory*>(p) = v; }
+// The same past the caches, for p a multiple of a vector; other cores see it after `streamed`.
+OPCEL_INLINE void stream(float* p, vf v) {
+#if defined(__clang__)
+  __builtin_nontemporal_store(v, reinterpret_cast<vf*>(p));
+#elif defined(__AVX512F__)
+  __builtin_ia32_movntps512(p, v);
+#elif defined(__AVX2__)
+  __builtin_ia32_movntps256(p, v);
+#elif defined(__SSE2__)
+  __builtin_ia32_movntps(p, v);
+#else
+  store(p, v);
+#endif
+}
+OPCEL_INLINE void streamed() {
+#if defined(__SSE2__)
+  __builtin_ia32_sfence();
+#endif
+}
 OPCEL_INLINE vi load_i(const std::int32_t* p) { return *reinterpret_cast<const detail::vi_memory*>(p); }
 OPCEL_INLINE void store_i(std::int32_t* p, vi v) { *reinterpret_cast<detail::vi_memory*>(p) = v; }
 

@@ -139,5 +139,7 @@ def _moves_nothing(step: Step, past: Buffer, present: Buffer) -> bool:
     if not isinstance(step, Kernel) or step.family != "copy":
         return False
     source, target = step.inputs[0], step.outputs[0]
-    same = (source.shape, source.strides, source.offset) == (target.shape, target.strides, target.offset)
+    same = (source.shape, source.offset) == (target.shape, target.offset) and all(
+        a == b for a, b, extent in zip(source.strides, target.strides, source.shape, strict=True) if extent != 1
+    )
     return same and source.buffer is past and target.buffer is present

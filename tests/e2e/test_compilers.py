@@ -36,6 +36,7 @@ from . import test_winograd as winograd
 from .builder import Net
 from .conftest import assert_same, reference
 from .twins import TWINS, feeds
+from .twins_more import gpt
 
 ZIG = f"{sys.executable} -m ziglang c++"
 NEVER_CHOSEN = frozenset({"conv_transpose"})
@@ -90,6 +91,7 @@ def all_units(target_name: str) -> tuple[str, set[str]]:
         strassen.network(),
         sizes.operators().model(),
         random.model(),
+        gpt(),
     )
     more = (classical.model(), *map(trees.joined, trees.GROUPS.values()))
     areas = (*dtypes.models(), *sequence.models(), *vision.models())

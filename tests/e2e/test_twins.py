@@ -54,7 +54,7 @@ def test_spelled_out_operators_are_recognized(name: str) -> None:
 
 
 @pytest.mark.parametrize("level", ["x86-64", "x86-64-avx2", "x86-64-avx512", "x86-64-avx512-vnni-bf16"])
-@pytest.mark.parametrize("name", ["mlp-symbolic", "mobilenet", "bert-torchscript", "lstm-wide", "generator"])
+@pytest.mark.parametrize("name", ["mlp-symbolic", "mobilenet", "bert-torchscript", "lstm-wide", "generator", "llama"])
 def test_every_level(twin: GetTwin, name: str, level: str) -> None:
     isa = load_target(level).isa
     assert isa is not None

@@ -9,7 +9,7 @@ from onnx import TensorProto
 from .builder import Net
 from .twins import INDEX_LIMIT, LOWEST, TWINS, Dim, Twin
 
-HEADS, SIZE = 4, 8
+HEADS, SIZE = 4, 16
 HIDDEN = HEADS * SIZE
 
 
@@ -246,6 +246,7 @@ def llama(batch: Dim = 1, past: Dim = 9) -> onnx.ModelProto:
 
 IMAGES = frozenset({"conv.blocked"})
 ATTENTION = frozenset({"attention", "gemm"})
+DECODE = frozenset({"gemm", "attention.append"})
 PASTS = ({"batch": 1, "past": 1}, {"batch": 2, "past": 5}, {"batch": 1, "past": 40})
 SEQUENCES = ({"batch": 1, "length": 1}, {"batch": 3, "length": 6}, {"batch": 7, "length": 2})
 
@@ -262,9 +263,9 @@ ALL: dict[str, Twin] = {
     "generator": Twin(generator, families=IMAGES | {"conv_transpose"}),
     "vit": Twin(lambda: vit("batch"), ({"batch": 1}, {"batch": 3}), ATTENTION | {"layer_norm"}, frozenset({"gelu"})),
     "whisper": Twin(whisper, families=ATTENTION | IMAGES, recognized=frozenset({"gelu"})),
-    "gpt": Twin(gpt, families=ATTENTION, recognized=frozenset({"gelu", "attention"})),
-    "gpt-symbolic": Twin(lambda: gpt("batch", "past"), PASTS, ATTENTION),
-    "llama": Twin(llama, families=ATTENTION | {"rms_norm"}, recognized=frozenset({"silu", "rms_norm"})),
-    "llama-symbolic": Twin(lambda: llama("batch", "past"), PASTS, ATTENTION | {"rms_norm"}),
+    "gpt": Twin(gpt, families=DECODE, recognized=frozenset({"gelu", "attention"})),
+    "gpt-symbolic": Twin(lambda: gpt("batch", "past"), PASTS, DECODE),
+    "llama": Twin(llama, families=DECODE | {"rms_norm"}, recognized=frozenset({"silu", "rms_norm"})),
+    "llama-symbolic": Twin(lambda: llama("batch", "past"), PASTS, DECODE | {"rms_norm"}),
 }
 """Every twin by name."""

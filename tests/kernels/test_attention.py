@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
@@ -258,6 +258,84 @@ def test_masks_of_one_row(isa: str, shape: tuple[int, ...]) -> None:
     want = reference(case, q, k, v, mask)
     assert np.isnan(want[0, 1]).all() or shape[3] == 1
     np.testing.assert_allclose(run(isa, case, q, k, v, mask, tasks="attention_row_tasks"), want, atol=6e-6)
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What a step holds and adds; `moved` elements lie between the results' start and a whole vector."""
+
+    held: int
+    new: int = 1
+    streamed: bool = True
+    moved: int = 0
+    case: Case = Case(64, 1, 0, kv_heads=2)
+
+
+def append_source(d: int, dv: int) -> str:
+    return f"""
+#include "kernels/attention/single.h"
+using namespace opcel;
+extern "C" void append(const float* const* p, float* y, float* k_all, float* v_all, const long* s, long begin,
+                       long end, bool streamed) {{
+  AttentionArgs<> a{{p[0], p[1], p[2], p[3], y, s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], 0, 0, 0,
+                    p[3] != nullptr, s[9], s[10], s[11], s[12], s[13], s[14], 1, s[15] + s[16], 0.3f, true,
+                    s[15] + s[16] - 1, 1}};
+  AttentionAppend more{{s[15], p[4], p[5], k_all, v_all, s[17], s[18], s[19], s[20], s[21], s[22], s[23], s[24], s[25],
+                       s[26], s[27], s[28], streamed}};
+  attention_append_tasks<{d}, {dv}>(a, more, begin, end);
+}}
+"""
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "step",
+    [
+        Appended(256),
+        Appended(256, streamed=False),
+        Appended(300, moved=1),
+        Appended(0),
+        Appended(7, 1),
+        Appended(31, 20),
+        Appended(64, 1, case=Case(32, 1, 0, heads=3, kv_heads=3, dv=48, interleaved=True)),
+        Appended(33, 1, case=Case(16, 1, 0, batch=1, heads=4, kv_heads=1)),
+    ],
+    ids=str,
+)
+def test_caches_are_written_as_they_are_read(isa: str, step: Appended, masked: bool) -> None:
+    """Results are those of attention over the joined caches, which lie in memory afterwards, nothing beside them; each
+    head is a task of its own, the last first."""
+    case = replace(step.case, sk=step.held + step.new, dv=step.case.dv or step.case.d)
+    rng = np.random.default_rng(0)
+    q, y = (tensor(rng, case, case.heads, 1, d) for d in (case.d, case.dv))
+    parts = [[tensor(rng, case, case.kv_heads, n, d) for n in (step.held, step.new)] for d in (case.d, case.dv)]
+    joined = [np.concatenate(both, 2) for both in parts]
+    mask = rng.normal(0, 1, case.sk).astype(np.float32) if masked else None
+    wholes = []
+    for x in joined:
+        memory = np.full(x.size + 64, -9, np.float32)
+        start = -memory.ctypes.data // 4 % 16 + step.moved
+        flat = memory[start : start + x.size]
+        shape = (case.batch, case.sk, case.kv_heads, x.shape[3]) if case.interleaved else x.shape
+        wholes.append(
+            (memory, start, flat.reshape(shape).transpose(0, 2, 1, 3) if case.interleaved else flat.reshape(shape))
+        )
+    (k, k_new), (v, v_new) = parts
+    numbers = [*strides(q), *strides(k), *strides(v), *strides(y), case.batch, case.heads, case.kv_heads]
+    numbers += [step.held, step.new, *strides(k_new), *strides(v_new), *strides(wholes[0][2]), *strides(wholes[1][2])]
+    pointers = (ctypes.c_void_p * 6)(*(None if x is None else x.ctypes.data for x in (q, k, v, mask, k_new, v_new)))
+    library = build(append_source(case.d, case.dv), isa)
+    for task in reversed(range(case.batch * case.heads)):
+        library.append(
+            pointers, *(ctypes.c_void_p(x.ctypes.data) for x in (y, wholes[0][2], wholes[1][2])),
+            (ctypes.c_long * len(numbers))(*numbers), ctypes.c_long(task), ctypes.c_long(task + 1),
+            ctypes.c_bool(step.streamed),
+        )  # fmt: skip
+    np.testing.assert_allclose(y, reference(case, q, *joined, mask), atol=6e-6)
+    for (memory, start, whole), want in zip(wholes, joined, strict=True):
+        np.testing.assert_array_equal(whole, want)
+        assert (memory[:start] == -9).all() and (memory[start + want.size :] == -9).all()
 
 
 # -- both products in bf16 ---------------------------------------------------------------------------------------------
