@@ -79,7 +79,7 @@ class Accumulator:
         self._extremes[:, 0] = np.minimum(self._extremes[:, 0], low)
         self._extremes[:, 1] = np.maximum(self._extremes[:, 1], high)
         self._sums += np.where(some[:, None], seen[:, 2:], 0)
-        self._elements += int(counts.sum(axis=1, dtype=np.uint32).max())
+        self._elements += int(seen[:, 4].max())
         if self._elements > MOST_U32 and self._counts.dtype != np.int64:
             self._counts = self._counts.astype(np.int64)
         moved = (seen[:, :2] != self._windows).any(axis=1)
