@@ -316,8 +316,9 @@ inline void merge_parts(const ObserveArgs& args) {
   const bool known = detail::Bins::of(args.window, bins);
   if (low <= high && !(known && bins.hold(low, high))) bins = detail::Bins::fitting(low, high, bins.exponent);
   std::memset(args.counts, 0, (kBins + 1) * sizeof(std::uint32_t));
+  const auto at = [](std::uint32_t* counts, int bin) { return reinterpret_cast<std::int32_t*>(counts + bin); };
   for (std::int64_t p = 0; p < args.parts; ++p) {
-    const std::uint32_t* const counts = args.part_counts + p * kPartCounts;
+    std::uint32_t* const counts = args.part_counts + p * kPartCounts;
     args.counts[kBins] += counts[kNotFinite];
     const float* const seen = args.part_channels + p * each + 2 * room;
     if (seen[0] > seen[1]) continue;
@@ -325,7 +326,8 @@ inline void merge_parts(const ObserveArgs& args) {
     const std::int32_t start = static_cast<std::int32_t>(counts[kStart]);
     const std::int32_t shift = bins.exponent - exponent > 31 ? 31 : bins.exponent - exponent;
     if (shift == 0 && start == bins.start) {
-      for (int b = 0; b < kBins; ++b) args.counts[b] += counts[b];
+      for (int b = 0; b < kBins; b += W)
+        store_i(at(args.counts, b), load_i(at(args.counts, b)) + load_i(at(counts, b)));
     } else {
       for (int b = 0; b < kBins; ++b)
         if (counts[b]) args.counts[((start + b) >> shift) - bins.start] += counts[b];
