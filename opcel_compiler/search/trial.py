@@ -30,10 +30,11 @@ BLOCK_S = 0.004
 
 @dataclass
 class Trial:
-    """An open module whose steps are `count` candidates, each there twice: its `seconds` are those of both."""
+    """An open module whose steps are `count` candidates by `order`, each there twice: its seconds are those of both. A
+    step of none is not counted."""
 
     model: _runtime.Model
-    order: list[int]
+    order: list[int | None]
     count: int
     runs: int = 1
 
@@ -66,14 +67,15 @@ def open_trial(choices: Sequence[Choice], target: Target, pool: _runtime.Pool | 
     return trial
 
 
-def trial_program(choices: Sequence[Choice]) -> tuple[Program, list[int]]:
+def trial_program(choices: Sequence[Choice]) -> tuple[Program, list[int | None]]:
     """A Program whose steps run each choice of a kernel twice, and the choice of each step.
 
-    What the kernel reads are weights, random and of each candidate its own, so that a candidate finds no more of them
-    in a cache than it would between the other kernels of a network. Each step writes a buffer of its own.
+    The first step is of none: a run may begin with one thread, until the others have woken. What the kernel reads are
+    weights, random and of each candidate its own, so that a candidate finds no more of them in a cache than it would
+    between the other kernels of a network. Each step writes a buffer of its own.
     """
     count, taken = len(choices), set[str]()
-    order = [*range(count), *range(0, count, 2), *range(1, count, 2)]
+    order = [None, *range(count), *range(0, count, 2), *range(1, count, 2)]
 
     def name(base: str) -> str:
         fresh = next(n for n in (base, *(f"{base}.{i}" for i in range(len(taken) + 1))) if n not in taken)
@@ -83,7 +85,7 @@ def trial_program(choices: Sequence[Choice]) -> tuple[Program, list[int]]:
     common: dict[Buffer, Buffer] = {}
     made: dict[int, Kernel] = {}
     steps: list[Kernel] = []
-    for at, which in enumerate(order):
+    for at, which in enumerate(0 if turn is None else turn for turn in order):
         if which not in made:
             kernel, params = choices[which]
             made[which] = _alone(kernel, which, common, name)

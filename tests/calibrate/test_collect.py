@@ -18,6 +18,7 @@ import opcel_compiler as oc
 from opcel_compiler.calibrate.accumulate import Accumulator, Observed
 from opcel_compiler.calibrate.data import Data
 from opcel_compiler.calibrate.errors import CalibrationError, CalibrationWarning
+from opcel_compiler.calibrate.samples import Sample
 from opcel_compiler.calibration import Observing, collect, observed_graph, observing, over
 from opcel_compiler.ir.graph import Node
 from opcel_compiler.ir.interpret import run
@@ -244,6 +245,21 @@ def test_few_and_identical_samples_warn() -> None:
     texts = told([sample(i % 9) for i in range(12)])
     assert any(t.startswith("12 samples are few") for t in texts)
     assert any("3 samples are the same as earlier ones: 9 like 0, 10 like 1, 11 like 2" in t for t in texts)
+
+
+@pytest.mark.parametrize("shape", [(5,), (700,), (1, 3, 224, 224)])
+def test_samples_are_told_apart(shape: tuple[int, ...]) -> None:
+    """One bit, two elements that change places, a picture that is shifted; names, types and shapes count, too."""
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    flat = x.reshape(-1)
+    bit, swapped = flat.copy(), flat.copy()
+    bit.view(np.uint32)[-1] ^= 1
+    swapped[[0, flat.size // 2]] = swapped[[flat.size // 2, 0]]
+    others = [bit, swapped, np.roll(flat, 1), np.roll(flat, flat.size // 2), -flat]
+    feeds = [{"x": x}, *({"x": other.reshape(shape)} for other in others)]
+    feeds += [{"y": x}, {"x": x.view(np.int32)}, {"x": x[None]}, {"x": x, "y": x}]
+    assert len({Sample(0, "here", each).digest for each in feeds}) == len(feeds)
+    assert Sample(1, "there", {"x": np.asfortranarray(x)}).digest == Sample(0, "here", {"x": x}).digest
 
 
 def test_good_data_warns_of_nothing() -> None:
