@@ -37,6 +37,10 @@ struct HeadRows {
   OPCEL_INLINE HeadRows at(std::int64_t row) const { return {from + row * step, step, to + row * to_step, to_step}; }
 };
 
+// Looks up the pages of a row some time before it is read and written: W rows of 64 fill one of 4 KB, and to wait for
+// both of their translations takes a quarter of the time.
+OPCEL_INLINE void find(const HeadRows& row) { __builtin_prefetch(row.from), __builtin_prefetch(row.to, 1); }
+
 template <Copy C>
 OPCEL_INLINE vf pass(const float* from, float* to) {
   const vf v = load(from);
@@ -125,8 +129,10 @@ OPCEL_INLINE void attention_row(const AttentionArgs<float, Out, Last>& args, std
   const std::int64_t whole = least(held, keys) / W * W;
   if (whole > 0) {
     row.weigh(row.template step<C, true, false>(k, v), 0, keys);
-    for (std::int64_t j = W; j < whole; j += W)
+    for (std::int64_t j = W; j < whole; j += W) {
+      if constexpr (C != Copy::none) find(k.at(j + 2 * W)), find(v.at(j + W));
       row.weigh(row.template step<C, true, true>(k.at(j), v.at(j - W)), j, keys - j);
+    }
     row.template step<C, false, true>(k, v.at(whole - W));
   }
   for (std::int64_t j = whole; j < keys; j += W) {
