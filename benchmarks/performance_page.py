@@ -44,9 +44,10 @@ def section(name: str, facts: Sequence[Mapping[str, Any]]) -> str:
     if name == "tiny":
         return tiny_table(facts)
     text = ratio_table(grouped, "p99_ratio" if name == "p99" else "ratio")
-    means = [run for run in facts if "geomean" in run]
-    if not means:
+    most = max((run["of"] for run in facts if "geomean" in run), default=0)
+    if not most:
         return text
+    means = [run for run in facts if run.get("of") == most]  # a run of some networks has no mean of all
     values = ", ".join(f"{run['geomean']:.3f}" for run in means)
     median = statistics.median(run["geomean"] for run in means)
     worst = min(means, key=lambda run: run["worst_ratio"])

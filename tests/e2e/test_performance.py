@@ -89,6 +89,14 @@ def test_the_page_shows_each_run_and_the_median() -> None:
     assert performance_page.fill(page, runs) == page
 
 
+def test_a_run_of_some_networks_has_no_mean_of_all() -> None:
+    whole = run_of(row("net", 1.2), row("b", 1.2), geomean=1.2, of=2, worst="b", worst_ratio=1.2)
+    part = run_of(row("net", 1.8), geomean=1.8, of=1, worst="net", worst_ratio=1.8)
+    page = performance_page.fill(PAGE, [whole, part])
+    assert "| 1.20 | 1.80 | **1.50** |" in page
+    assert "Geometric mean of 2 rows, each ratio capped at 2: 1.200; median 1.200. Worst: b, 1.20." in page
+
+
 def test_what_was_not_measured_says_so() -> None:
     assert "Not measured: no bf16 here." in performance_page.fill(PAGE, [run_of(skipped="no bf16 here")])
     failed = {"network": "net", "engines": [], "error": "cannot | be"}
