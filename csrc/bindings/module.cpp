@@ -13,6 +13,7 @@
 #include "bindings/loaded.h"
 #include "bindings/pool.h"
 #include "bindings/regions.h"
+#include "bindings/samples.h"
 
 using namespace opcel::bindings;
 
@@ -165,6 +166,7 @@ PyMethodDef run_method = {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<
 PYBIND11_MODULE(_runtime, module) {
   module.doc() = "Opens and runs compiled models.";
   module.def("usable_cpus", &opcel::usable_cpus, "CPUs that this process may use: affinity and control-group quota.");
+  define_samples(module);
   py::class_<SharedPool, std::shared_ptr<SharedPool>>(module, "Pool")
       .def_property_readonly("threads", &SharedPool::threads, "Threads, the caller included.");
   module.def("pool", &SharedPool::get, py::arg("threads"), py::arg("pin") = false,

@@ -13,6 +13,7 @@ from opcel_compiler.calibrate.errors import CalibrationError
 from opcel_compiler.calibrate.samples import Feeds, Sample
 from opcel_compiler.ir.calibration import CHANNELS, COUNTS, SEEN, WINDOWS
 from opcel_compiler.ir.statistics import BINS, Histogram, TensorStatistics
+from opcel_compiler.runtime import _runtime
 
 
 class Runnable(Protocol):
@@ -61,39 +62,30 @@ class Accumulator:
         Raises NonfiniteError, having added nothing, where a value has NaNs or infinities.
         """
         results = model.run({**sample.feeds, WINDOWS: self._windows})
-        counts = results[COUNTS].reshape(len(self.observed), BINS + 1)
-        bad = np.flatnonzero(counts[:, BINS])
-        if bad.size:
-            name, many = self.observed[bad[0]].name, int(counts[bad[0], BINS])
-            raise NonfiniteError(
-                f"{sample} makes {many} elements of %{name} NaN or infinite", sample=sample.index, tensor=name
-            )
-        self._add(counts[:, :BINS], results[SEEN].reshape(-1, 5).astype(np.float64))
-        np.maximum(self._largest, results[CHANNELS], out=self._largest)
-        self._totals += results[CHANNELS]
-        self.samples += 1
-
-    def _add(self, counts: np.ndarray, seen: np.ndarray) -> None:
-        low, high = seen[:, 2], seen[:, 3]
-        some = low <= high
-        self._extremes[:, 0] = np.minimum(self._extremes[:, 0], low)
-        self._extremes[:, 1] = np.maximum(self._extremes[:, 1], high)
-        self._sums += np.where(some[:, None], seen[:, 2:], 0)
+        counts, seen = results[COUNTS].reshape(-1, BINS + 1), results[SEEN].reshape(-1, 5)
         self._elements += int(seen[:, 4].max())
         if self._elements > MOST_U32 and self._counts.dtype != np.int64:
             self._counts = self._counts.astype(np.int64)
-        moved = (seen[:, :2] != self._windows).any(axis=1)
-        if not moved.any():
-            self._counts += counts
-            return
-        for i, (own, new) in enumerate(zip(self._counts, counts, strict=True)):  # rows: copies of all take memory
-            if not moved[i]:
-                own += new
-            elif some[i]:
-                made = Histogram(int(seen[i, 0]), int(seen[i, 1]), new.astype(np.int64))
-                merged = self._histogram(i, own).merged(made, *map(float, self._extremes[i]))
-                own[:] = merged.counts
-                self._windows[i] = merged.exponent, merged.start
+        bad, elsewhere = _runtime.add_observed(
+            counts, seen, results[CHANNELS], self._windows, self._counts, self._extremes, self._sums, self._largest,
+            self._totals,
+        )  # fmt: skip
+        if bad >= 0:
+            name, many = self.observed[bad].name, int(counts[bad, BINS])
+            raise NonfiniteError(
+                f"{sample} makes {many} elements of %{name} NaN or infinite", sample=sample.index, tensor=name
+            )
+        for i in elsewhere:
+            if seen[i, 2] <= seen[i, 3]:
+                self._merge(i, counts[i, :BINS], seen[i])
+        self.samples += 1
+
+    def _merge(self, i: int, counts: np.ndarray, seen: np.ndarray) -> None:
+        """Add counts of other bins than those of the value's own."""
+        made = Histogram(int(seen[0]), int(seen[1]), counts.astype(np.int64))
+        merged = self._histogram(i, self._counts[i]).merged(made, *map(float, self._extremes[i]))
+        self._counts[i] = merged.counts
+        self._windows[i] = merged.exponent, merged.start
 
     def _histogram(self, i: int, counts: np.ndarray) -> Histogram:
         exponent, start = (int(v) for v in self._windows[i])

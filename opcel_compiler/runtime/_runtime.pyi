@@ -5,6 +5,18 @@ import numpy as np
 
 def usable_cpus() -> int: ...
 def pool(threads: int, pin: bool = False) -> Pool: ...
+def digest(bytes: np.ndarray) -> int: ...
+def add_observed(
+    counts: np.ndarray,
+    seen: np.ndarray,
+    channels: np.ndarray,
+    windows: np.ndarray,
+    totals: np.ndarray,
+    extremes: np.ndarray,
+    sums: np.ndarray,
+    largest: np.ndarray,
+    channel_sums: np.ndarray,
+) -> tuple[int, list[int]]: ...
 
 class Pool:
     @property

@@ -15,11 +15,12 @@ import pytest
 from small import network, sample, samples
 
 import opcel_compiler as oc
-from opcel_compiler.calibrate.accumulate import Accumulator, Observed
+from opcel_compiler.calibrate.accumulate import Accumulator, NonfiniteError, Observed
 from opcel_compiler.calibrate.data import Data
 from opcel_compiler.calibrate.errors import CalibrationError, CalibrationWarning
 from opcel_compiler.calibrate.samples import Sample
 from opcel_compiler.calibration import Observing, collect, observed_graph, observing, over
+from opcel_compiler.ir.calibration import CHANNELS, COUNTS, SEEN
 from opcel_compiler.ir.graph import Node
 from opcel_compiler.ir.interpret import run
 from opcel_compiler.ir.ops.observe import EVERY, counted_positions
@@ -129,16 +130,37 @@ def test_the_number_of_threads_and_the_run_change_no_byte(tmp_path: Path) -> Non
     assert Statistics.read(tmp_path / "0.json").samples == 32
 
 
+class Tells:
+    """An observing model of one value: element counts by bin, the last of those not finite, and what else is seen."""
+
+    def __init__(self) -> None:
+        self.counts, self.seen = np.zeros(BINS + 1, np.uint32), np.zeros(5, np.float32)
+
+    def run(self, feeds: Feeds) -> Feeds:
+        return {COUNTS: self.counts, SEEN: self.seen, CHANNELS: np.array([2, 5], np.float32)}
+
+
 def test_counters_grow_before_they_overflow() -> None:
-    sums = Accumulator([Observed("x", None, 1)])
-    counts = np.zeros((1, BINS), np.uint32)
-    counts[0, 3] = 3 << 30
+    model, sums = Tells(), Accumulator([Observed("x", None, 1)])
+    model.counts[3], model.seen[:] = 3 << 30, (0, 0, 3, 1100, 3 << 30)
     for _ in range(3):
-        sums._add(counts, np.array([[0.0, 0.0, 3.0, 1100.0, 3 << 30]]))
-    counts[0, 3], counts[0, 9] = 0, 5
-    sums._add(counts, np.array([[1.0, 0.0, 36.0, 3000.0, 5]]))
+        sums.run(model, Sample(0, "here", {}))
+    model.counts[:], model.seen[:] = 0, (1, 0, 36, 3000, 5)
+    model.counts[9] = 5
+    sums.run(model, Sample(1, "here", {}))
     found = sums.tensors()["x"].histogram
     assert found.total == 9 * 2**30 + 5 and found.counts[found.counts > 0].tolist() == [9 << 30, 5]
+
+
+def test_a_sample_that_is_not_finite_adds_nothing() -> None:
+    model, sums = Tells(), Accumulator([Observed("x", None, 1)])
+    model.counts[3], model.seen[:] = 5, (0, 0, 3, 1100, 5)
+    sums.run(model, Sample(0, "here", {}))
+    model.counts[BINS], model.seen[:] = 2, (0, 0, -9, 2000, 5)
+    with pytest.raises(NonfiniteError, match=r"sample 1 \(here\) makes 2 elements of %x NaN or infinite"):
+        sums.run(model, Sample(1, "here", {}))
+    found = sums.tensors()["x"]
+    assert (sums.samples, found.count, found.minimum, found.maximum) == (1, 5, 3, 1100)
 
 
 def test_the_order_of_samples_changes_no_histogram() -> None:
