@@ -9,7 +9,7 @@ from onnx import TensorProto
 from .builder import Net
 from .twins import INDEX_LIMIT, LOWEST, TWINS, Dim, Twin
 
-HEADS, SIZE = 4, 16
+HEADS, SIZE = 2, 16
 HIDDEN = HEADS * SIZE
 
 
@@ -199,7 +199,7 @@ def gpt(batch: Dim = 1, past: Dim = 9) -> onnx.ModelProto:
 
 def llama(batch: Dim = 1, past: Dim = 9) -> onnx.ModelProto:
     """A decode step: rotary positions, RMS norms, fewer key heads than query heads, gated SiLU, a mask."""
-    net, groups = Net("llama"), 2
+    net, groups = Net("llama"), 1
     ids = net.input("ids", batch, 1, dtype=TensorProto.INT64)
     x = net("Gather", net.weight(INDEX_LIMIT, HIDDEN, scale=0.5), ids)
     angle = 9.0 * 100.0 ** (-np.arange(0, SIZE, 2) / SIZE)
