@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "base/vec.h"
 #include "bindings/arrays.h"
 
 namespace opcel::bindings {
@@ -29,11 +30,15 @@ inline std::uint64_t digest_of(const Dense<std::uint8_t>& given) {
   for (int i = 0; i < kLanes; ++i) lanes[i] = kStart + static_cast<std::uint64_t>(i);
   const std::uint8_t* const data = given.data();
   const auto bytes = static_cast<std::size_t>(given.nbytes());
-  for (std::size_t at = 0; at < bytes; at += sizeof words) {
-    if (bytes - at < sizeof words) std::memset(words, 0, sizeof words);
-    std::memcpy(words, data + at, bytes - at < sizeof words ? bytes - at : sizeof words);
+  const auto take = [&](std::size_t at, std::size_t size) {
+    std::memcpy(words, data + at, size);
+    OPCEL_UNROLL
     for (int i = 0; i < kLanes; ++i) lanes[i] = mixed(lanes[i], words[i]);
-  }
+  };
+  std::size_t at = 0;
+  for (; at + sizeof words <= bytes; at += sizeof words) take(at, sizeof words);
+  std::memset(words, 0, sizeof words);
+  take(at, bytes - at);
   std::uint64_t digest = mixed(kStart, bytes);
   for (const std::uint64_t lane : lanes) digest = mixed(digest, lane);
   return digest;
